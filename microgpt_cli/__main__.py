@@ -1,0 +1,7 @@
+"""`python -m microgpt_cli`: the same as the command `microgpt`."""
+
+import sys
+
+from microgpt_cli.cli import main
+
+sys.exit(main())

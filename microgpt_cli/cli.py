@@ -1,0 +1,341 @@
+"""The front door: `microgpt VERB key=value …` → a checked config → `commands/VERB.py`.
+
+The table of verbs, the one place that imports Hydra, and the one place where an error becomes a line and an exit
+status. Neither Hydra nor torch is imported before it is needed: `microgpt --help` imports neither.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import microgpt_cli
+from microgpt_cli import overrides
+from microgpt_cli.config import EvalConfig, Leaf, ParamsConfig, SampleConfig, TrainConfig, leaves
+from microgpt_cli.errors import UserError
+
+HERE = Path(__file__).resolve().parent
+# In a wheel conf/ lies inside the package, in a checkout beside it.
+CONF = next((path for path in (HERE / "conf", HERE.parent / "conf") if (path / "train.yaml").is_file()), HERE / "conf")
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A row of the table: `microgpt NAME` calls `function(config, invocation)` with a config of type `schema`."""
+
+    help: str
+    example: str
+    function: str  # "module:function", imported when it runs
+    schema: type[Any]
+    positional: tuple[str, ...] = ()
+    makes_run_folder: bool = False
+
+
+VERBS = {
+    "train": Verb(
+        "train a GPT on a text",
+        "microgpt train model=small data.path=my.txt",
+        "microgpt_cli.commands.train:run",
+        TrainConfig,
+        makes_run_folder=True,
+    ),
+    "sample": Verb(
+        "write text with a trained model",
+        "microgpt sample ckpt=outputs/latest prompt='The '",
+        "microgpt_cli.commands.sample:run",
+        SampleConfig,
+        positional=("ckpt",),
+    ),
+    "eval": Verb(
+        "measure a trained model on a whole text",
+        "microgpt eval ckpt=outputs/latest",
+        "microgpt_cli.commands.eval:run",
+        EvalConfig,
+        positional=("ckpt",),
+    ),
+    "params": Verb(
+        "count a model's parameters, FLOPs and bytes, part by part",
+        "microgpt params model=gpt2 arch=gpt2 vocab_size=50257",
+        "microgpt_cli.commands.params:run",
+        ParamsConfig,
+        positional=("ckpt",),
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit status: 0, 1 for a run that failed, 2 for bad input, 128 + signal."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    verb = words[0] if words else "--help"
+    try:
+        if verb in ("--help", "-h"):
+            from microgpt_cli import help as help_pages
+
+            print(help_pages.tool(VERBS))
+        elif verb == "--version":
+            print(f"microgpt {microgpt_cli.__version__}")
+        elif verb in ("-sc", "--shell-completion", "--shell_completion"):
+            _complete(words[1:])
+        elif verb in VERBS:
+            _run_verb(verb, words[1:])
+        else:
+            raise UserError(f"unknown verb {verb!r}; {_verb_hint(verb, words)}")
+        sys.stdout.flush()
+    except UserError as error:
+        where = f"microgpt {verb}" if verb in VERBS else "microgpt"
+        print(f"{where}: {_one_line(error)}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `microgpt params | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _verb_hint(verb: str, words: list[str]) -> str:
+    if "=" in verb or verb.startswith("-"):
+        return f"the verb comes first: microgpt train {' '.join(words)}"
+    best = overrides.nearest(verb, VERBS)
+    return (f"did you mean {best!r}? " if best else "") + f"verbs: {', '.join(VERBS)}"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _run_verb(verb: str, words: list[str]) -> None:
+    """Sort the words out, then compose and run once, or let Hydra sweep, or print what was asked for."""
+    spec = VERBS[verb]
+    schema_leaves = {leaf.name: leaf for leaf in leaves(spec.schema)}
+    groups = group_choices(verb)
+    asks_help = any(word in ("--help", "-h") for word in words)
+    sorted_words = overrides.sort_words(
+        [word for word in words if word not in ("--help", "-h")], schema_leaves, groups, spec.positional
+    )
+    try:
+        if asks_help:
+            from microgpt_cli import help as help_pages
+
+            defaults = _compose(verb, sorted_words)
+            print(help_pages.verb(verb, spec, schema_leaves.values(), groups, CONF, _select(defaults)))
+        elif any(not flag.startswith("--config-") for flag in _names(sorted_words.flags)):
+            _hydra_main(verb, sorted_words)
+        else:
+            composed = _compose(verb, sorted_words)
+            config = _to_config(verb, composed)
+            _call(spec, config, typed=sorted_words.typed, hydra_files=_hydra_files(composed))
+    except UserError:
+        raise
+    except Exception as error:
+        raise _explained(error, verb, sorted_words, schema_leaves) from error
+
+
+def _names(flags: Sequence[str]) -> list[str]:
+    """The flags without their values, in their long form where it matters."""
+    long = {"-cp": "--config-path", "-cn": "--config-name", "-cd": "--config-dir"}
+    return [long.get(flag, flag.partition("=")[0]) for flag in flags if flag.startswith("-")]
+
+
+def _call(spec: Verb, config: Any, **invocation: Any) -> None:
+    """Import the verb's module, and with it torch where the verb needs it, and run it."""
+    from microgpt_cli.commands import Invocation
+
+    module, _, function = spec.function.partition(":")
+    getattr(importlib.import_module(module), function)(config, Invocation(**invocation))
+
+
+def group_choices(verb: str) -> dict[str, list[str]]:
+    """The config groups of a verb, from its own defaults list, each with the choices in `conf/`."""
+    import yaml
+
+    defaults = yaml.safe_load((CONF / f"{verb}.yaml").read_text(encoding="utf-8"))["defaults"]
+    names = [name for entry in defaults if isinstance(entry, dict) for name in entry]
+    return {name: sorted(path.stem for path in (CONF / name).glob("[!_]*.yaml")) for name in names}
+
+
+def _version_base() -> str | None:
+    """Hydra 1.3 wants to be told how to behave; 1.4 warns when it is."""
+    import hydra
+
+    return "1.3" if hydra.__version__.startswith("1.3") else None
+
+
+def _register(verb: str) -> None:
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(name=f"_{verb}", node=VERBS[verb].schema)
+
+
+def _config_flag(words: overrides.Words, *names: str) -> str | None:
+    """The value of one of the `--config-…` flags, written with a space or an equals sign."""
+    value = None
+    for index, flag in enumerate(words.flags):
+        name, equals, rest = flag.partition("=")
+        if name in names:
+            value = rest if equals else words.flags[index + 1]
+    return value
+
+
+def _compose(verb: str, words: overrides.Words) -> Any:
+    """The composed config with its `hydra` node, types checked by the schema."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+
+    _register(verb)
+    conf = Path(_config_flag(words, "--config-path", "-cp") or CONF).absolute()
+    extra = _config_flag(words, "--config-dir", "-cd")
+    if extra is not None and not Path(extra).is_dir():
+        raise UserError(f"--config-dir {extra}: no such folder")
+    search = [f"hydra.searchpath=[{overrides.quote('file://' + os.path.abspath(extra))}]"] if extra else []
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf), version_base=_version_base(), job_name=verb):
+        composed = compose(
+            _config_flag(words, "--config-name", "-cn") or verb, [*words.overrides, *search], return_hydra_config=True
+        )
+    HydraConfig.instance().set_config(composed)
+    return composed
+
+
+def _select(composed: Any) -> dict[str, Any]:
+    """Dotted key → value of everything in a composed config but its `hydra` node."""
+    from omegaconf import OmegaConf
+
+    flat: dict[str, Any] = {}
+
+    def walk(node: dict[str, Any], prefix: str) -> None:
+        for name, value in node.items():
+            if isinstance(value, dict):
+                walk(value, f"{prefix}{name}.")
+            else:
+                flat[prefix + name] = value
+
+    walk(OmegaConf.to_container(_without_hydra(composed), resolve=True), "")  # type: ignore[arg-type]
+    return flat
+
+
+def _without_hydra(composed: Any) -> Any:
+    """The verb's own config, still typed by its schema."""
+    from omegaconf import open_dict
+
+    plain = copy.deepcopy(composed)
+    with open_dict(plain):
+        plain.pop("hydra", None)
+    return plain
+
+
+def _to_config(verb: str, composed: Any) -> Any:
+    """The verb's dataclass, ranges checked. Raises `UserError` if a key has no value."""
+    from omegaconf import OmegaConf
+
+    plain = _without_hydra(composed)
+    missing = sorted(OmegaConf.missing_keys(plain))
+    if missing:
+        raise UserError(f"{missing[0]} is required, for example: {VERBS[verb].example}")
+    return OmegaConf.to_object(plain)
+
+
+def _hydra_files(composed: Any) -> dict[str, str]:
+    """What Hydra itself would write to `.hydra/`."""
+    from omegaconf import OmegaConf
+
+    return {
+        "config.yaml": OmegaConf.to_yaml(_without_hydra(composed)),
+        "hydra.yaml": OmegaConf.to_yaml(OmegaConf.masked_copy(composed, "hydra")),
+        "overrides.yaml": OmegaConf.to_yaml(composed.hydra.overrides.task),
+    }
+
+
+def _hydra_main(verb: str, words: overrides.Words) -> None:
+    """Sweeps, `--cfg`, `--info` and the like: Hydra's own `main`, with the words in the order that it takes."""
+    import hydra
+
+    spec = VERBS[verb]
+    flags = _names(words.flags)
+    if "--resolve" in flags and not {"--cfg", "-c"} & set(flags):
+        raise UserError("--resolve goes with --cfg job")
+
+    def job(composed: Any) -> None:
+        from hydra.core.hydra_config import HydraConfig
+
+        folder = Path(HydraConfig.get().runtime.output_dir) if spec.makes_run_folder else None
+        _call(spec, _to_config(verb, composed), typed=words.typed, sweep_dir=folder)
+
+    _register(verb)
+    _mend_argparse()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, whole
+    with tempfile.TemporaryDirectory() as scratch:
+        # A verb that leaves nothing behind sweeps in a folder that goes away.
+        quiet = [] if spec.makes_run_folder else [f"hydra.sweep.dir={overrides.quote(scratch)}"]
+        sys.argv = [sys.argv[0], *words.flags, *quiet, *words.overrides]
+        hydra.main(config_path=str(CONF), config_name=verb, version_base=_version_base())(job)()
+
+
+def _mend_argparse() -> None:
+    """Python 3.14 checks that help texts are strings, and Hydra 1.3 passes a lazy one (hydra issue #3121)."""
+    check = getattr(argparse.ArgumentParser, "_check_help", None)
+    if check is not None:
+
+        def check_strings(parser: argparse.ArgumentParser, action: argparse.Action) -> None:
+            if isinstance(action.help, str):
+                check(parser, action)
+
+        argparse.ArgumentParser._check_help = check_strings  # type: ignore[attr-defined]
+
+
+def _complete(words: list[str]) -> None:
+    """Shell completion: our verbs, then Hydra's completion of the verb's keys, groups and choices."""
+    request = words[0] if words else ""
+    if request.partition("=")[0] not in ("install", "uninstall", "query"):
+        raise UserError('to switch it on: eval "$(microgpt -sc install=bash)" (or zsh, fish)')
+    verb = "train"
+    if request.startswith("query="):
+        line = os.environ.get("COMP_LINE", "")
+        typed = line.split()[1:]
+        if not typed or (len(typed) == 1 and not line.endswith(" ")):
+            print(" ".join(name for name in VERBS if name.startswith(typed[0] if typed else "")))
+            return
+        if typed[0] not in VERBS:
+            return
+        verb = typed[0]
+        os.environ["COMP_LINE"] = " ".join(["microgpt", *typed[1:]]) + (" " if line.endswith(" ") else "")
+    _hydra_main(verb, overrides.Words(("-sc",), (request,), ()))
+
+
+def _explained(error: Exception, verb: str, words: overrides.Words, schema: dict[str, Leaf]) -> Exception:
+    """Hydra's and OmegaConf's errors as one line for a person; any other error as it is."""
+    from hydra.errors import HydraException, MissingConfigException
+    from omegaconf.errors import OmegaConfBaseException
+
+    plugin = next((frame for frame in traceback.extract_tb(error.__traceback__) if "hydra_plugins" in frame.filename), None)
+    if plugin and not isinstance(error, HydraException | OmegaConfBaseException):
+        return UserError(f"a Hydra plugin is broken, uninstall it: {plugin.filename}: {_one_line(error)}")
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        options = [name for name in error.options or [] if not name.startswith("_")]
+        best = overrides.nearest(choice, options)
+        hint = (f"did you mean {best!r}? " if best else "") + (f"choices: {', '.join(options)}" if options else "")
+        return UserError(f"{group}={choice}: no such choice; {hint}" if group else f"no config named {choice!r}")
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OmegaConfBaseException):
+        cause = cause.__cause__
+    if isinstance(cause, OmegaConfBaseException):
+        key = str(cause.full_key or "")
+        value = next((word.partition("=")[2] for word in words.overrides if word.partition("=")[0] == key), None)
+        if key in schema and value is not None:
+            leaf = schema[key]
+            return UserError(f"{key}={value}: must be of type {leaf.type_name}{' or null' if leaf.optional else ''}")
+        return UserError(f"{str(cause).splitlines()[0]}{f' ({key})' if key else ''}")
+    if isinstance(error, HydraException):
+        return UserError(_one_line(error))
+    return error

@@ -1,0 +1,13 @@
+"""One file a verb, each a `run(config, invocation)`: wiring and words, no arithmetic."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """How a verb was called, beyond its config."""
+
+    typed: tuple[str, ...] = ()  # the keys and groups that were given a value
+    sweep_dir: Path | None = None  # in a sweep: the folder of this job
+    hydra_files: dict[str, str] = field(default_factory=dict)  # what Hydra keeps in `.hydra/`: name → YAML

@@ -1,0 +1,90 @@
+"""`microgpt params`: the article's breakdown of a model, with formulas, FLOPs and bytes."""
+
+import dataclasses
+import json
+
+from microgpt_cli.commands import Invocation
+from microgpt_cli.config import ParamsConfig
+from microgpt_cli.errors import UserError
+from microgpt_cli.model.accounting import (
+    Row,
+    embedding_parameters,
+    flops_per_token,
+    memory,
+    meta_model,
+    parameter_rows,
+    total_parameters,
+)
+from microgpt_cli.model.gpt import GPT
+
+
+def run(config: ParamsConfig, invocation: Invocation) -> None:
+    """Count the model that the groups describe, or the one of a run."""
+    model = _model(config, invocation)
+    print({"table": _table, "plain": _plain, "json": _json}[config.format](model, config))
+
+
+def _model(config: ParamsConfig, invocation: Invocation) -> GPT:
+    if config.ckpt is None:
+        return meta_model(config.model, config.vocab_size)
+    shapes = [key for key in invocation.typed if key.partition(".")[0] in ("model", "arch", "vocab_size")]
+    if shapes:
+        raise UserError(f"ckpt={config.ckpt}: the run tells its own model, so {shapes[0]} can't be given with it")
+    from microgpt_cli.runs.folder import open_run
+
+    run = open_run(config.ckpt)
+    return meta_model(run.config.model, run.tokenizer.vocab_size)
+
+
+def _table(model: GPT, config: ParamsConfig) -> str:
+    rows = parameter_rows(model, config.depth)
+    total = total_parameters(model)
+    names = [f"{'  ' * row.depth}{row.name}" for row in rows]
+    first = max(map(len, [*names, "without embeddings"]))
+    formula = max(len(row.formula) for row in rows)
+    numbers = len(f"{total:,}")
+    lines = [f"{'part':{first}}  {'parameters':>{max(numbers, 10)}}   share  formula"]
+    lines += [
+        f"{name:{first}}  {row.count:>{max(numbers, 10)},}  {row.count / total:6.2%}  {row.formula}"
+        for name, row in zip(names, rows, strict=True)
+    ]
+    lines += ["─" * (first + max(numbers, 10) + formula + 12)]
+    lines += [f"{'total':{first}}  {total:>{max(numbers, 10)},}"]
+    lines += [f"{'without embeddings':{first}}  {total - embedding_parameters(model):>{max(numbers, 10)},}", ""]
+    lines += [_sentence(row) for row in rows if row.depth == 0] + [""]
+    flops = flops_per_token(model)
+    lines += [f"FLOPs a token, forward and backward: {flops.value:,} = {flops.formula}"]
+    costs = memory(model, config.batch_size)
+    lines += [f"Bytes of a float32 step, {config.batch_size} × {model.config.block_size} tokens, AdamW:"]
+    lines += [f"  {name:12}{_bytes(cost.value):>10}  {cost.value:,} = {cost.formula}" for name, cost in costs.items()]
+    lines += [f"  {'together':12}{_bytes(sum(cost.value for cost in costs.values())):>10}"]
+    return "\n".join(lines)
+
+
+def _sentence(row: Row) -> str:
+    """The article's own wording."""
+    return f"{row.name}: {row.count / 1e6}M parameters"
+
+
+def _plain(model: GPT, config: ParamsConfig) -> str:
+    return "\n".join(_sentence(row) for row in parameter_rows(model, config.depth))
+
+
+def _json(model: GPT, config: ParamsConfig) -> str:
+    total = total_parameters(model)
+    page = {
+        "parts": [dataclasses.asdict(row) for row in parameter_rows(model, config.depth)],
+        "total": total,
+        "without_embeddings": total - embedding_parameters(model),
+        "flops_per_token": dataclasses.asdict(flops_per_token(model)),
+        "bytes": {name: dataclasses.asdict(cost) for name, cost in memory(model, config.batch_size).items()},
+    }
+    return json.dumps(page, indent=2, ensure_ascii=False)
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

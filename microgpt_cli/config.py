@@ -1,0 +1,311 @@
+"""One dataclass for each node of `conf/`: type, unit, meaning and range of every key.
+
+Values live in the YAML files under `conf/`, types live here, and no default stands in both. A dataclass checks
+itself when it is made, so a config that exists is a config that is right.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar
+
+from microgpt_cli.errors import UserError
+
+ConfigT = TypeVar("ConfigT")
+
+
+def key(
+    meaning: str,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """A field of a config: what it means, and the range or the choices that a value must keep to."""
+    bounds = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
+    return field(metadata={"meaning": meaning, "choices": choices, **bounds})
+
+
+@dataclass
+class Node:
+    """A node of the config tree, range-checked when made."""
+
+    NODE: ClassVar[str] = ""  # where the node hangs in the tree: "" is the root
+
+    def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):
+            problem = _problem(getattr(self, item.name), item.metadata)
+            if problem:
+                raise UserError(f"{self.NODE}{item.name}={getattr(self, item.name)}: {problem}")
+        self.check()
+
+    def check(self) -> None:
+        """Checks between keys; the ranges of single keys are in their `key(...)`."""
+
+
+def _problem(value: Any, limits: Any) -> str:
+    """What is wrong with a value, or nothing. NaN fails every bound."""
+    if value is None or not limits:
+        return ""
+    if limits["choices"] and value not in limits["choices"]:
+        return f"choose one of {', '.join(limits['choices'])}"
+    if limits["at_least"] is not None and not value >= limits["at_least"]:
+        return f"must be at least {limits['at_least']:g}"
+    if limits["above"] is not None and not value > limits["above"]:
+        return f"must be above {limits['above']:g}"
+    if limits["at_most"] is not None and not value <= limits["at_most"]:
+        return f"must be at most {limits['at_most']:g}"
+    if limits["below"] is not None and not value < limits["below"]:
+        return f"must be below {limits['below']:g}"
+    return ""
+
+
+@dataclass
+class ModelConfig(Node):
+    """A GPT: how big (group `model`) and of what kind (group `arch`)."""
+
+    NODE: ClassVar[str] = "model."
+
+    n_layer: int = key("transformer blocks", at_least=1)
+    n_head: int = key("attention heads in a block", at_least=1)
+    n_embd: int = key("width: numbers that stand for one token", at_least=1)
+    block_size: int = key("context: tokens that the model sees at once", at_least=1)
+    dropout: float = key("share of activations dropped in training", at_least=0, below=1)
+    position: str = key("how a token's place is told", choices=("learned", "rotary"))
+    norm: str = key("normalisation before each sublayer", choices=("layernorm", "rmsnorm"))
+    activation: str = key("nonlinearity of the MLP", choices=("relu", "gelu", "relu2"))
+    qk_norm: bool = key("normalise queries and keys")
+    qkv_bias: bool = key("bias in the query, key and value projections")
+    bias: bool = key("bias in the other projections, the MLP and LayerNorm")
+    tied_head: bool = key("lm_head shares the weights of token_embedding_table")
+    head_bias: bool = key("bias in lm_head")
+    residual_init: str = key("start of the projections that write to the residual", choices=("scaled", "zero"))
+
+    def check(self) -> None:
+        n_embd, n_head = self.n_embd, self.n_head
+        if n_embd % n_head:
+            near = sorted({max(n_head, n_embd - n_embd % n_head), n_embd - n_embd % n_head + n_head})
+            raise UserError(
+                f"model.n_embd={n_embd}: cannot be split over model.n_head={n_head} heads; "
+                f"try model.n_embd={' or '.join(map(str, near))}"
+            )
+        if self.position == "rotary" and (n_embd // n_head) % 2:
+            raise UserError(
+                f"model.n_embd={n_embd}: model.position=rotary turns pairs, so n_embd / n_head must be even, "
+                f"not {n_embd // n_head}; try model.n_embd={n_embd + n_head}"
+            )
+
+
+@dataclass
+class DataConfig(Node):
+    """Where text comes from, and how it is split."""
+
+    NODE: ClassVar[str] = "data."
+
+    source: str = key("kind of source", choices=("pydocs", "download", "path", "run"))
+    path: str | None = key("your own text: a file, a folder of .txt and .md, or a glob")
+    val_fraction: float = key("share held out for evaluation, from the end", above=0, below=1)
+    folder: str = key("where a downloaded text is looked for first")
+    cache_dir: str = key("where downloads and encoded corpora are kept")
+    url: str | None = key("where a download comes from")
+    file_name: str | None = key("name of the downloaded file")
+    sha256: str | None = key("checksum that the file must have")
+    size_bytes: int | None = key("size that the file must have, bytes", at_least=1)
+
+
+@dataclass
+class TokenizerConfig(Node):
+    """How text becomes token ids."""
+
+    NODE: ClassVar[str] = "tokenizer."
+
+    kind: str = key("char: one id a code point of the corpus; byte: UTF-8 bytes", choices=("char", "byte"))
+    unknown: str = key("a character the vocabulary lacks: refuse, or replace by U+FFFD", choices=("error", "replace"))
+
+
+@dataclass
+class OptimConfig(Node):
+    """The optimizer and its learning-rate schedule."""
+
+    NODE: ClassVar[str] = "optim."
+
+    learning_rate: float = key("peak learning rate", above=0)
+    warmup_steps: int = key("steps of linear rise to the peak", at_least=0)
+    schedule: str = key("course after the warm-up", choices=("constant", "linear", "cosine"))
+    min_learning_rate: float = key("learning rate at max_steps", at_least=0)
+    weight_decay: float = key("decoupled decay of matrices (biases, gains and embeddings are spared)", at_least=0)
+    beta1: float = key("decay of the gradient's running mean", at_least=0, below=1)
+    beta2: float = key("decay of the squared gradient's running mean", at_least=0, below=1)
+    eps: float = key("added to the denominator", above=0)
+    grad_clip: float = key("largest gradient norm (0: no clipping)", at_least=0)
+
+    def check(self) -> None:
+        if self.schedule != "constant" and self.min_learning_rate > self.learning_rate:
+            raise UserError(
+                f"optim.min_learning_rate={self.min_learning_rate:g}: above optim.learning_rate={self.learning_rate:g}"
+            )
+
+
+DEVICE = "auto, cpu, cuda, cuda:N or mps"
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def check_device(device: str) -> None:
+    """Raises `UserError` unless `device` is one of `DEVICE`; whether it is there is asked later."""
+    name, colon, index = device.partition(":")
+    if device not in ("auto", "cpu", "cuda", "mps") and not (name == "cuda" and colon and index.isdecimal()):
+        raise UserError(f"device={device}: choose one of {DEVICE}")
+
+
+@dataclass
+class TrainConfig(Node):
+    """`microgpt train`."""
+
+    model: ModelConfig
+    data: DataConfig
+    tokenizer: TokenizerConfig
+    optim: OptimConfig
+    device: str = key(f"where to compute: {DEVICE}")
+    dtype: str = key("precision of the arithmetic; weights stay float32", choices=DTYPES)
+    compile: str = key("torch.compile the model", choices=("auto", "true", "false"))
+    threads: int | None = key("CPU threads (null: torch's choice)", at_least=1)
+    seed: int = key("every draw is a function of it, the stream, the step and the rank", at_least=0)
+    max_steps: int = key("optimizer steps", at_least=1)
+    batch_size: int = key("sequences in a micro-batch", at_least=1)
+    grad_accum_steps: int = key("micro-batches in a step", at_least=1)
+    log_interval: int = key("steps between lines in metrics.jsonl", at_least=1)
+    eval_interval: int = key("steps between evaluations (0: only at the end)", at_least=0)
+    eval_tokens: int | None = key("held-out tokens to evaluate on (null: all, up to 1,048,576)", at_least=1)
+    checkpoint_interval: int = key("steps between checkpoints (0: only at the end)", at_least=0)
+    sample_interval: int = key("steps between samples (0: only at the end)", at_least=0)
+    early_stop_patience: int | None = key("stop after so many evaluations without a better one", at_least=1)
+    out_dir: str | None = key("the run's folder (null: outputs/train/DATE_TIME)")
+    resume: str | None = key("go on with the run in this folder, or with the newest: latest")
+
+    def check(self) -> None:
+        check_device(self.device)
+
+
+@dataclass
+class SampleConfig(Node):
+    """`microgpt sample`."""
+
+    ckpt: str = key("a run's folder, one of its ckpt/step-… folders, or latest")
+    prompt: str = key("text to go on from")
+    prompt_file: str | None = key("a file to read the prompt from")
+    max_new_tokens: int = key("tokens to write", at_least=0)
+    temperature: float = key("0: always the likeliest token; 1: as learnt; above: bolder", at_least=0)
+    top_k: int | None = key("draw among the k likeliest tokens only", at_least=1)
+    top_p: float = key("draw among the likeliest tokens that hold this share only", above=0, at_most=1)
+    stop: str | None = key("end before this text appears")
+    num_samples: int = key("how many continuations", at_least=1)
+    seed: int = key("same seed, same text", at_least=0)
+    stream: bool = key("write each character as it comes")
+    out: str | None = key("write to this file and not to the screen")
+    device: str = key(f"where to compute: {DEVICE}")
+    dtype: str = key("precision of the arithmetic", choices=DTYPES)
+    threads: int | None = key("CPU threads (null: torch's choice)", at_least=1)
+
+    def check(self) -> None:
+        check_device(self.device)
+        if self.prompt and self.prompt_file is not None:
+            raise UserError(f"prompt_file={self.prompt_file}: give prompt or prompt_file, not both")
+        if self.stop == "":
+            raise UserError("stop=: an empty text would stop at once; give some text, or leave it out")
+
+
+@dataclass
+class ParamsConfig(Node):
+    """`microgpt params`."""
+
+    model: ModelConfig
+    vocab_size: int = key("tokens in the vocabulary (65: the article's)", at_least=1)
+    ckpt: str | None = key("count the model of this run instead")
+    batch_size: int = key("sequences of block_size tokens, for the bytes of activations", at_least=1)
+    depth: int = key("how far to open the blocks (0: the five parts)", at_least=0)
+    format: str = key("how to print", choices=("table", "plain", "json"))
+
+
+@dataclass
+class EvalConfig(Node):
+    """`microgpt eval`."""
+
+    data: DataConfig
+    ckpt: str = key("a run's folder, one of its ckpt/step-… folders, or latest")
+    split: str = key("auto: held-out split of the run's text, the whole of another", choices=("auto", "train", "val", "all"))
+    batch_size: int = key("sequences evaluated at once", at_least=1)
+    device: str = key(f"where to compute: {DEVICE}")
+    dtype: str = key("precision of the arithmetic", choices=DTYPES)
+    threads: int | None = key("CPU threads (null: torch's choice)", at_least=1)
+
+    def check(self) -> None:
+        check_device(self.device)
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One key of a schema, for help, completion and suggestions."""
+
+    name: str  # dotted, as typed: "optim.learning_rate"
+    type_name: str  # "int", "float", "bool", "str"
+    optional: bool  # takes null
+    meaning: str
+    choices: tuple[str, ...]
+
+
+def leaves(schema: type[Any], prefix: str = "") -> Iterator[Leaf]:
+    """Every key of a schema, in the order in which it is declared."""
+    hints = typing.get_type_hints(schema)
+    for item in dataclasses.fields(schema):
+        kind, optional = _required(hints[item.name])
+        if dataclasses.is_dataclass(kind):
+            yield from leaves(kind, f"{prefix}{item.name}.")
+        else:
+            meta = item.metadata
+            yield Leaf(prefix + item.name, kind.__name__, optional, meta["meaning"], meta["choices"])
+
+
+def _required(hint: Any) -> tuple[Any, bool]:
+    """`int | None` → (int, True); `int` → (int, False)."""
+    if isinstance(hint, types.UnionType):
+        return next(kind for kind in hint.__args__ if kind is not types.NoneType), True
+    return hint, False
+
+
+def from_json(schema: type[ConfigT], data: Any, where: str, prefix: str = "") -> ConfigT:
+    """A config from a run's own `config.json`: plain data, every key there, nothing interpolated or imported.
+
+    Args:
+        schema: the dataclass to make.
+        data: what `json.loads` gave.
+        where: the file, for messages.
+        prefix: the keys that lead to `data`, for messages.
+
+    Raises:
+        UserError: a key is missing, unknown, or of the wrong type.
+    """
+    if not isinstance(data, dict):
+        raise UserError(f"{where}: {prefix or 'the file'} must be an object")
+    hints = typing.get_type_hints(schema)
+    names = [item.name for item in dataclasses.fields(schema)]  # type: ignore[arg-type]
+    for name in [*names, *data]:
+        if name not in data or name not in names:
+            raise UserError(f"{where}: {prefix}{name} is {'missing' if name not in data else 'unknown'}")
+    values: dict[str, Any] = {}
+    for name in names:
+        kind, optional = _required(hints[name])
+        value = data[name]
+        if dataclasses.is_dataclass(kind):
+            value = from_json(typing.cast(type[Any], kind), value, where, f"{prefix}{name}.")
+        elif kind is float and type(value) is int:
+            value = float(value)
+        elif not (type(value) is kind or (value is None and optional)):
+            raise UserError(f"{where}: {prefix}{name}={value!r} must be of type {kind.__name__}")
+        values[name] = value
+    return schema(**values)

@@ -1,0 +1,198 @@
+"""Where text comes from: built in, a file, a folder, a checked download. A corpus is read in pieces, never whole.
+
+Text is UTF-8 and comes back byte for byte: no newline is translated, no byte-order mark is dropped.
+"""
+
+import codecs
+import glob
+import hashlib
+import itertools
+import os
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from microgpt_cli.config import DataConfig
+from microgpt_cli.errors import UserError
+
+CHUNK_BYTES = 1 << 20
+SUFFIXES = (".txt", ".md")
+DOWNLOAD_TIMEOUT_SEC = 30
+
+Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
+
+
+def no_progress(done: int, total: int) -> None:
+    """For callers who don't watch."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text in one or more sources, read in order, a newline between two files where the first lacks it.
+
+    Args:
+        name: what to call it when talking to a person.
+        sources: files, or bytes that are in memory.
+    """
+
+    name: str
+    sources: tuple[Path | bytes, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(len(s) if isinstance(s, bytes) else s.stat().st_size for s in self.sources)
+
+    def chunks(self, progress: Progress = no_progress) -> Iterator[bytes]:
+        """The bytes of the corpus, about `CHUNK_BYTES` at a time."""
+        for _, chunk in self._chunks(progress):
+            yield chunk
+
+    def text_chunks(self, progress: Progress = no_progress) -> Iterator[str]:
+        """The characters of the corpus. Raises `UserError` with the file and the byte offset if it is not UTF-8."""
+        for source, chunks in itertools.groupby(self._chunks(progress), key=lambda pair: pair[0]):
+            decoder = codecs.getincrementaldecoder("utf-8")()
+            consumed = 0  # bytes of this source that went in
+            for chunk in itertools.chain((chunk for _, chunk in chunks), [b""]):
+                waiting = len(decoder.getstate()[0])  # bytes of a character whose end is still to come
+                try:
+                    yield decoder.decode(chunk, final=not chunk)
+                except UnicodeDecodeError as error:
+                    name = self.sources[source] if isinstance(self.sources[source], Path) else self.name
+                    raise UserError(
+                        f"{name}: not UTF-8 text: {error.reason} at byte {consumed - waiting + error.start:,}; "
+                        "convert it, or take tokenizer=byte, which reads any bytes"
+                    ) from error
+                consumed += len(chunk)
+
+    def text(self) -> str:
+        """All of it, for a corpus that is known to be small."""
+        return "".join(self.text_chunks())
+
+    def sha256(self, progress: Progress = no_progress) -> str:
+        """The checksum of all its bytes."""
+        digest = hashlib.sha256()
+        for chunk in self.chunks(progress):
+            digest.update(chunk)
+        return digest.hexdigest()
+
+    def _chunks(self, progress: Progress) -> Iterator[tuple[int, bytes]]:
+        """(index of the source, bytes of it that are not empty)."""
+        done, total = 0, self.size_bytes
+        for index, source in enumerate(self.sources):
+            last = b"\n"
+            for chunk in _read(source):
+                last = chunk[-1:]
+                done += len(chunk)
+                progress(done, total)
+                yield index, chunk
+            if last != b"\n" and index + 1 < len(self.sources):
+                yield index, b"\n"
+
+
+def _read(source: Path | bytes) -> Iterator[bytes]:
+    if isinstance(source, bytes):
+        yield from (source[i : i + CHUNK_BYTES] for i in range(0, len(source), CHUNK_BYTES))
+        return
+    try:
+        with source.open("rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                yield chunk
+    except OSError as error:
+        raise UserError(f"{source}: {error.strerror or error}") from error
+
+
+def open_corpus(config: DataConfig, progress: Progress = no_progress) -> Corpus:
+    """The corpus that a config names; `data.path` wins over the choice of `data`.
+
+    Raises:
+        UserError: it is not there, is empty, or can't be downloaded.
+    """
+    if config.path is not None:
+        corpus = _from_path(config.path)
+    elif config.source == "pydocs":
+        corpus = python_manual()
+    elif config.source == "download":
+        corpus = Corpus(config.file_name or "download", (_downloaded(config, progress),))
+    else:
+        raise UserError(f"data.source={config.source}: give data.path, or choose data=pydocs or data=shakespeare")
+    if corpus.size_bytes == 0:
+        raise UserError(f"{corpus.name}: empty, 0 bytes; a corpus needs some text")
+    return corpus
+
+
+def _from_path(path: str) -> Corpus:
+    where = Path(path).expanduser()
+    if where.is_dir():
+        files = sorted(p for p in where.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        if not files:
+            raise UserError(f"data.path={path}: no {' or '.join(SUFFIXES)} file in this folder")
+    elif where.exists():
+        files = [where]
+    else:
+        files = sorted(Path(name) for name in glob.glob(str(where), recursive=True) if Path(name).is_file())
+        if not files:
+            raise UserError(f"data.path={path}: no such file or folder")
+    for file in files:
+        if not os.access(file, os.R_OK):
+            raise UserError(f"data.path={path}: {file} can't be read: permission denied")
+    return Corpus(path, tuple(files))
+
+
+def python_manual() -> Corpus:
+    """The language manual in every CPython (`pydoc_data.topics`), each paragraph once.
+
+    Topics quote one another: a fifth of the text stands there twice. Kept once, no held-out paragraph was trained on.
+    """
+    try:
+        from pydoc_data.topics import topics
+    except ImportError as error:  # some distributions leave it out
+        raise UserError("data=pydocs: this Python lacks its manual; give data.path=FILE with your own text") from error
+    paragraphs = dict.fromkeys("\n\n".join(topics.values()).split("\n\n"))
+    return Corpus("the Python manual", ("\n\n".join(paragraphs).encode(),))
+
+
+def _downloaded(config: DataConfig, progress: Progress) -> Path:
+    """The file from `data.folder`, else the cache, else one download into the cache; its checksum is verified."""
+    assert config.file_name and config.sha256 and config.url and config.size_bytes
+    cached = Path(config.cache_dir).expanduser() / config.file_name
+    for path in (Path(config.folder).expanduser() / config.file_name, cached):
+        if path.is_file():
+            if Corpus(str(path), (path,)).sha256() != config.sha256:
+                raise UserError(f"{path}: not the file that data.sha256 names; remove it, or use it as data.path={path}")
+            return path
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=cached.parent, prefix=f".{config.file_name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            digest = _download(config.url, config.size_bytes, file.write, progress)
+        if digest != config.sha256:
+            raise UserError(f"{config.url}: the download has another checksum than data.sha256; nothing was kept")
+        temporary.chmod(0o644)
+        os.replace(temporary, cached)
+    except (OSError, urllib.error.URLError) as error:
+        reason = getattr(error, "reason", error)
+        raise UserError(
+            f"{config.url}: no download ({reason}); put the file at {Path(config.folder) / config.file_name} or {cached}, "
+            "or work offline with data=pydocs or data.path=FILE"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return cached
+
+
+def _download(url: str, size_bytes: int, write: Callable[[bytes], int], progress: Progress) -> str:
+    """Fetch exactly `size_bytes` bytes and return their checksum."""
+    digest, done = hashlib.sha256(), 0
+    with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_SEC) as response:
+        while chunk := response.read(CHUNK_BYTES):
+            done += len(chunk)
+            if done > size_bytes:
+                raise UserError(f"{url}: sends more than the {size_bytes:,} bytes that it should; nothing was kept")
+            digest.update(chunk)
+            write(chunk)
+            progress(done, size_bytes)
+    return digest.hexdigest()

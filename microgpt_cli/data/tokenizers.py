@@ -1,0 +1,134 @@
+"""Text ↔ token ids: characters, as the article has it, or bytes. Exact round trip, JSON on disk, no torch.
+
+Encoded text is a buffer of little-endian unsigned integers, as narrow as the vocabulary allows.
+"""
+
+import codecs
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from microgpt_cli.config import TokenizerConfig
+from microgpt_cli.errors import UserError
+
+FORMAT = 1
+REPLACEMENT = "\ufffd"  # U+FFFD, the character for what can't be shown
+
+
+class ByteTokenizer:
+    """256 ids, the bytes of UTF-8: any input."""
+
+    kind = "byte"
+    vocab_size = 256
+    itemsize = 1
+
+    def encode(self, text: str | bytes, position: int = 0) -> bytes:
+        """Ids of a text. Bytes that came in through the command line undecoded go through as they are."""
+        return text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text; bytes that are not UTF-8 become U+FFFD."""
+        return bytes(ids).decode("utf-8", "replace")
+
+    def text_stream(self) -> Callable[[Sequence[int], bool], str]:
+        """A function of (ids, whether they are the last) that gives whole characters only."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        return lambda ids, final: decoder.decode(bytes(ids), final)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"format": FORMAT, "kind": self.kind}
+
+
+class CharTokenizer:
+    """One id for each of the characters of a vocabulary.
+
+    Args:
+        chars: the vocabulary, each character once, sorted by code point; the id of a character is its index.
+        unknown: what `encode` does with others: "error", or "replace" by U+FFFD, which must then be in `chars`.
+    """
+
+    kind = "char"
+
+    def __init__(self, chars: str, unknown: str = "error") -> None:
+        self.chars = chars
+        self.unknown = unknown
+        self.vocab_size = len(chars)
+        self.itemsize = 1 if len(chars) <= 1 << 8 else 2 if len(chars) <= 1 << 16 else 4
+        # Each character becomes the character whose code is its id, and those codes are then the buffer.
+        self._encoding = {1: "latin-1", 2: "utf-16-le", 4: "utf-32-le"}[self.itemsize]
+        self._table = _Table({ord(char): chr(index) for index, char in enumerate(chars)})
+        if unknown == "replace":
+            self._table.replacement = chr(chars.index(REPLACEMENT))
+
+    def encode(self, text: str | bytes, position: int = 0) -> bytes:
+        """Ids of a text.
+
+        Args:
+            text: what to encode.
+            position: where in the whole text it begins, for the message.
+
+        Raises:
+            UserError: a character is not in the vocabulary; names it and its position.
+        """
+        if isinstance(text, bytes):
+            text = text.decode("utf-8")
+        try:
+            return text.translate(self._table).encode(self._encoding, "surrogatepass")
+        except KeyError as missing:
+            char = chr(missing.args[0])
+            raise UserError(
+                f"character {char!r} (U+{ord(char):04X}) at position {position + text.index(char):,} is not among the "
+                f"{self.vocab_size} of the vocabulary; leave it out, or train with tokenizer.unknown=replace or "
+                "tokenizer=byte"
+            ) from None
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return "".join([self.chars[index] for index in ids])
+
+    def text_stream(self) -> Callable[[Sequence[int], bool], str]:
+        """A function of (ids, whether they are the last) that gives whole characters only."""
+        return lambda ids, final: self.decode(ids)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"format": FORMAT, "kind": self.kind, "unknown": self.unknown, "chars": self.chars}
+
+
+class _Table(dict[int, str]):
+    """A table for `str.translate` that knows what to do with a character that it lacks."""
+
+    replacement: str | None = None
+
+    def __missing__(self, code: int) -> str:
+        if self.replacement is None:
+            raise KeyError(code)
+        return self.replacement
+
+
+Tokenizer = ByteTokenizer | CharTokenizer
+
+
+def build(config: TokenizerConfig, chars: Iterable[str]) -> Tokenizer:
+    """The tokenizer that a config asks for, with the characters of a corpus as its vocabulary."""
+    if config.kind == "byte":
+        return ByteTokenizer()
+    replacement = {REPLACEMENT} if config.unknown == "replace" else set()
+    return CharTokenizer("".join(sorted(set(chars) | replacement)), config.unknown)
+
+
+def from_json(data: Any, where: str) -> Tokenizer:
+    """A tokenizer from what `to_json` gave.
+
+    Raises:
+        UserError: another format, an unknown kind or key, or a vocabulary that is empty, unsorted or has doubles.
+    """
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise UserError(f"{where}: not a tokenizer of format {FORMAT}")
+    if data == ByteTokenizer().to_json():
+        return ByteTokenizer()
+    if set(data) != {"format", "kind", "unknown", "chars"} or data["kind"] != "char":
+        raise UserError(f"{where}: not a tokenizer of kind char or byte")
+    chars, unknown = data["chars"], data["unknown"]
+    if not isinstance(chars, str) or not chars or any(a >= b for a, b in zip(chars, chars[1:], strict=False)):
+        raise UserError(f"{where}: chars must be a text of different characters, sorted")
+    if unknown not in ("error", "replace") or (unknown == "replace" and REPLACEMENT not in chars):
+        raise UserError(f"{where}: unknown={unknown!r} must be error, or replace with U+FFFD among chars")
+    return CharTokenizer(chars, unknown)

@@ -1,0 +1,172 @@
+"""An encoded corpus: two splits of token ids, and the batches drawn from them.
+
+A corpus that fits is encoded in memory. A larger one is encoded once, piece by piece, to a checksummed file in the
+cache, and mapped: it may be far larger than memory. The file is found by the checksum of the text, so a changed text is
+encoded anew. B batch, T time (positions).
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from microgpt_cli import randomness
+from microgpt_cli.config import TokenizerConfig
+from microgpt_cli.data import tokenizers
+from microgpt_cli.data.corpus import Corpus, Progress, no_progress
+from microgpt_cli.data.tokenizers import Tokenizer
+from microgpt_cli.errors import UserError
+from microgpt_cli.runs import storage
+
+IN_MEMORY_BYTES = 64 << 20  # a corpus up to this size is encoded in memory
+DTYPES = {1: torch.uint8, 2: torch.uint16, 4: torch.int32}  # ids as narrow as the vocabulary allows
+
+
+def build_tokenizer(
+    config: TokenizerConfig, corpus: Corpus, cache_dir: Path, progress: Progress = no_progress
+) -> Tokenizer:
+    """The tokenizer that a config asks for, its vocabulary taken from the corpus (both splits)."""
+    if config.kind == "byte":
+        return tokenizers.build(config, "")
+    if corpus.size_bytes <= IN_MEMORY_BYTES:
+        return tokenizers.build(config, _characters(corpus.text_chunks(progress)))
+    name = f"{corpus.sha256(progress)}-{config.kind}-{config.unknown}.json"
+    path = cache_dir.expanduser() / "vocabulary" / name
+    if not path.exists():
+        tokenizer = tokenizers.build(config, _characters(corpus.text_chunks(progress)))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        storage.replace(path, storage.json_bytes(tokenizer.to_json()))
+    return tokenizers.from_json(storage.parse_json(storage.read_bytes(path), str(path)), str(path))
+
+
+def _characters(chunks: Iterable[str]) -> set[str]:
+    seen: set[str] = set()
+    for chunk in chunks:
+        seen.update(chunk)
+    return seen
+
+
+def encode(corpus: Corpus, tokenizer: Tokenizer, cache_dir: Path, progress: Progress = no_progress) -> tuple[Tensor, str]:
+    """The token ids of a corpus (N,) and the sha256 of its text.
+
+    Raises:
+        UserError: a character that the tokenizer lacks, bytes that are not text, no room in the cache.
+    """
+    if corpus.size_bytes <= IN_MEMORY_BYTES:
+        digest, ids = hashlib.sha256(), bytearray()
+        for chunk in corpus.chunks():
+            digest.update(chunk)
+        for encoded in _encoded(corpus, tokenizer, progress):
+            ids += encoded
+        return torch.frombuffer(ids, dtype=DTYPES[tokenizer.itemsize]), digest.hexdigest()
+    source_sha256 = corpus.sha256(progress)
+    kind = storage.sha256(storage.json_bytes(tokenizer.to_json()))
+    path = cache_dir.expanduser() / "tokens" / f"{source_sha256[:32]}-{kind[:16]}.bin"
+    record = path.with_suffix(".json")
+    if not _is_intact(path, record, progress):
+        _encode_to_file(corpus, tokenizer, path, record, progress)
+    count = path.stat().st_size // tokenizer.itemsize
+    return torch.from_file(str(path), shared=False, size=count, dtype=DTYPES[tokenizer.itemsize]), source_sha256
+
+
+def _encoded(corpus: Corpus, tokenizer: Tokenizer, progress: Progress) -> Iterator[bytes]:
+    if tokenizer.kind == "byte":
+        yield from corpus.chunks(progress)
+        return
+    position = 0
+    for text in corpus.text_chunks(progress):
+        yield tokenizer.encode(text, position)
+        position += len(text)
+
+
+def _encode_to_file(corpus: Corpus, tokenizer: Tokenizer, path: Path, record: Path, progress: Progress) -> None:
+    """Write the ids beside their final name, and give them that name when they are whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    digest = hashlib.sha256()
+    try:
+        with os.fdopen(handle, "wb") as file:
+            for encoded in _encoded(corpus, tokenizer, progress):
+                digest.update(encoded)
+                file.write(encoded)
+            file.flush()
+            os.fsync(file.fileno())
+        size = temporary.stat().st_size
+        os.replace(temporary, path)
+        storage.replace(record, storage.json_bytes({"bytes": size, "sha256": digest.hexdigest()}))
+    except OSError as error:
+        raise UserError(f"{path.parent}: {error.strerror or error}; choose another folder with data.cache_dir") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _is_intact(path: Path, record: Path, progress: Progress) -> bool:
+    """Whether an encoded file is there and has the size and the checksum that were noted when it was written."""
+    if not (path.is_file() and record.is_file()):
+        return False
+    noted = storage.parse_json(storage.read_bytes(record), str(record))
+    written = Corpus(str(path), (path,))
+    return noted == {"bytes": written.size_bytes, "sha256": written.sha256(progress)}
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The ids to learn from and those held out (each one-dimensional); windows never cross from one to the other."""
+
+    train: Tensor
+    val: Tensor
+
+
+def split(ids: Tensor, val_fraction: float, block_size: int) -> Splits:
+    """Hold out the last `val_fraction` of the ids.
+
+    Raises:
+        UserError: a split is shorter than a context and the token after it.
+    """
+    n_val = round(len(ids) * val_fraction)
+    train, val = ids[: len(ids) - n_val], ids[len(ids) - n_val :]
+    for name, part, fraction in (("training", train, 1 - val_fraction), ("held-out", val, val_fraction)):
+        if len(part) <= block_size:
+            least = int((block_size + 2) / fraction) + 1
+            raise UserError(
+                f"data: the {name} split has {len(part):,} of the text's {len(ids):,} tokens, and a context takes "
+                f"model.block_size + 1 = {block_size + 1:,}; give at least {least:,} tokens of text, or a smaller "
+                "model.block_size"
+            )
+    return Splits(train, val)
+
+
+def batch(
+    ids: Tensor, batch_size: int, block_size: int, seed: int, step: int, rank: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Random windows of one split, the same for the same (seed, step, rank) whatever was drawn before.
+
+    Returns:
+        idx (B, T) and targets (B, T), int64: the targets are one token further on.
+    """
+    drawn = randomness.generator(seed, randomness.BATCHES, step, rank)
+    starts = torch.randint(len(ids) - block_size, (batch_size, 1), generator=drawn)  # (B, 1)
+    window = ids[starts + torch.arange(block_size + 1)].long()  # (B, T + 1)
+    return window[:, :-1], window[:, 1:]
+
+
+def windows(ids: Tensor, batch_size: int, block_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Fixed windows, end to end, that ask for every id but the first exactly once.
+
+    Yields:
+        idx and targets, int64 (B, T), the last ones of fewer rows, and then of the shorter rest (1, T').
+    """
+    whole = (len(ids) - 1) // block_size
+    for row in range(0, whole, batch_size):
+        rows = min(batch_size, whole - row)
+        piece = ids[row * block_size : (row + rows) * block_size + 1].long()
+        yield piece[:-1].view(rows, block_size), piece[1:].view(rows, block_size)
+    rest = ids[whole * block_size :].long()
+    if len(rest) > 1:
+        yield rest[None, :-1], rest[None, 1:]

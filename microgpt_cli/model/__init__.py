@@ -1,0 +1,1 @@
+"""The GPT of the article, the layers that it is made of, and what they cost."""

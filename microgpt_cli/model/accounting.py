@@ -1,0 +1,140 @@
+"""What a GPT costs: parameters, FLOPs and bytes, exact, each with the formula that gives it.
+
+C n_embd, T block_size, V vocabulary, H heads, L layers, B batch.
+
+FLOPs count a multiply-add as two and leave out what is not a matrix product (norms, softmax, nonlinearities), as in
+Kaplan et al. 2020 and Chowdhery et al. 2022 (PaLM, appendix B). Attention is counted in full, not halved for the mask.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from microgpt_cli.config import ModelConfig
+from microgpt_cli.model.gpt import GPT
+
+FLOAT32_BYTES, INT64_BYTES = 4, 8
+ADAMW_STATES = 2  # exp_avg and exp_avg_sq, one number each for a parameter
+
+
+@dataclass(frozen=True)
+class Row:
+    """One module's parameters."""
+
+    name: str
+    count: int  # parameters that no row above it has counted
+    formula: str  # with the numbers in
+    depth: int  # 0 for the parts of the model, 1 for their parts …
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A figure with the formula, the numbers in, that gives it."""
+
+    value: int
+    formula: str
+
+
+class _SkipDraws(TorchFunctionMode):
+    """Random initialisation does nothing: on the meta device there is nothing to draw, and the attempt costs seconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in ("normal_", "uniform_", "kaiming_uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def meta_model(config: ModelConfig, vocab_size: int) -> GPT:
+    """A GPT with shapes and no numbers: as quick to make at 1.6B parameters as at 0.2M."""
+    with torch.device("meta"), _SkipDraws():
+        return GPT(config, vocab_size)
+
+
+def parameter_rows(model: GPT, depth: int = 0) -> list[Row]:
+    """The parameters of each part, and of the parts of the parts down to `depth`; a shared tensor counts once."""
+    rows: list[Row] = []
+    seen: set[int] = set()
+
+    def walk(module: nn.Module, name: str, level: int) -> None:
+        own = {id(p): p for p in module.parameters() if id(p) not in seen}
+        rows.append(Row(name, sum(p.numel() for p in own.values()), _formula(module, set(own)), level))
+        if level < depth:
+            for child_name, child in module.named_children():
+                if any(True for _ in child.parameters()):
+                    walk(child, f"{name}.{child_name}", level + 1)
+        seen.update(own)
+
+    for name, part in model.named_children():
+        walk(part, name, 0)
+    return rows
+
+
+def _formula(module: nn.Module, fresh: set[int]) -> str:
+    """`64 × 256 + 256` for a layer, `4 × 49,792` for equal children, a sum of the children otherwise."""
+    direct = [p for p in module.parameters(recurse=False) if id(p) in fresh]
+    if direct:
+        return " + ".join(" × ".join(f"{n:,}" for n in p.shape) for p in direct)
+    children = [sum(p.numel() for p in c.parameters() if id(p) in fresh) for c in module.children()]
+    children = [count for count in children if count]
+    if not children:
+        return "shared with token_embedding_table"
+    if isinstance(module, nn.Sequential) and len(set(children)) == 1:
+        return f"{len(children)} × {children[0]:,}"
+    return " + ".join(f"{count:,}" for count in children)
+
+
+def total_parameters(model: nn.Module) -> int:
+    """Every parameter once, tied ones too."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def embedding_parameters(model: GPT) -> int:
+    """Parameters that are looked up, not multiplied: the two tables, but not a table that `lm_head` shares."""
+    tables: dict[int, Tensor] = {}
+    if not model.config.tied_head:
+        tables[0] = model.token_embedding_table.weight
+    if model.config.position == "learned":
+        tables[1] = model.position_embedding_table.weight
+    return sum(table.numel() for table in tables.values())
+
+
+def flops_per_token(model: GPT) -> Quantity:
+    """Forward and backward FLOPs of one token at full context: 6 for each weight of a matrix, 12 · L · C · T for attention."""
+    config = model.config
+    matrices = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+    L, C, T = config.n_layer, config.n_embd, config.block_size
+    return Quantity(6 * matrices + 12 * L * C * T, f"6 × {matrices:,} + 12 × {L} × {C} × {T}")
+
+
+def memory(model: GPT, batch_size: int) -> dict[str, Quantity]:
+    """Bytes of a float32 training step without dropout: weights, gradients, AdamW's state, saved activations.
+
+    Activations are what the backward pass keeps of B sequences of T tokens with fused attention; a test holds the
+    formula against what autograd saves.
+    """
+    n = total_parameters(model)
+    T = model.config.block_size
+    per_token = FLOAT32_BYTES * _saved_per_token(model) + INT64_BYTES * 2  # and the ids, idx and targets
+    return {
+        "weights": Quantity(FLOAT32_BYTES * n, f"4 × {n:,}"),
+        "gradients": Quantity(FLOAT32_BYTES * n, f"4 × {n:,}"),
+        "optimizer": Quantity(ADAMW_STATES * FLOAT32_BYTES * n, f"4 × {ADAMW_STATES} × {n:,}"),
+        "activations": Quantity(batch_size * T * per_token + 4, f"{batch_size} × {T} × {per_token:,} + 4"),
+    }
+
+
+def _saved_per_token(model: GPT) -> int:
+    """Float32 numbers that the backward pass keeps for one token."""
+    config = model.config
+    C, H = config.n_embd, config.n_head
+    norm = 2 * C + 2 if config.norm == "layernorm" else 3 * C + 1  # input, statistics, (normalised,) output
+    turned = config.position == "rotary" or config.qk_norm
+    attention = 3 * C + C + H  # q, k, v; what the heads found; the log of each softmax's sum
+    attention += (2 * C if turned else 0) + (2 * H if config.qk_norm else 0)  # q and k again; their statistics
+    attention += C if turned else 0  # what the heads found, laid out for the projection
+    mlp = 4 * C if config.activation == "relu" else 8 * C  # after, and else also before, the nonlinearity
+    head = norm + model.vocab_size  # log-probabilities
+    return config.n_layer * (2 * norm + attention + mlp) + head

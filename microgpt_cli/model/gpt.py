@@ -1,0 +1,91 @@
+"""The article's GPT: `token_embedding_table`, `position_embedding_table`, `blocks`, `ln_f`, `lm_head`.
+
+From Andrej Karpathy's ng-video-lecture (gpt.py), with the names of the article. Hold it beside the article's listing.
+
+Shapes: B batch, T time (positions), C n_embd, V vocabulary; inside a block also H heads, D head size (C / H).
+
+Initialisation, drawn from torch's global generator (`torch.manual_seed` before making a model fixes it):
+
+    what                                   how
+    embeddings, matrices                   normal, standard deviation 0.02 (Radford et al., 2019)
+    projections that write to the residual as above, over sqrt(2 · n_layer); 0 with residual_init=zero
+    biases                                 0
+    gains of LayerNorm and RMSNorm         1
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from microgpt_cli.config import ModelConfig
+from microgpt_cli.model.layers import Block, make_norm
+
+INIT_STD = 0.02
+
+
+class GPT(nn.Module):
+    """A decoder-only transformer: what comes next, after each of the tokens given?
+
+    Args:
+        config: size and kind.
+        vocab_size: V.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab_size = vocab_size
+        # each token directly reads off a vector of its own; so does each position
+        self.token_embedding_table = nn.Embedding(vocab_size, config.n_embd)
+        if config.position == "learned":
+            self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)
+        self.blocks = nn.Sequential(*[Block(config) for _ in range(config.n_layer)])
+        self.ln_f = make_norm(config)  # final layer norm
+        self.lm_head = nn.Linear(config.n_embd, vocab_size, bias=config.head_bias)
+        self.apply(self._init_weights)
+        if config.tied_head:
+            self.lm_head.weight = self.token_embedding_table.weight
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=INIT_STD)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+        if isinstance(module, Block):  # comes after its parts
+            for projection in (module.attention.proj, module.mlp.proj):
+                zero = self.config.residual_init == "zero"
+                projection.weight.mul_(0.0 if zero else (2 * self.config.n_layer) ** -0.5)
+
+    def embed(self, idx: Tensor, start: int = 0) -> Tensor:
+        """Tokens (B, T), the first at position `start`, as vectors (B, T, C)."""
+        x: Tensor = self.token_embedding_table(idx)  # (B, T, C)
+        if self.config.position == "learned":
+            T = idx.size(1)
+            x = x + self.position_embedding_table.weight[start : start + T]  # (T, C), the same for each of B
+        return x
+
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Logits for the token after each position, and their loss.
+
+        Args:
+            idx: token ids (B, T), T at most `block_size`.
+            targets: the tokens that did come next (B, T), or None.
+
+        Returns:
+            logits (B, T, V), and the mean cross-entropy in nats a token if there are targets.
+
+        Raises:
+            ValueError: T is more than `block_size`.
+        """
+        B, T = idx.shape
+        if T > self.config.block_size:
+            raise ValueError(f"{T} tokens do not fit into block_size {self.config.block_size}")
+        x = self.embed(idx)  # (B, T, C)
+        x = self.blocks(x)  # (B, T, C)
+        x = self.ln_f(x)  # (B, T, C)
+        logits = self.lm_head(x)  # (B, T, V)
+        loss = None
+        if targets is not None:
+            loss = F.cross_entropy(logits.view(B * T, -1), targets.reshape(B * T))
+        return logits, loss

@@ -1,0 +1,120 @@
+"""What a block of a GPT is made of: norm, rotary positions, causal self-attention, MLP.
+
+B batch, T time (positions), C n_embd, H heads, D head size (C / H).
+
+Sources: Vaswani et al. 2017 (attention), Radford et al. 2019 (pre-LayerNorm blocks), Su et al. 2021 (rotary),
+Zhang and Sennrich 2019 (RMSNorm), Henry et al. 2020 (QK-norm), So et al. 2021 (squared ReLU).
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from microgpt_cli.config import ModelConfig
+
+ROTARY_BASE = 10_000.0
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": lambda x: F.gelu(x, approximate="tanh"),
+    "relu2": lambda x: F.relu(x).square(),
+}
+
+
+def make_norm(config: ModelConfig) -> nn.Module:
+    """The normalisation that stands before each sublayer and before `lm_head`."""
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(config.n_embd, eps=1e-6)
+    return nn.LayerNorm(config.n_embd, bias=config.bias)
+
+
+class Rotary(nn.Module):
+    """Tell a head where its token stands by turning pairs of its numbers, faster for earlier pairs.
+
+    The product of a turned query and a turned key depends on the distance between them alone.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, head_size: int, block_size: int) -> None:
+        super().__init__()
+        # computed on the CPU, so that every device turns by the same bits
+        speed = ROTARY_BASE ** -(torch.arange(0, head_size, 2, dtype=torch.float32, device="cpu") / head_size)  # (D/2)
+        angle = torch.outer(torch.arange(block_size, dtype=torch.float32, device="cpu"), speed)  # (T, D/2)
+        self.register_buffer("cos", angle.cos().to(torch.get_default_device()), persistent=False)
+        self.register_buffer("sin", angle.sin().to(torch.get_default_device()), persistent=False)
+
+    def forward(self, x: Tensor, start: int = 0) -> Tensor:
+        """Turn x (B, H, T, D), whose first token stands at position `start`."""
+        T = x.size(-2)
+        cos = self.cos[start : start + T].to(x.dtype)  # (T, D/2)
+        sin = self.sin[start : start + T].to(x.dtype)
+        a, b = x.chunk(2, dim=-1)  # (B, H, T, D/2) each
+        return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)  # (B, H, T, D)
+
+
+class CausalSelfAttention(nn.Module):
+    """Every token looks at itself and at the tokens before it, in `n_head` ways at once."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        C = config.n_embd
+        self.n_head = config.n_head
+        self.qkv = nn.Linear(C, 3 * C, bias=config.qkv_bias)  # the article's query, key and value of all heads
+        self.proj = nn.Linear(C, C, bias=config.bias)
+        self.rotary = Rotary(C // config.n_head, config.block_size) if config.position == "rotary" else None
+        self.qk_norm = config.qk_norm
+        self.dropout = config.dropout
+
+    def project(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (B, H, T, D) of x (B, T, C), whose first token stands at position `start`."""
+        B, T, C = x.shape
+        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
+        if self.qk_norm:
+            q, k = F.rms_norm(q, q.shape[-1:], eps=1e-6), F.rms_norm(k, k.shape[-1:], eps=1e-6)
+        if self.rotary is not None:
+            q, k = self.rotary(q, start), self.rotary(k, start)
+        return q, k, v
+
+    def merge(self, heads: Tensor) -> Tensor:
+        """What the heads found (B, H, T, D), side by side and projected back to (B, T, C)."""
+        y = self.proj(heads.transpose(1, 2).flatten(2))  # (B, T, C)
+        return F.dropout(y, self.dropout, self.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.project(x)
+        dropout = self.dropout if self.training else 0.0
+        return self.merge(F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True))
+
+
+class MLP(nn.Module):
+    """Each token on its own: widen four times, a nonlinearity, narrow again."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        C = config.n_embd
+        self.fc = nn.Linear(C, 4 * C, bias=config.bias)
+        self.activation = ACTIVATIONS[config.activation]
+        self.proj = nn.Linear(4 * C, C, bias=config.bias)
+        self.dropout = config.dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.proj(self.activation(self.fc(x))), self.dropout, self.training)  # (B, T, C)
+
+
+class Block(nn.Module):
+    """Transformer block: communication (attention), then computation (MLP), each added to what came in."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.ln1 = make_norm(config)
+        self.attention = CausalSelfAttention(config)
+        self.ln2 = make_norm(config)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.ln1(x))
+        return x + self.mlp(self.ln2(x))

@@ -1,0 +1,143 @@
+"""From what a person typed to Hydra overrides: checked against the schema, text values quoted, flags set apart.
+
+Pure functions of words; no Hydra here. Hydra's grammar gives a meaning to quotes, commas, equals signs and `${…}`, and
+its flags must not stand between overrides. People know none of that, and after this module they need not.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from microgpt_cli.config import Leaf
+from microgpt_cli.errors import UserError
+
+# Hydra's flags that take a value; `--info` takes one only when one of its own words follows.
+VALUE_FLAGS = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
+PLAIN_FLAGS = ("--help", "-h", "--hydra-help", "--resolve", "--multirun", "-m", "--run", "-r")
+INFO_WORDS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+OVERRIDE = re.compile(r"(?P<prefix>\+{0,2}|~)(?P<key>[A-Za-z_][\w.@/-]*)(?:=(?P<value>.*))?", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Words:
+    """A command line after its verb, sorted out."""
+
+    flags: tuple[str, ...]  # for Hydra, with their values
+    overrides: tuple[str, ...]  # for Hydra, in its grammar
+    typed: tuple[str, ...]  # the keys and groups that were given a value, hydra's own left out
+
+
+def sort_words(
+    words: Iterable[str], leaves: Mapping[str, Leaf], groups: Mapping[str, Iterable[str]], positional: tuple[str, ...]
+) -> Words:
+    """Tell flags from overrides and positionals, check every key, and write the overrides as Hydra wants them.
+
+    Args:
+        words: what stands behind the verb.
+        leaves: the keys of the verb, by dotted name.
+        groups: the groups of the verb, each with its choices.
+        positional: the keys that bare words fill, in order.
+
+    Raises:
+        UserError: an unknown flag or key, a key without a value, or a word too many.
+    """
+    flags, rest = _split_flags(list(words))
+    sweep = any(flag in ("-m", "--multirun") for flag in flags)
+    overrides, typed, free = [], [], list(positional)
+    for word in rest:
+        match = OVERRIDE.fullmatch(word)
+        is_positional = match is None or match["value"] is None or _is_path(match["key"], word, leaves, groups)
+        if is_positional and not (match and match["prefix"] == "~"):
+            if not free:
+                raise UserError(f"{word!r} is not of the form key=value{_suggest(word, [*leaves, *groups])}")
+            key, value = free.pop(0), word
+        else:
+            assert match is not None
+            key, value = match["key"], match["value"]
+            if key == "hydra" or key.startswith(("hydra.", "hydra/")):
+                overrides.append(word)
+                continue
+            if match["prefix"] == "~":
+                raise UserError(f"{word}: keys and groups can be changed, not removed")
+        overrides.append(_override(key, value, leaves, groups, sweep))
+        typed.append(key)
+    return Words(tuple(flags), tuple(overrides), tuple(typed))
+
+
+def _split_flags(words: list[str]) -> tuple[list[str], list[str]]:
+    flags, rest = [], []
+    while words:
+        word = words.pop(0)
+        name, equals, _ = word.partition("=")
+        if not word.startswith("-") or word == "-":
+            rest.append(word)
+        elif word in PLAIN_FLAGS or (equals and name in (*VALUE_FLAGS, "--info", "-i")):
+            flags.append(word)
+        elif word in VALUE_FLAGS:
+            if not words:
+                raise UserError(f"{word} needs a value")
+            flags += [word, words.pop(0)]
+        elif word in ("--info", "-i"):
+            flags += [word, words.pop(0)] if words and words[0] in INFO_WORDS else [word]
+        else:
+            known = [flag for flag in (*PLAIN_FLAGS, *VALUE_FLAGS, "--info", "--version") if flag.startswith("--")]
+            raise UserError(f"unknown flag {word}{_suggest(name, known)}; options are typed as key=value")
+    return flags, rest
+
+
+def _is_path(key: str, word: str, leaves: Mapping[str, Leaf], groups: Mapping[str, Iterable[str]]) -> bool:
+    """Whether a word with an equals sign is a path, as in `outputs/lr=1e-3`, and no override."""
+    return key not in leaves and key not in groups and not key.startswith("hydra") and Path(word).exists()
+
+
+def _override(
+    key: str, value: str, leaves: Mapping[str, Leaf], groups: Mapping[str, Iterable[str]], sweep: bool
+) -> str:
+    leaf = leaves.get(key)
+    if leaf is None and key not in groups:
+        inside = [name for name in leaves if name.startswith(f"{key}.")]
+        hint = f"; its keys are {', '.join(inside)}" if inside else _suggest(key, [*leaves, *groups])
+        raise UserError(f"unknown key {key!r}{hint}")
+    if leaf is not None and leaf.type_name == "str":
+        if leaf.optional and value == "null":
+            return f"{key}=null"
+        if sweep and ("," in value or re.match(r"(choice|shuffle|tag|glob|range)\(", value)):
+            return f"{key}={value}"
+        return f"{key}={quote(value)}"
+    if value == "":
+        raise UserError(f"{key}= needs a value")
+    if not sweep and "," in value and value[0] not in "[{('\"":
+        raise UserError(f"{key}={value}: several values need a sweep; add -m")
+    return f"{key}={value}"
+
+
+def quote(text: str) -> str:
+    r"""Any text as a quoted string of Hydra's override grammar that OmegaConf, too, takes literally.
+
+    OmegaConf reads `${` in a value as an interpolation unless a backslash stands before it, and then also reads
+    pairs of backslashes before that. Hydra reads a backslash before the closing quote, or before an inner one, as an
+    escape, and then also reads pairs of backslashes before that.
+    """
+    text = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), text) + "'"
+
+
+def _suggest(word: str, names: Iterable[str]) -> str:
+    """`; did you mean 'model.n_layer'?`, by whole name or by last part, or nothing."""
+    best = nearest(word, names)
+    return f"; did you mean {best!r}?" if best else ""
+
+
+def nearest(word: str, names: Iterable[str]) -> str | None:
+    """The name that `word` was probably meant to be, compared whole and by its last part."""
+    names = list(names)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.75)
+    if close:
+        return close[0]
+    by_last: dict[str, str] = {}
+    for name in names:
+        by_last.setdefault(name.rpartition(".")[2], name)
+    close = difflib.get_close_matches(word.rpartition(".")[2], by_last, n=1, cutoff=0.75)
+    return by_last[close[0]] if close else next(iter(difflib.get_close_matches(word, names, n=1)), None)

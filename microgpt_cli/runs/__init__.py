@@ -1,0 +1,1 @@
+"""A run is a folder that needs nothing else. No torch here."""
