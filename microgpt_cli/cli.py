@@ -317,7 +317,9 @@ def _explained(error: Exception, verb: str, words: overrides.Words, schema: dict
     from hydra.errors import HydraException, MissingConfigException
     from omegaconf.errors import OmegaConfBaseException
 
-    plugin = next((frame for frame in traceback.extract_tb(error.__traceback__) if "hydra_plugins" in frame.filename), None)
+    plugin = next(
+        (frame for frame in traceback.extract_tb(error.__traceback__) if "hydra_plugins" in frame.filename), None
+    )
     if plugin and not isinstance(error, HydraException | OmegaConfBaseException):
         return UserError(f"a Hydra plugin is broken, uninstall it: {plugin.filename}: {_one_line(error)}")
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:

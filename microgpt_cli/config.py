@@ -238,8 +238,10 @@ class EvalConfig(Node):
 
     data: DataConfig
     ckpt: str = key("a run's folder, one of its ckpt/step-… folders, or latest")
-    split: str = key("auto: held-out split of the run's text, the whole of another", choices=("auto", "train", "val", "all"))
-    batch_size: int = key("sequences evaluated at once", at_least=1)
+    split: str = key(
+        "auto: held-out split of the run's text, the whole of another", choices=("auto", "train", "val", "all")
+    )
+    batch_size: int = key("windows evaluated at once", at_least=1)
     device: str = key(f"where to compute: {DEVICE}")
     dtype: str = key("precision of the arithmetic", choices=DTYPES)
     threads: int | None = key("CPU threads (null: torch's choice)", at_least=1)
@@ -265,7 +267,7 @@ def leaves(schema: type[Any], prefix: str = "") -> Iterator[Leaf]:
     for item in dataclasses.fields(schema):
         kind, optional = _required(hints[item.name])
         if dataclasses.is_dataclass(kind):
-            yield from leaves(kind, f"{prefix}{item.name}.")
+            yield from leaves(typing.cast(type[Any], kind), f"{prefix}{item.name}.")
         else:
             meta = item.metadata
             yield Leaf(prefix + item.name, kind.__name__, optional, meta["meaning"], meta["choices"])

@@ -13,6 +13,8 @@ from microgpt_cli.config import Leaf
 if TYPE_CHECKING:
     from microgpt_cli.cli import Verb
 
+WIDEST_COLUMN, NARROWEST_MEANING = 24, 50
+
 
 def tool(verbs: Mapping[str, Verb]) -> str:
     """The page of the tool: every verb with one line and one example."""
@@ -48,12 +50,14 @@ def verb(
             lines += [f"    {choice:14} {_first_comment(conf / group / f'{choice}.yaml')}" for choice in choices]
         lines.append("")
     lines += ["Keys", ""]
-    width = shutil.get_terminal_size().columns
     rows = [(leaf.name, leaf.type_name, _shown(defaults.get(leaf.name)), _meaning(leaf)) for leaf in leaves]
-    columns = [min(max(len(row[i]) for row in rows), 24) for i in range(3)]
+    columns = [min(max(len(row[i]) for row in rows), WIDEST_COLUMN) for i in range(3)]
+    indent = 2 + sum(columns) + 2 * len(columns)
+    room = max(shutil.get_terminal_size().columns - indent, NARROWEST_MEANING)
     for key, type_name, default, meaning in rows:
         head = f"  {key:{columns[0]}}  {type_name:{columns[1]}}  {default:{columns[2]}}  "
-        lines += textwrap.wrap(head + meaning, max(width, 100), subsequent_indent=" " * len(head), drop_whitespace=False)
+        first, *others = textwrap.wrap(meaning, room)
+        lines += [head + first, *(" " * indent + line for line in others)]
     if spec.positional:
         lines += ["", f"A bare word is {spec.positional[0]}: microgpt {name} outputs/latest"]
     lines += ["", "Flags, anywhere: --cfg job, --info, --multirun or -m, --config-dir FOLDER, --hydra-help"]

@@ -16,6 +16,8 @@ from microgpt_cli.model.accounting import (
     total_parameters,
 )
 from microgpt_cli.model.gpt import GPT
+from microgpt_cli.runs import folder as layout
+from microgpt_cli.training import checkpoint
 
 
 def run(config: ParamsConfig, invocation: Invocation) -> None:
@@ -30,10 +32,8 @@ def _model(config: ParamsConfig, invocation: Invocation) -> GPT:
     shapes = [key for key in invocation.typed if key.partition(".")[0] in ("model", "arch", "vocab_size")]
     if shapes:
         raise UserError(f"ckpt={config.ckpt}: the run tells its own model, so {shapes[0]} can't be given with it")
-    from microgpt_cli.runs.folder import open_run
-
-    run = open_run(config.ckpt)
-    return meta_model(run.config.model, run.tokenizer.vocab_size)
+    loaded = checkpoint.load(layout.find_checkpoint(config.ckpt), weights=False)
+    return meta_model(loaded.config.model, loaded.tokenizer.vocab_size)
 
 
 def _table(model: GPT, config: ParamsConfig) -> str:

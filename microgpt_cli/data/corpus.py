@@ -156,12 +156,15 @@ def python_manual() -> Corpus:
 
 def _downloaded(config: DataConfig, progress: Progress) -> Path:
     """The file from `data.folder`, else the cache, else one download into the cache; its checksum is verified."""
-    assert config.file_name and config.sha256 and config.url and config.size_bytes
+    if not (config.file_name and config.sha256 and config.url and config.size_bytes):
+        raise UserError("data.source=download: needs data.url, data.file_name, data.sha256 and data.size_bytes")
     cached = Path(config.cache_dir).expanduser() / config.file_name
     for path in (Path(config.folder).expanduser() / config.file_name, cached):
         if path.is_file():
             if Corpus(str(path), (path,)).sha256() != config.sha256:
-                raise UserError(f"{path}: not the file that data.sha256 names; remove it, or use it as data.path={path}")
+                raise UserError(
+                    f"{path}: not the file that data.sha256 names; remove it, or use it as data.path={path}"
+                )
             return path
     cached.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=cached.parent, prefix=f".{config.file_name}.")
@@ -176,8 +179,8 @@ def _downloaded(config: DataConfig, progress: Progress) -> Path:
     except (OSError, urllib.error.URLError) as error:
         reason = getattr(error, "reason", error)
         raise UserError(
-            f"{config.url}: no download ({reason}); put the file at {Path(config.folder) / config.file_name} or {cached}, "
-            "or work offline with data=pydocs or data.path=FILE"
+            f"{config.url}: no download ({reason}); put the file at {Path(config.folder) / config.file_name} "
+            f"or {cached}, or work offline with data=pydocs or data.path=FILE"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)

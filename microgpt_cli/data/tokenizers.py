@@ -4,6 +4,7 @@ Encoded text is a buffer of little-endian unsigned integers, as narrow as the vo
 """
 
 import codecs
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ class ByteTokenizer:
     kind = "byte"
     vocab_size = 256
     itemsize = 1
+    start_id = ord("\n")  # what a text without a prompt goes on from
 
     def encode(self, text: str | bytes, position: int = 0) -> bytes:
         """Ids of a text. Bytes that came in through the command line undecoded go through as they are."""
@@ -52,6 +54,7 @@ class CharTokenizer:
         self.chars = chars
         self.unknown = unknown
         self.vocab_size = len(chars)
+        self.start_id = max(0, chars.find("\n"))  # what a text without a prompt goes on from
         self.itemsize = 1 if len(chars) <= 1 << 8 else 2 if len(chars) <= 1 << 16 else 4
         # Each character becomes the character whose code is its id, and those codes are then the buffer.
         self._encoding = {1: "latin-1", 2: "utf-16-le", 4: "utf-32-le"}[self.itemsize]
@@ -73,7 +76,7 @@ class CharTokenizer:
             text = text.decode("utf-8")
         try:
             return text.translate(self._table).encode(self._encoding, "surrogatepass")
-        except KeyError as missing:
+        except _Unknown as missing:
             char = chr(missing.args[0])
             raise UserError(
                 f"character {char!r} (U+{ord(char):04X}) at position {position + text.index(char):,} is not among the "
@@ -92,6 +95,10 @@ class CharTokenizer:
         return {"format": FORMAT, "kind": self.kind, "unknown": self.unknown, "chars": self.chars}
 
 
+class _Unknown(Exception):
+    """A character that a table lacks; no LookupError, which `str.translate` takes as leave to pass it on."""
+
+
 class _Table(dict[int, str]):
     """A table for `str.translate` that knows what to do with a character that it lacks."""
 
@@ -99,7 +106,7 @@ class _Table(dict[int, str]):
 
     def __missing__(self, code: int) -> str:
         if self.replacement is None:
-            raise KeyError(code)
+            raise _Unknown(code)
         return self.replacement
 
 
@@ -112,6 +119,11 @@ def build(config: TokenizerConfig, chars: Iterable[str]) -> Tokenizer:
         return ByteTokenizer()
     replacement = {REPLACEMENT} if config.unknown == "replace" else set()
     return CharTokenizer("".join(sorted(set(chars) | replacement)), config.unknown)
+
+
+def unpack(encoded: bytes, itemsize: int) -> list[int]:
+    """The ids in a buffer that `encode` gave."""
+    return [int.from_bytes(encoded[i : i + itemsize], "little") for i in range(0, len(encoded), itemsize)]
 
 
 def from_json(data: Any, where: str) -> Tokenizer:
@@ -127,7 +139,7 @@ def from_json(data: Any, where: str) -> Tokenizer:
     if set(data) != {"format", "kind", "unknown", "chars"} or data["kind"] != "char":
         raise UserError(f"{where}: not a tokenizer of kind char or byte")
     chars, unknown = data["chars"], data["unknown"]
-    if not isinstance(chars, str) or not chars or any(a >= b for a, b in zip(chars, chars[1:], strict=False)):
+    if not isinstance(chars, str) or not chars or any(a >= b for a, b in itertools.pairwise(chars)):
         raise UserError(f"{where}: chars must be a text of different characters, sorted")
     if unknown not in ("error", "replace") or (unknown == "replace" and REPLACEMENT not in chars):
         raise UserError(f"{where}: unknown={unknown!r} must be error, or replace with U+FFFD among chars")

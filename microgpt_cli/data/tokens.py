@@ -51,7 +51,9 @@ def _characters(chunks: Iterable[str]) -> set[str]:
     return seen
 
 
-def encode(corpus: Corpus, tokenizer: Tokenizer, cache_dir: Path, progress: Progress = no_progress) -> tuple[Tensor, str]:
+def encode(
+    corpus: Corpus, tokenizer: Tokenizer, cache_dir: Path, progress: Progress = no_progress
+) -> tuple[Tensor, str]:
     """The token ids of a corpus (N,) and the sha256 of its text.
 
     Raises:
@@ -101,7 +103,9 @@ def _encode_to_file(corpus: Corpus, tokenizer: Tokenizer, path: Path, record: Pa
         os.replace(temporary, path)
         storage.replace(record, storage.json_bytes({"bytes": size, "sha256": digest.hexdigest()}))
     except OSError as error:
-        raise UserError(f"{path.parent}: {error.strerror or error}; choose another folder with data.cache_dir") from error
+        raise UserError(
+            f"{path.parent}: {error.strerror or error}; choose another folder with data.cache_dir"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -112,7 +116,7 @@ def _is_intact(path: Path, record: Path, progress: Progress) -> bool:
         return False
     noted = storage.parse_json(storage.read_bytes(record), str(record))
     written = Corpus(str(path), (path,))
-    return noted == {"bytes": written.size_bytes, "sha256": written.sha256(progress)}
+    return bool(noted == {"bytes": written.size_bytes, "sha256": written.sha256(progress)})
 
 
 @dataclass(frozen=True)
@@ -131,9 +135,9 @@ def split(ids: Tensor, val_fraction: float, block_size: int) -> Splits:
     """
     n_val = round(len(ids) * val_fraction)
     train, val = ids[: len(ids) - n_val], ids[len(ids) - n_val :]
-    for name, part, fraction in (("training", train, 1 - val_fraction), ("held-out", val, val_fraction)):
+    for name, part in (("training", train), ("held-out", val)):
         if len(part) <= block_size:
-            least = int((block_size + 2) / fraction) + 1
+            least = int((block_size + 2) / min(val_fraction, 1 - val_fraction)) + 1
             raise UserError(
                 f"data: the {name} split has {len(part):,} of the text's {len(ids):,} tokens, and a context takes "
                 f"model.block_size + 1 = {block_size + 1:,}; give at least {least:,} tokens of text, or a smaller "
@@ -142,9 +146,7 @@ def split(ids: Tensor, val_fraction: float, block_size: int) -> Splits:
     return Splits(train, val)
 
 
-def batch(
-    ids: Tensor, batch_size: int, block_size: int, seed: int, step: int, rank: int = 0
-) -> tuple[Tensor, Tensor]:
+def batch(ids: Tensor, batch_size: int, block_size: int, seed: int, step: int, rank: int = 0) -> tuple[Tensor, Tensor]:
     """Random windows of one split, the same for the same (seed, step, rank) whatever was drawn before.
 
     Returns:

@@ -39,7 +39,7 @@ class Quantity:
 
 
 class _SkipDraws(TorchFunctionMode):
-    """Random initialisation does nothing: on the meta device there is nothing to draw, and the attempt costs seconds."""
+    """Random initialisation does nothing: the meta device has nothing to draw, and the attempt costs seconds."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "") in ("normal_", "uniform_", "kaiming_uniform_"):
@@ -102,7 +102,7 @@ def embedding_parameters(model: GPT) -> int:
 
 
 def flops_per_token(model: GPT) -> Quantity:
-    """Forward and backward FLOPs of one token at full context: 6 for each weight of a matrix, 12 · L · C · T for attention."""
+    """Forward and backward FLOPs of a token at full context: 6 a weight of a matrix, 12 · L · C · T for attention."""
     config = model.config
     matrices = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
     L, C, T = config.n_layer, config.n_embd, config.block_size

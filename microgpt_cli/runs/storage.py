@@ -94,10 +94,11 @@ def read_bytes(path: Path, limit: int = JSON_BYTES) -> bytes:
     """A whole file of at most `limit` bytes. Raises `UserError` if it can't be read or is larger."""
     try:
         with path.open("rb") as file:
-            data = file.read(limit + 1)
+            size = os.fstat(file.fileno()).st_size
+            data = file.read(size) if size <= limit else b""
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error
-    if len(data) > limit:
+    if size > limit:
         raise UserError(f"{path}: larger than the {limit:,} bytes that such a file may have")
     return data
 

@@ -1,0 +1,21 @@
+# What a developer types. Each target uses the environment that is active, or .venv where there is one.
+BIN := $(if $(wildcard .venv/bin/python),.venv/bin/,)
+
+.PHONY: check test test-slow test-gpu cover
+
+check:
+	$(BIN)ruff format --check .
+	$(BIN)ruff check .
+	$(BIN)mypy
+
+test:
+	$(BIN)python -m pytest
+
+test-slow:
+	$(BIN)python -m pytest -m slow
+
+test-gpu:
+	$(BIN)python -m pytest -m gpu
+
+cover:
+	$(BIN)python -m pytest --cov --cov-report=term-missing:skip-covered

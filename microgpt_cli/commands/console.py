@@ -1,0 +1,35 @@
+"""How the commands talk: progress bars that keep quiet where nobody watches, text that fits the screen."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+from microgpt_cli.data.corpus import Progress
+
+
+@contextmanager
+def bytes_bar(label: str) -> Iterator[Progress]:
+    """A bar over bytes that appears only when it takes longer than a moment, and only on a terminal."""
+    with tqdm(desc=label, unit="B", unit_scale=True, delay=0.5, disable=None, leave=False) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield progress
+
+
+def thousands(count: float) -> str:
+    """1234.5 → `1,234`; 63210 → `63.2k`."""
+    return f"{count:,.0f}" if count < 10_000 else f"{count / 1000:,.1f}k"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: `41 s`, `2 min 05 s`, `3 h 20 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"

@@ -1,0 +1,96 @@
+"""`microgpt eval`: the loss of a trained model over a whole text, and what to compare it with."""
+
+import math
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from microgpt_cli.commands import Invocation
+from microgpt_cli.commands.console import bytes_bar, duration
+from microgpt_cli.config import DataConfig, EvalConfig
+from microgpt_cli.data.baselines import baselines
+from microgpt_cli.data.corpus import open_corpus
+from microgpt_cli.data.tokenizers import CharTokenizer, Tokenizer
+from microgpt_cli.data.tokens import encode, split
+from microgpt_cli.errors import UserError
+from microgpt_cli.runs import folder as layout
+from microgpt_cli.training import checkpoint
+from microgpt_cli.training.device import choose
+from microgpt_cli.training.trainer import evaluate
+
+COUNT_TOKENS = 1 << 20  # looked at in one piece
+
+
+def run(config: EvalConfig, invocation: Invocation) -> None:
+    """Print nats, perplexity, bits a character and bits a byte, with the baselines beside them."""
+    path = layout.find_checkpoint(config.ckpt)
+    compute = choose(config.device, config.dtype, threads=config.threads)
+    loaded = checkpoint.load(path)
+    tokenizer, block_size = loaded.tokenizer, loaded.config.model.block_size
+    data, own = _data(config.data, loaded)
+    with bytes_bar("reading the text") as progress:
+        corpus = open_corpus(data, progress)
+        ids, text_sha256 = encode(corpus, tokenizer, Path(data.cache_dir), progress)
+    if own and text_sha256 != loaded.meta["text_sha256"]:
+        raise UserError(
+            f"{corpus.name}: the text has changed since the run; name the text to evaluate on with data.path="
+        )
+    trained_on = text_sha256 == loaded.meta["text_sha256"]
+    which = config.split if config.split != "auto" else "val" if trained_on else "all"
+    part = _part(ids, which, loaded.config.data.val_fraction, block_size)
+    counted = split(ids, loaded.config.data.val_fraction, block_size).train if trained_on else part
+    model = checkpoint.build_model(loaded, compute.device).eval()
+    nats, tokens, began = 0.0, 0, time.perf_counter()
+    with tqdm(total=len(part) - 1, unit="token", unit_scale=True, disable=None, leave=False, delay=0.5) as bar:
+        for loss, count in evaluate(model, part, compute, config.batch_size):
+            nats, tokens = nats + loss, tokens + count
+            bar.update(count)
+    seconds = time.perf_counter() - began
+    loss = nats / tokens
+    characters, size = _characters_and_bytes(part[1:], tokenizer)
+    compare = baselines(counted, part, tokenizer.vocab_size)
+    what = {"val": "the held-out split", "train": "the training split", "all": "the whole text"}[which]
+    print(f"from {path}, step {loaded.step:,}", file=sys.stderr)
+    print(f"text                {corpus.name}, {what}")
+    print(f"predicted           {tokens:,} tokens, context {block_size}, in {duration(seconds)}")
+    print(f"loss                {loss:.4f} nats a token")
+    print(f"perplexity          {math.exp(min(loss, 700)):.3f}")
+    print(f"bits a character    {nats / math.log(2) / characters:.4f}")
+    print(f"bits a byte         {nats / math.log(2) / size:.4f}")
+    source = "the run's training split" if trained_on else "this text itself"
+    print(f"counting tokens     {compare.unigram:.4f} nats a token, counted on {source}")
+    print(f"counting pairs      {compare.bigram:.4f}")
+    print(f"guessing            {compare.uniform:.4f}")
+
+
+def _data(given: DataConfig, loaded: checkpoint.Checkpoint) -> tuple[DataConfig, bool]:
+    """The text to evaluate on, and whether it is the run's own because no other was asked for."""
+    if given.path is None and given.source == "run":
+        stored = loaded.config.data
+        return replace(stored, folder=given.folder, cache_dir=given.cache_dir), True
+    return given, False
+
+
+def _part(ids: Tensor, which: str, val_fraction: float, block_size: int) -> Tensor:
+    if which == "all":
+        if len(ids) < 2:
+            raise UserError(f"data: {len(ids)} tokens; at least 2 are needed, one to predict from and one to predict")
+        return ids
+    splits = split(ids, val_fraction, block_size)
+    return splits.val if which == "val" else splits.train
+
+
+def _characters_and_bytes(part: Tensor, tokenizer: Tokenizer) -> tuple[int, int]:
+    """How many characters and bytes of text a part of its tokens stands for."""
+    if tokenizer.kind == "byte":
+        # every byte of UTF-8 but a continuation byte (0b10xxxxxx) begins a character
+        continuation = sum(((piece & 0xC0) == 0x80).sum().item() for piece in part.split(COUNT_TOKENS))
+        return max(1, len(part) - int(continuation)), len(part)
+    assert isinstance(tokenizer, CharTokenizer)
+    widths = torch.tensor([len(char.encode("utf-8")) for char in tokenizer.chars])  # (V,)
+    return len(part), int(sum(widths[piece.long()].sum().item() for piece in part.split(COUNT_TOKENS)))

@@ -1,0 +1,120 @@
+"""`microgpt sample`: a trained model goes on from a prompt. Only the text goes to standard output."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from tqdm import tqdm
+
+from microgpt_cli.commands import Invocation
+from microgpt_cli.config import SampleConfig
+from microgpt_cli.data.tokenizers import Tokenizer, unpack
+from microgpt_cli.errors import UserError
+from microgpt_cli.generation.generate import cut_at, generate, text_of
+from microgpt_cli.generation.sampling import Draws, Sampler
+from microgpt_cli.model.gpt import GPT
+from microgpt_cli.runs import folder as layout
+from microgpt_cli.runs import storage
+from microgpt_cli.training import checkpoint
+from microgpt_cli.training.device import Compute, choose
+
+
+class Sink(Protocol):
+    """Where text goes."""
+
+    def write(self, text: str, /) -> object: ...
+
+
+def run(config: SampleConfig, invocation: Invocation) -> None:
+    """Write the prompt and its continuation to standard output or to a file."""
+    path = layout.find_checkpoint(config.ckpt)
+    compute = choose(config.device, config.dtype, threads=config.threads)
+    loaded = checkpoint.load(path)
+    prompt = _prompt(config)
+    ids = _encode(prompt, loaded.tokenizer)
+    model = checkpoint.build_model(loaded, compute.device).eval()
+    if "ckpt" not in invocation.typed or config.ckpt == "latest":
+        print(f"from {path}, step {loaded.step:,}", file=sys.stderr)
+    context = model.config.block_size
+    if len(ids) > context:
+        print(f"the prompt has {len(ids):,} tokens, and the model sees the last {context:,}", file=sys.stderr)
+    with _output(config.out) as sink:
+        _write(config, compute, model, loaded.tokenizer, prompt, ids, sink)
+    if config.out is not None:
+        print(f"written to {config.out}", file=sys.stderr)
+
+
+def _prompt(config: SampleConfig) -> str:
+    if config.prompt_file is None:
+        return config.prompt
+    data = storage.read_bytes(Path(config.prompt_file).expanduser())
+    # What is not UTF-8 stays, as in words from the command line, and is refused by tokenizers that need characters.
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _encode(prompt: str, tokenizer: Tokenizer) -> list[int]:
+    """Token ids; a prompt of nothing begins a new line."""
+    if prompt == "":
+        return [tokenizer.start_id]
+    try:
+        encoded = tokenizer.encode(prompt)
+    except UserError as error:
+        raise UserError(f"prompt: {error}") from None
+    return unpack(encoded, tokenizer.itemsize)
+
+
+@contextmanager
+def _output(out: str | None) -> Iterator[Sink]:
+    """Standard output, or a file that is there only when it is whole."""
+    if out is None:
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="")
+        yield sys.stdout
+        if sys.stdout.isatty():
+            sys.stdout.write("\n")
+        return
+    target = Path(out).expanduser()
+    if target.is_dir() or not target.absolute().parent.is_dir():
+        raise UserError(
+            f"out={out}: {'a folder' if target.is_dir() else 'no such folder'}; give a file in a folder that exists"
+        )
+    parts: list[str] = []
+
+    class Parts:
+        def write(self, text: str, /) -> None:
+            parts.append(text)
+
+    yield Parts()
+    try:
+        storage.replace(target, "".join(parts).encode("utf-8", "surrogateescape"))
+    except OSError as error:
+        raise UserError(f"out={out}: {error.strerror or error}") from error
+
+
+def _write(
+    config: SampleConfig, compute: Compute, model: GPT, tokenizer: Tokenizer, prompt: str, ids: list[int], sink: Sink
+) -> None:
+    """All samples, made together; the first is written as it comes if that is wanted."""
+    sampler = Sampler(config.temperature, config.top_k, config.top_p)
+    draws = Draws(config.seed, config.num_samples)
+    live = config.stream and config.out is None and config.num_samples == 1
+    with compute.autocast():
+        columns = generate(model, ids, config.max_new_tokens, sampler, draws, config.num_samples)
+        if live:
+            _stream(prompt, cut_at(text_of(columns, 0, tokenizer.text_stream()), config.stop), sink)
+            return
+        made = list(tqdm(columns, total=config.max_new_tokens, unit="token", disable=None, leave=False, delay=0.5))
+    for row in range(config.num_samples):
+        text = "".join(cut_at(text_of(iter(made), row, tokenizer.text_stream()), config.stop))
+        if row:
+            sink.write("\n")
+        sink.write(prompt + text)
+
+
+def _stream(prompt: str, pieces: Iterator[str], sink: Sink) -> None:
+    sink.write(prompt)
+    for piece in pieces:
+        sink.write(piece)
+        sys.stdout.flush()

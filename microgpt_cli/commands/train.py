@@ -1,0 +1,339 @@
+"""`microgpt train`: text in, a run's folder out."""
+
+import dataclasses
+import platform
+import shlex
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from microgpt_cli import __version__, randomness
+from microgpt_cli.commands import Invocation
+from microgpt_cli.commands.console import bytes_bar, duration, thousands
+from microgpt_cli.config import TrainConfig, from_json, leaves
+from microgpt_cli.data.baselines import Baselines, baselines
+from microgpt_cli.data.corpus import open_corpus
+from microgpt_cli.data.tokenizers import Tokenizer
+from microgpt_cli.data.tokens import Splits, build_tokenizer, encode, split
+from microgpt_cli.errors import Interrupted, RunStopped, UserError
+from microgpt_cli.generation.generate import generate, text_of
+from microgpt_cli.generation.sampling import Draws, Sampler
+from microgpt_cli.model.accounting import total_parameters
+from microgpt_cli.model.gpt import GPT
+from microgpt_cli.runs import folder as layout
+from microgpt_cli.runs import plots, storage
+from microgpt_cli.training import checkpoint, metrics
+from microgpt_cli.training.device import Compute, choose
+from microgpt_cli.training.trainer import Evaluated, Logged, Saved, State, Stepped, Trainer, Warned
+
+SAMPLE_TOKENS, LAST_SAMPLE_TOKENS = 150, 500
+SAMPLE_HEADER = "=== step {} ==="
+# What may change when a run is resumed; the text itself is compared by its checksum.
+CHANGEABLE = {
+    *("max_steps", "log_interval", "eval_interval", "eval_tokens", "checkpoint_interval", "sample_interval"),
+    *("early_stop_patience", "device", "dtype", "compile", "threads", "resume"),
+    *("data.source", "data.path", "data.folder", "data.cache_dir"),
+}
+
+
+def run(config: TrainConfig, invocation: Invocation) -> None:
+    """Train a new run, or go on with an old one."""
+    if config.resume is not None:
+        run_folder = layout.find_run(config.resume, "resume")
+        if not layout.step_folders(run_folder):
+            raise UserError(
+                f"resume={config.resume}: no checkpoint in this folder; give a run's, as in outputs/train/…"
+            )
+        with layout.locked(run_folder):
+            resumed, problems = checkpoint.newest(run_folder)
+            for problem in problems:
+                print(f"warning   {problem}; falling back to step {resumed.step:,}")
+            config = _resumed_config(config, resumed.config, invocation.typed, run_folder)
+            _train(config, invocation, run_folder, resumed)
+        return
+    _train(config, invocation, None, None)
+
+
+def _train(
+    config: TrainConfig, invocation: Invocation, run_folder: Path | None, resumed: checkpoint.Checkpoint | None
+) -> None:
+    compute = choose(config.device, config.dtype, config.compile, config.threads)
+    with bytes_bar("reading the text") as progress:
+        corpus = open_corpus(config.data, progress)
+        cache = Path(config.data.cache_dir)
+        tokenizer = resumed.tokenizer if resumed else build_tokenizer(config.tokenizer, corpus, cache, progress)
+        ids, text_sha256 = encode(corpus, tokenizer, cache, progress)
+    splits = split(ids, config.data.val_fraction, config.model.block_size)
+    facts = _facts(compute, text_sha256)
+    if resumed is not None:
+        _check_same(resumed, facts)
+        model = checkpoint.build_model(resumed, compute.device)
+    else:
+        torch.manual_seed(randomness.derive(config.seed, randomness.WEIGHTS))
+        model = GPT(config.model, tokenizer.vocab_size).to(compute.device)
+    compare = baselines(splits.train, splits.val, tokenizer.vocab_size)
+
+    if run_folder is not None:  # resumed, and locked already
+        _session(config, run_folder, model, tokenizer, splits, compute, facts, compare, corpus.name, resumed)
+        return
+    run_folder = layout.create(config.out_dir, invocation.sweep_dir)
+    with layout.locked(run_folder):
+        if invocation.hydra_files:
+            (run_folder / ".hydra").mkdir(exist_ok=True)
+            for name, text in invocation.hydra_files.items():
+                (run_folder / ".hydra" / name).write_text(text, encoding="utf-8")
+        storage.replace(run_folder / layout.TOKENIZER, storage.json_bytes(tokenizer.to_json()))
+        storage.replace(run_folder / layout.CONFIG, storage.json_bytes(dataclasses.asdict(config)))
+        _session(config, run_folder, model, tokenizer, splits, compute, facts, compare, corpus.name, None)
+
+
+def _facts(compute: Compute, text_sha256: str) -> dict[str, Any]:
+    """What a checkpoint notes about where it was made: bits can be equal only where these are."""
+    return {
+        "text_sha256": text_sha256,
+        "microgpt": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name(compute.device) if compute.device.type == "cuda" else compute.device.type,
+        "dtype": str(compute.dtype).removeprefix("torch."),
+        "threads": compute.threads,
+    }
+
+
+def _check_same(resumed: checkpoint.Checkpoint, facts: dict[str, Any]) -> None:
+    """Refuse another text; say so when bits can't be equal."""
+    if resumed.meta["text_sha256"] != facts["text_sha256"]:
+        raise UserError(
+            "resume: the text has changed since the run began (its checksum is another); "
+            "give the old text with data.path=, or start a new run"
+        )
+    changed = [f"{k} {resumed.meta[k]} → {v}" for k, v in facts.items() if k != "text_sha256" and resumed.meta[k] != v]
+    if changed:
+        print(f"note      not bit for bit what one uninterrupted run gives: {', '.join(changed)}")
+
+
+def _resumed_config(typed: TrainConfig, stored: TrainConfig, names: tuple[str, ...], run_folder: Path) -> TrainConfig:
+    """The config of the run, with those of the typed keys that may change.
+
+    Raises:
+        UserError: a typed key that may not change has another value than the run's.
+    """
+    old, new = dataclasses.asdict(stored), dataclasses.asdict(typed)
+    refused = []
+    for leaf in leaves(TrainConfig):
+        node, _, key = leaf.name.rpartition(".")
+        told = {leaf.name, node, "experiment"} | ({"arch"} if node == "model" else set())
+        before, after = (old[node], new[node]) if node else (old, new)
+        if not told & set(names) or before[key] == after[key] or leaf.name in ("resume", "out_dir"):
+            continue
+        if leaf.name in CHANGEABLE:
+            before[key] = after[key]
+        else:
+            refused.append(f"{leaf.name}={after[key]} (the run has {before[key]})")
+    if refused:
+        raise UserError(
+            f"resume={run_folder}: can't be changed in a run: {', '.join(refused)}; leave it out, or start a new run"
+        )
+    return from_json(TrainConfig, old, str(run_folder / layout.CONFIG))
+
+
+def _session(
+    config: TrainConfig,
+    run_folder: Path,
+    model: GPT,
+    tokenizer: Tokenizer,
+    splits: Splits,
+    compute: Compute,
+    facts: dict[str, Any],
+    compare: Baselines,
+    text_name: str,
+    resumed: checkpoint.Checkpoint | None,
+) -> None:
+    """Train in a folder that is locked and holds `config.json` and `tokenizer.json`."""
+    trainer = Trainer(run_folder, config, model, splits, compute, facts, resumed)
+    if resumed is not None:
+        if trainer.is_finished and trainer.state.evaluated_step == trainer.state.step:
+            raise UserError(
+                f"resume={run_folder}: finished already, at step {trainer.state.step:,}; "
+                f"to go on, give more steps: max_steps={2 * trainer.state.step}"
+            )
+        storage.replace(run_folder / layout.CONFIG, storage.json_bytes(dataclasses.asdict(config)))
+        _drop_samples_after(run_folder / layout.SAMPLES, trainer.state.step)
+    layout.point_latest(run_folder)
+    _introduce(trainer, tokenizer, compare, text_name)
+    status = "failed"
+    try:
+        with _stop_signals(trainer):
+            _drive(trainer, tokenizer, compare)
+        status = "interrupted" if trainer.stop_signal else "stopped_early" if trainer.stopped_early else "finished"
+    except RunStopped as stopped:
+        raise RunStopped(f"{stopped}. What was saved is kept: {run_folder}") from None
+    finally:
+        _write_result(trainer, status)
+        plots.draw_loss(
+            run_folder / layout.PLOT, metrics.read(run_folder / layout.METRICS), dataclasses.asdict(compare)
+        )
+    resume = f"microgpt train resume={shlex.quote(str(run_folder))}"
+    if trainer.stop_signal is not None:
+        where = f"stopped at step {trainer.state.step:,}, saved"
+        raise Interrupted(f"{where}; go on with: {resume}", trainer.stop_signal)
+    _conclude(trainer, tokenizer, compare)
+
+
+def _introduce(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines, text_name: str) -> None:
+    """What was chosen and why, and what loss to compare with."""
+    config, splits, reasons = trainer.config, trainer.splits, trainer.compute.reasons
+    size = config.model
+    total = len(splits.train) + len(splits.val)
+    unit = {"char": "characters", "byte": "bytes"}[tokenizer.kind]
+    print(f"text      {text_name}: {total:,} {unit}, {tokenizer.vocab_size} different")
+    held = (
+        f"evaluated on {trainer.eval_tokens:,} of them"
+        if trainer.eval_tokens < len(splits.val) - 1
+        else "all evaluated"
+    )
+    print(f"split     {len(splits.train):,} to learn from, the last {len(splits.val):,} held out, {held}")
+    print(
+        f"model     {total_parameters(trainer.model):,} parameters: {size.n_layer} layers, {size.n_head} heads, "
+        f"{size.n_embd} wide, context {size.block_size}"
+    )
+    for name in ("device", "dtype", "compile", "threads"):
+        print(f"{name:9} {reasons[name]}")
+    print(
+        f"compare   a loss of {compare.uniform:.3f} is guessing (ln {tokenizer.vocab_size}), {compare.unigram:.3f} is "
+        f"counting {unit}, {compare.bigram:.3f} counting pairs of them"
+    )
+    began = f", from step {trainer.state.step:,}" if trainer.state.step else ""
+    print(f"run       {trainer.run_folder}{began}", flush=True)
+
+
+@contextmanager
+def _stop_signals(trainer: Trainer) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM finish the micro-step and save; a second one ends at once."""
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        if trainer.stop_signal is not None:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        trainer.stop_signal = number
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals go to the main thread, which is not ours
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _drive(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines) -> None:
+    """Run the trainer and show what happens: one bar, and lines above it."""
+    config, state = trainer.config, trainer.state
+    loss = float("nan")
+    with tqdm(
+        total=config.max_steps,
+        initial=state.step,
+        disable=None,
+        desc="step",
+        bar_format="{desc} {n_fmt}/{total_fmt} {bar} {elapsed} ETA {remaining}{postfix}",
+        smoothing=0.05,
+    ) as bar:
+        for event in trainer.run():
+            match event:
+                case Stepped(step):
+                    bar.update()
+                    if config.sample_interval and step % config.sample_interval == 0 and step < config.max_steps:
+                        text = sample_text(trainer.model, tokenizer, SAMPLE_TOKENS, config.seed, step)
+                        _append_sample(trainer.run_folder / layout.SAMPLES, step, text)
+                        bar.write("          " + " ".join(text.split())[:100])
+                case Logged(_, loss, learning_rate, _, tokens_per_sec):
+                    bar.set_postfix_str(
+                        f"loss {loss:.3f}, lr {learning_rate:.1e}, {thousands(tokens_per_sec)} tokens/s", refresh=False
+                    )
+                case Evaluated(step, val_loss, is_best):
+                    verdict = (
+                        "best so far" if is_best else f"best {state.best_val_loss:.4f} at step {state.best_step:,}"
+                    )
+                    bar.write(f"step {step:>6,}  val_loss {val_loss:.4f}  train {loss:.4f}  {verdict}")
+                case Warned(message):
+                    bar.write(f"warning   {message}")
+                case Saved():
+                    pass
+
+
+def sample_text(model: GPT, tokenizer: Tokenizer, tokens: int, seed: int, step: int) -> str:
+    """A text that a model writes from nothing, as it stands at a step of its training."""
+    was_training = model.training
+    model.eval()
+    try:
+        columns = generate(model, [tokenizer.start_id], tokens, Sampler(temperature=0.8), Draws(seed, 1, step))
+        return "".join(text_of(columns, 0, tokenizer.text_stream()))
+    finally:
+        model.train(was_training)
+
+
+def _append_sample(path: Path, step: int, text: str) -> None:
+    with path.open("a", encoding="utf-8", newline="") as file:
+        file.write(f"{SAMPLE_HEADER.format(step)}\n{text}\n\n")
+
+
+def _drop_samples_after(path: Path, step: int) -> None:
+    """Cut off the samples that an interrupted run wrote after the checkpoint that it is resumed from."""
+    if not path.exists():
+        return
+    text = path.read_bytes().decode("utf-8")
+    head, _, _ = SAMPLE_HEADER.partition("{}")
+    for part in text.split(f"{head}")[1:]:
+        number = part.partition(" ")[0]
+        if number.isdecimal() and int(number) > step:
+            text = text[: text.index(SAMPLE_HEADER.format(number))]
+            break
+    storage.replace(path, text.encode("utf-8"))
+
+
+def _write_result(trainer: Trainer, status: str) -> None:
+    state: State = trainer.state
+    seconds = state.train_seconds
+    result = {
+        "status": status,
+        "step": state.step,
+        "val_loss": state.val_loss,
+        "val_tokens": trainer.eval_tokens,
+        "best_val_loss": state.best_val_loss,
+        "best_step": state.best_step,
+        "tokens": state.tokens,
+        "seconds": round(seconds, 3),
+        "tokens_per_sec": round(state.tokens / seconds, 1) if seconds else None,
+        "parameters": total_parameters(trainer.model),
+        "device": str(trainer.compute.device),
+        "dtype": str(trainer.compute.dtype).removeprefix("torch."),
+    }
+    storage.replace(trainer.run_folder / layout.RESULT, storage.json_bytes(result))
+
+
+def _conclude(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines) -> None:
+    """The loss, the best step, the time, a sample, and what to type next."""
+    state, run_folder = trainer.state, trainer.run_folder
+    text = sample_text(trainer.model, tokenizer, LAST_SAMPLE_TOKENS, trainer.config.seed, state.step)
+    _append_sample(run_folder / layout.SAMPLES, state.step, text)
+    print(f"\n{text}\n")
+    if trainer.stopped_early:
+        print(f"stopped early: {state.stale_evaluations} evaluations without a better one")
+    assert state.val_loss is not None  # a run that has ended was evaluated
+    gap = state.val_loss - compare.bigram
+    print(
+        f"val_loss {state.val_loss:.4f} after {state.step:,} steps in {duration(state.train_seconds)} "
+        f"({thousands(state.tokens / state.train_seconds)} tokens/s), {abs(gap):.3f} {'below' if gap < 0 else 'above'} "
+        f"the bigram; best {state.best_val_loss:.4f} at step {state.best_step:,}"
+    )
+    print(f"curve     {run_folder / layout.PLOT}")
+    print(f"next      microgpt sample ckpt={shlex.quote(str(run_folder))}")

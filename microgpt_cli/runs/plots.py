@@ -1,0 +1,36 @@
+"""Pictures of a run, drawn from its log. Matplotlib is imported only when something is drawn."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def draw_loss(path: Path, metrics: Sequence[Mapping[str, Any]], baselines: Mapping[str, float]) -> None:
+    """`loss.png`: training and held-out loss against the step, with what counting alone reaches as lines.
+
+    Args:
+        path: where to write the PNG.
+        metrics: the lines of `metrics.jsonl`.
+        baselines: name → nats a token.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    for key, label, style in (
+        ("loss", "train", {"alpha": 0.6}),
+        ("val_loss", "held out", {"marker": "o", "markersize": 4}),
+    ):
+        points = [(line["step"], line[key]) for line in metrics if key in line]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, **style)
+    left = axes.get_xlim()[0]
+    for name, value in baselines.items():
+        axes.axhline(value, color="grey", linewidth=0.8, linestyle=":")
+        axes.text(left, value, f" {name} {value:.3f}", va="bottom", fontsize=8, color="grey")
+    axes.set(xlabel="step", ylabel="loss, nats a token", title=path.parent.name)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
+    axes.grid(alpha=0.2)
+    FigureCanvasAgg(figure).print_png(str(path))

@@ -1,0 +1,85 @@
+"""Device, precision, threads, compilation: choose, and say why."""
+
+import contextlib
+from dataclasses import dataclass
+
+import torch
+
+from microgpt_cli.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and how to compute, each choice with its reason."""
+
+    device: torch.device
+    dtype: torch.dtype  # of the matrix products; weights stay float32
+    compile: bool
+    compile_may_fail: bool  # go on without, if it does
+    threads: int
+    reasons: dict[str, str]  # "device" → "cpu: no GPU found"
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """A context in which matrix products run in `dtype`."""
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+
+def choose(device: str, dtype: str, compile: str = "false", threads: int | None = None) -> Compute:
+    """Turn `auto` into what this machine does best, and set torch's number of threads.
+
+    Raises:
+        UserError: what was asked for is not here.
+    """
+    place, why_device = _device(device)
+    kind, why_dtype = _dtype(dtype, place)
+    compiled, why_compile = _compile(compile, place)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    count = torch.get_num_threads()
+    reasons = {
+        "device": f"{place}: {why_device}",
+        "dtype": f"{str(kind).removeprefix('torch.')}: {why_dtype}",
+        "compile": f"{'yes' if compiled else 'no'}: {why_compile}",
+        "threads": f"{count}: {'as asked' if threads else 'as many as torch finds cores'}",
+    }
+    return Compute(place, kind, compiled, compile == "auto", count, reasons)
+
+
+def _device(wanted: str) -> tuple[torch.device, str]:
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if wanted == "auto":
+        if cuda:
+            return torch.device("cuda"), torch.cuda.get_device_name()
+        return (torch.device("mps"), "Apple's GPU") if mps else (torch.device("cpu"), "no GPU found")
+    name, _, index = wanted.partition(":")
+    if name == "cuda" and not cuda:
+        raise UserError(f"device={wanted}: torch finds no CUDA GPU here; try device=cpu")
+    if name == "cuda" and index and int(index) >= torch.cuda.device_count():
+        raise UserError(f"device={wanted}: there are {torch.cuda.device_count()} GPUs, numbered from 0")
+    if name == "mps" and not mps:
+        raise UserError(f"device={wanted}: torch finds no Apple GPU here; try device=cpu")
+    return torch.device(wanted), "as asked"
+
+
+def _dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
+    if wanted == "float16" and device.type == "cpu":
+        raise UserError("dtype=float16: needs a GPU; try dtype=bfloat16 or float32 on a CPU")
+    if wanted != "auto":
+        return DTYPES[wanted], "as asked"
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16, "this GPU multiplies it fast, and it needs no loss scaling"
+        return torch.float16, "this GPU has no bfloat16; the loss is scaled"
+    return torch.float32, "the safe choice here"
+
+
+def _compile(wanted: str, device: torch.device) -> tuple[bool, str]:
+    if wanted != "auto":
+        return wanted == "true", "as asked"
+    if device.type == "cuda":
+        return True, "pays on a GPU"
+    return False, "costs more than it saves here"

@@ -1,0 +1,40 @@
+"""`metrics.jsonl` and `timings.jsonl`: one JSON object a line, appended as the run goes.
+
+What depends on the clock stands in `timings.jsonl` alone, so that equal runs have equal metrics.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+class JsonLines:
+    """A file that grows by lines.
+
+    Args:
+        path: the file.
+        size_bytes: on resuming, how much of it belongs to the past; what an interrupted run wrote after is cut off.
+    """
+
+    def __init__(self, path: Path, size_bytes: int = 0) -> None:
+        self._file = path.open("ab")
+        self._file.truncate(min(size_bytes, self._file.seek(0, os.SEEK_END)))
+        self._file.seek(0, os.SEEK_END)
+
+    def append(self, **fields: Any) -> None:
+        """Write one line. NaN and infinity are refused: they are not JSON."""
+        self._file.write(json.dumps(fields, allow_nan=False).encode() + b"\n")
+        self._file.flush()
+
+    def size_bytes(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """All lines of a file; a torn last line, left by a crash, is passed over."""
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    return [json.loads(line) for line in lines[:-1] if line]

@@ -1,0 +1,20 @@
+"""The learning rate as a pure function of the step."""
+
+import math
+
+from microgpt_cli.config import OptimConfig
+
+
+def lr_at(step: int, max_steps: int, config: OptimConfig) -> float:
+    """The learning rate of the update that follows `step` finished ones.
+
+    Rises linearly over `warmup_steps`, never from 0, then stays, or falls to `min_learning_rate` at the last update.
+    """
+    peak, low = config.learning_rate, config.min_learning_rate
+    if step < config.warmup_steps:
+        return peak * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return peak
+    done = min(1.0, (step - config.warmup_steps) / max(1, max_steps - 1 - config.warmup_steps))
+    left = 1.0 - done if config.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+    return low + (peak - low) * left

@@ -1,0 +1,337 @@
+"""The loop: step, log, evaluate, save, stop.
+
+It never prints: `Trainer.run()` yields what happened, and whoever drives it shows that to a person. All that a run
+needs to go on stands in `State` and the weights; every draw is a function of the seed and the step, so a run that was
+stopped anywhere and resumed ends with the same bits as one that was not.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from microgpt_cli import randomness
+from microgpt_cli.config import TrainConfig
+from microgpt_cli.data.tokens import Splits, batch, windows
+from microgpt_cli.errors import RunStopped
+from microgpt_cli.model.gpt import GPT
+from microgpt_cli.runs import folder as layout
+from microgpt_cli.training import checkpoint
+from microgpt_cli.training.device import Compute
+from microgpt_cli.training.metrics import JsonLines
+from microgpt_cli.training.optimizers import AdamW, total_norm
+from microgpt_cli.training.schedule import lr_at
+
+EVAL_TOKENS = 1 << 20  # evaluated on by default at most: 1,048,576
+EVAL_BATCH_TOKENS = 1 << 13  # in one forward pass of an evaluation, about
+FIRST_LOSS_SCALE, LOSS_SCALE_GROWTH_STEPS = 2.0**16, 2000  # as torch.amp.GradScaler has them
+MAX_SKIPPED_STEPS = 20  # float16 steps in a row whose gradient overflowed
+
+
+@dataclass
+class State:
+    """What a run has come to."""
+
+    step: int = 0  # finished optimizer steps
+    tokens: int = 0
+    val_loss: float | None = None
+    evaluated_step: int = 0  # the step that val_loss belongs to
+    best_val_loss: float | None = None
+    best_step: int | None = None
+    stale_evaluations: int = 0  # since the best one
+    unlogged: list[tuple[float, float]] = field(default_factory=list)  # (loss, grad_norm) since the last log line
+    train_seconds: float = 0.0  # in steps, evaluation and saving left out
+    loss_scale: float = 1.0  # float16 only
+    steps_at_scale: int = 0  # since it last changed
+    metrics_bytes: int = 0  # how long the log files were
+    timings_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """An optimizer step was made."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class Logged:
+    """A line was added to `metrics.jsonl`: means over the steps since the last one."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens_per_sec: float
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The held-out windows were evaluated."""
+
+    step: int
+    val_loss: float
+    is_best: bool
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint was published."""
+
+    step: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something went otherwise than asked, and the run goes on."""
+
+    message: str
+
+
+Event = Stepped | Logged | Evaluated | Saved | Warned
+
+
+class Trainer:
+    """Trains a model in a run's folder, whose lock the caller holds.
+
+    Args:
+        run: the run's folder; `config.json` and `tokenizer.json` lie there.
+        config: how to train.
+        model: on the device of `compute`.
+        splits: token ids.
+        compute: device, precision, compilation.
+        facts: what each checkpoint shall note beside the state: hashes, versions.
+        resumed: the checkpoint to go on from, if the run is not a new one.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        config: TrainConfig,
+        model: GPT,
+        splits: Splits,
+        compute: Compute,
+        facts: dict[str, Any],
+        resumed: checkpoint.Checkpoint | None = None,
+    ) -> None:
+        self.run_folder, self.config, self.model, self.compute = run, config, model, compute
+        self.splits, self.facts = splits, facts
+        self.optimizer = AdamW(model.named_parameters(), config.optim)
+        self.state = State(loss_scale=FIRST_LOSS_SCALE if compute.dtype == torch.float16 else 1.0)
+        self.stop_signal: int | None = None  # set by whoever wants the run to stop; it stops within a micro-step
+        if resumed is not None:
+            checkpoint.copy_tensors(resumed.optim, self.optimizer.state(), resumed.path / checkpoint.OPTIM)
+            self.state = State(**resumed.meta["state"])
+        self._pending: list[tuple[Tensor, Tensor]] = []  # (loss, grad_norm) on the device, not yet looked at
+        self._finite = torch.ones((), dtype=torch.bool, device=compute.device)  # whether the last step was
+        self._saved_step = self.state.step if resumed is not None else None
+        self._logged_at = (self.state.step, self.state.train_seconds)
+        self._forward: Any = torch.compile(model) if compute.compile else model
+
+    @property
+    def eval_tokens(self) -> int:
+        """How many held-out tokens an evaluation predicts."""
+        wanted = self.config.eval_tokens or EVAL_TOKENS
+        return min(wanted, len(self.splits.val) - 1)
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the held-out loss has not improved for as long as the config allows."""
+        patience = self.config.early_stop_patience
+        return patience is not None and self.state.stale_evaluations >= patience
+
+    @property
+    def is_finished(self) -> bool:
+        return self.state.step >= self.config.max_steps or self.stopped_early
+
+    def run(self) -> Iterator[Event]:
+        """Train until the last step, an early stop, or a stop signal; the last checkpoint is published before it ends.
+
+        Raises:
+            RunStopped: a loss or a gradient is not finite; checkpoints are as they were.
+        """
+        # Opening them cuts off what a run that died had logged after its last checkpoint.
+        self.metrics = JsonLines(self.run_folder / layout.METRICS, self.state.metrics_bytes)
+        self.timings = JsonLines(self.run_folder / layout.TIMINGS, self.state.timings_bytes)
+        try:
+            finished = False
+            while not finished:
+                if self._due(self.config.eval_interval) and self.state.evaluated_step != self.state.step:
+                    yield from self._evaluate()
+                finished = self.is_finished or self.stop_signal is not None
+                if self._saved_step != self.state.step and (finished or self._save_due()):
+                    yield self._save()
+                if not finished:
+                    yield from self._step()
+        finally:
+            self.metrics.close()
+            self.timings.close()
+
+    def _due(self, interval: int) -> bool:
+        step = self.state.step
+        return step > 0 and (step >= self.config.max_steps or (interval > 0 and step % interval == 0))
+
+    def _save_due(self) -> bool:
+        step, interval = self.state.step, self.config.checkpoint_interval
+        at_best = self.state.best_step == step and step > 0
+        return at_best or (interval > 0 and step > 0 and step % interval == 0)
+
+    def _step(self) -> Iterator[Event]:
+        """One optimizer step over `grad_accum_steps` micro-batches; given up between two of them on a stop signal."""
+        config, state, optimizer = self.config, self.state, self.optimizer
+        began = time.perf_counter()
+        B, T, micro_batches = config.batch_size, config.model.block_size, config.grad_accum_steps
+        # The windows of a step are drawn together, so that they don't depend on how it is cut into micro-batches.
+        idx, targets = batch(self.splits.train, B * micro_batches, T, config.seed, state.step)
+        optimizer.zero_grad()
+        loss = torch.zeros((), device=self.compute.device)
+        for micro in range(micro_batches):
+            if self.stop_signal is not None:
+                return
+            if config.model.dropout > 0:
+                torch.manual_seed(
+                    randomness.derive(config.seed, randomness.DROPOUT, state.step * micro_batches + micro)
+                )
+            rows = slice(micro * B, (micro + 1) * B)
+            try:
+                micro_loss = self._loss(self._forward, idx[rows], targets[rows])
+                (micro_loss * (state.loss_scale / micro_batches)).backward()
+            except Exception as error:
+                if self._forward is self.model or not self.compute.compile_may_fail or state.step != self._logged_at[0]:
+                    raise
+                self._forward = self.model
+                reason = str(error).strip().splitlines()[0]
+                yield Warned(f"torch.compile failed, going on without it: {reason}")
+                return
+            loss += micro_loss.detach() / micro_batches
+        learning_rate = lr_at(state.step, config.max_steps, config.optim)
+        norm = total_norm(optimizer.grads()) / state.loss_scale
+        clip = torch.clamp(norm / config.optim.grad_clip, min=1.0) if config.optim.grad_clip else torch.ones_like(norm)
+        finite = torch.isfinite(loss) & torch.isfinite(norm)
+        if self._pending:  # nothing is updated after a step that was not finite, even before that is looked at
+            finite &= self._finite
+        self._finite = finite
+        optimizer.step(learning_rate, clip * state.loss_scale, (~finite).float())
+        self._pending.append((loss, norm))
+        state.step += 1
+        state.tokens += B * micro_batches * T
+        if self.compute.device.type == "cpu" or self.compute.dtype == torch.float16 or self._look_due():
+            self._look()
+        state.train_seconds += time.perf_counter() - began
+        if state.step % config.log_interval == 0:
+            yield self._log(learning_rate)
+        yield Stepped(state.step)
+
+    def _loss(self, forward: Any, idx: Tensor, targets: Tensor) -> Tensor:
+        device = self.compute.device
+        with self.compute.autocast():
+            _, loss = forward(idx.to(device, non_blocking=True), targets.to(device, non_blocking=True))
+        assert isinstance(loss, Tensor)
+        return loss
+
+    def _look_due(self) -> bool:
+        """Whether something that follows this step needs to know its numbers."""
+        step, config = self.state.step, self.config
+        return step % config.log_interval == 0 or self._due(config.eval_interval) or self._save_due()
+
+    def _look(self) -> None:
+        """Fetch the losses and norms that are still on the device, and stop the run if one is not finite."""
+        state, config = self.state, self.config
+        if not self._pending:
+            return
+        numbers = torch.stack([torch.stack(pair) for pair in self._pending]).tolist()
+        first = state.step - len(self._pending)
+        self._pending.clear()
+        for offset, (loss, norm) in enumerate(numbers):
+            if math.isfinite(loss) and math.isfinite(norm):
+                state.unlogged.append((loss, norm))
+            elif (
+                self.compute.dtype == torch.float16
+                and math.isfinite(loss)
+                and state.loss_scale > 2.0**-MAX_SKIPPED_STEPS
+            ):
+                state.loss_scale, state.steps_at_scale = state.loss_scale / 2, 0  # the update was left out
+                return
+            else:
+                rate = lr_at(first + offset, config.max_steps, config.optim)
+                raise RunStopped(
+                    f"step {first + offset + 1}: loss {loss:g}, gradient norm {norm:g} at learning rate {rate:g}; "
+                    f"stopped before the update. Try optim.learning_rate={rate / 3:.2g}"
+                    + ("" if config.optim.grad_clip else " or optim.grad_clip=1")
+                )
+        if self.compute.dtype == torch.float16:
+            state.steps_at_scale += 1
+            if state.steps_at_scale >= LOSS_SCALE_GROWTH_STEPS:
+                state.loss_scale, state.steps_at_scale = state.loss_scale * 2, 0
+
+    def _log(self, learning_rate: float) -> Logged:
+        state = self.state
+        self._look()
+        losses, norms = zip(*state.unlogged, strict=True) if state.unlogged else ((math.inf,), (math.inf,))
+        loss, norm = math.fsum(losses) / len(losses), math.fsum(norms) / len(norms)
+        state.unlogged.clear()
+        steps, seconds = state.step - self._logged_at[0], state.train_seconds - self._logged_at[1]
+        self._logged_at = (state.step, state.train_seconds)
+        speed = steps * state.tokens / state.step / seconds
+        if state.step and math.isfinite(loss):
+            self.metrics.append(
+                step=state.step, tokens=state.tokens, loss=loss, learning_rate=learning_rate, grad_norm=norm
+            )
+            self.timings.append(step=state.step, seconds=round(state.train_seconds, 6), tokens_per_sec=round(speed, 1))
+        return Logged(state.step, loss, learning_rate, norm, speed)
+
+    def _evaluate(self) -> Iterator[Event]:
+        """The mean loss over the fixed windows; given up between two batches of them on a stop signal."""
+        self._look()
+        total, count = 0.0, 0
+        for loss, tokens in evaluate(self.model, self.splits.val[: self.eval_tokens + 1], self.compute):
+            total, count = total + loss, count + tokens
+            if self.stop_signal is not None:
+                return
+        state = self.state
+        state.val_loss, state.evaluated_step = total / count, state.step
+        is_best = state.best_val_loss is None or state.val_loss < state.best_val_loss
+        if is_best:
+            state.best_val_loss, state.best_step, state.stale_evaluations = state.val_loss, state.step, 0
+        else:
+            state.stale_evaluations += 1
+        self.metrics.append(step=state.step, tokens=state.tokens, val_loss=state.val_loss)
+        yield Evaluated(state.step, state.val_loss, is_best)
+
+    def _save(self) -> Saved:
+        self._look()
+        state = self.state
+        state.metrics_bytes, state.timings_bytes = self.metrics.size_bytes(), self.timings.size_bytes()
+        meta = {**self.facts, "state": asdict(state)}
+        path = checkpoint.save(self.run_folder, state.step, self.model, self.optimizer.state(), meta, state.best_step)
+        self._saved_step = state.step
+        return Saved(state.step, path)
+
+
+@torch.no_grad()
+def evaluate(model: GPT, ids: Tensor, compute: Compute, batch_size: int | None = None) -> Iterator[tuple[float, int]]:
+    """The loss of a model over fixed windows of `ids`, end to end: every id but the first is predicted once.
+
+    Args:
+        batch_size: windows in a forward pass; by default as many as make 8,192 tokens.
+
+    Yields:
+        The sum of nats of some windows, and how many tokens they predict.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        T = model.config.block_size
+        for idx, targets in windows(ids, batch_size or max(1, EVAL_BATCH_TOKENS // T), T):
+            with compute.autocast():
+                _, loss = model(idx.to(compute.device), targets.to(compute.device))
+            assert loss is not None
+            yield loss.item() * targets.numel(), targets.numel()
+    finally:
+        model.train(was_training)

@@ -1,0 +1,109 @@
+"""What the tests share: a small text, a way to run the command in-process, and one small trained run."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from microgpt_cli import cli
+from microgpt_cli.config import ModelConfig, OptimConfig
+
+torch.set_num_threads(1)
+
+TEXT = "The quick brown fox jumps over the lazy dog.\nPack my box with five dozen liquor jugs!\n" * 60
+TINY = ["model.n_layer=1", "model.n_head=2", "model.n_embd=16", "model.block_size=8", "batch_size=4", "device=cpu"]
+SIZES = sorted(path.stem for path in (cli.CONF / "model").glob("*.yaml"))
+ARCHES = sorted(path.stem for path in (cli.CONF / "arch").glob("*.yaml"))
+
+
+@dataclass(frozen=True)
+class Ran:
+    status: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test in a folder of its own, away from the person's cache."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+
+
+@pytest.fixture
+def microgpt(capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run a command line in this process."""
+
+    def run(*words: str) -> Ran:
+        capfd.readouterr()
+        try:
+            status = cli.main(words)
+        finally:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+        captured = capfd.readouterr()
+        return Ran(status, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    path = tmp_path / "my.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run: 30 steps of a tiny model on TEXT. Read only: copy it to change it."""
+    home = tmp_path_factory.mktemp("trained")
+    (home / "my.txt").write_text(TEXT, encoding="utf-8")
+    before = Path.cwd()
+    os.chdir(home)
+    try:
+        words = [
+            "train",
+            *TINY,
+            f"data.path={home / 'my.txt'}",
+            "max_steps=30",
+            "eval_interval=10",
+            f"out_dir={home}/run",
+        ]
+        assert cli.main([*words, "sample_interval=10", "checkpoint_interval=10"]) == 0
+    finally:
+        os.chdir(before)
+    return home / "run"
+
+
+@pytest.fixture(scope="session")
+def shakespeare() -> Path:
+    """Tiny Shakespeare, where the environment says it lies."""
+    path = os.environ.get("MICROGPT_SHAKESPEARE")
+    if path is None:
+        pytest.skip("set MICROGPT_SHAKESPEARE to the path of tinyshakespeare.txt")
+    return Path(path)
+
+
+def preset(size: str, arch: str, **changes: object) -> ModelConfig:
+    """A model config as `model=SIZE arch=ARCH` composes it."""
+    values: dict[str, object] = {}
+    for group, choice in (("model", size), ("arch", arch)):
+        values |= yaml.safe_load((cli.CONF / group / f"{choice}.yaml").read_text(encoding="utf-8"))
+    return ModelConfig(**(values | changes))  # type: ignore[arg-type]
+
+
+def optim(**changes: float | int | str) -> OptimConfig:
+    """The AdamW of the defaults, with changes."""
+    values = yaml.safe_load((cli.CONF / "optim" / "adamw.yaml").read_text(encoding="utf-8"))
+    numbers = {
+        name: float(value) if name not in ("schedule", "warmup_steps") else value for name, value in values.items()
+    }
+    return OptimConfig(**(numbers | changes))  # type: ignore[arg-type]

@@ -1,0 +1,77 @@
+"""The formulas against what torch itself counts."""
+
+import pytest
+import torch
+from conftest import ARCHES, SIZES, preset
+from torch.utils.flop_counter import FlopCounterMode
+
+from microgpt_cli.model.accounting import (
+    embedding_parameters,
+    flops_per_token,
+    memory,
+    meta_model,
+    parameter_rows,
+    total_parameters,
+)
+from microgpt_cli.model.gpt import GPT
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize("size", SIZES)
+def test_rows_add_up_to_the_total_at_every_depth(size: str, arch: str) -> None:
+    model = meta_model(preset(size, arch), 65)
+    total = total_parameters(model)
+    rows = parameter_rows(model, depth=3)
+    assert sum(row.count for row in rows if row.depth == 0) == total
+    blocks = next(row.count for row in rows if row.name == "blocks")
+    assert sum(row.count for row in rows if row.depth == 1) == blocks
+    assert all(eval_formula(row.formula) == row.count for row in rows)
+    assert total - embedding_parameters(model) > 0
+
+
+def eval_formula(text: str) -> int:
+    """`4 × 49,792 + 3` → 199171."""
+    if text.startswith("shared"):
+        return 0
+    total = 0
+    for term in text.replace(",", "").split(" + "):
+        product = 1
+        for factor in term.split(" × "):
+            product *= int(factor)
+        total += product
+    return total
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+def test_flops_are_what_the_flop_counter_counts(arch: str) -> None:
+    model = GPT(preset("micro", arch), 65)
+    idx = torch.randint(65, (2, 32))
+    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        _, loss = model(idx, idx)
+        loss.backward()
+    assert flops_per_token(model).value == counter.get_total_flops() // idx.numel()
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_activation_bytes_are_what_autograd_saves(arch: str, batch_size: int) -> None:
+    model = GPT(preset("micro", arch), 65)
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    saved: dict[int, torch.Tensor] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            saved[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    idx, targets = torch.randint(65, (batch_size, 32)), torch.randint(65, (batch_size, 32))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(idx, targets)
+    assert memory(model, batch_size)["activations"].value == sum(t.untyped_storage().nbytes() for t in saved.values())
+
+
+def test_weights_gradients_and_state_are_four_bytes_each() -> None:
+    costs = memory(meta_model(preset("micro", "article"), 65), 16)
+    assert costs["weights"].value == costs["gradients"].value == 4 * 209_729
+    assert costs["optimizer"].value == 8 * 209_729
+    assert all(eval_formula(cost.formula) == cost.value for cost in costs.values())

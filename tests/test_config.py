@@ -1,0 +1,81 @@
+"""Types and ranges live in the dataclasses, values in `conf/`, and no default in both."""
+
+import dataclasses
+import json
+
+import pytest
+from conftest import ARCHES, SIZES, Run, preset
+
+from microgpt_cli import cli
+from microgpt_cli.config import TokenizerConfig, TrainConfig, check_device, from_json, leaves
+from microgpt_cli.errors import UserError
+
+
+@pytest.mark.parametrize("schema", [verb.schema for verb in cli.VERBS.values()])
+def test_no_key_has_a_default_in_its_dataclass(schema: type) -> None:
+    def walk(node: type) -> None:
+        for item in dataclasses.fields(node):
+            assert item.default is dataclasses.MISSING
+            assert item.default_factory is dataclasses.MISSING
+
+    walk(schema)
+    assert all(leaf.meaning for leaf in leaves(schema))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("arch", ARCHES)
+def test_every_size_composes_with_every_kind(size: str, arch: str, microgpt: Run) -> None:
+    ran = microgpt("params", f"model={size}", f"arch={arch}", "format=json")
+    assert ran.status == 0
+    assert json.loads(ran.out)["total"] > 0
+
+
+@pytest.mark.parametrize("path", sorted((cli.CONF / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_experiment_composes_and_says_how_to_run_it(path, microgpt: Run) -> None:
+    assert f"# microgpt train experiment={path.stem} " in path.read_text(encoding="utf-8")
+    assert microgpt("train", f"experiment={path.stem}", "data=shakespeare", "--cfg", "job").status == 0
+
+
+@pytest.mark.parametrize(("group", "choice"), [(p.parent.name, p.stem) for p in sorted(cli.CONF.glob("*/[!_]*.yaml"))])
+def test_every_choice_composes(group: str, choice: str, microgpt: Run) -> None:
+    assert microgpt("train", f"{group}={choice}", "--cfg", "job").status == 0
+
+
+def test_an_experiment_wins_over_defaults_and_loses_to_what_is_typed(microgpt: Run) -> None:
+    plain = microgpt("train", "experiment=nanogpt_cpu", "--cfg", "job").out
+    assert "n_embd: 128" in plain
+    assert "batch_size: 12" in plain
+    typed = microgpt("train", "batch_size=5", "model=small", "experiment=nanogpt_cpu", "--cfg", "job").out
+    assert "n_embd: 384" in typed
+    assert "batch_size: 5" in typed
+
+
+def test_heads_that_do_not_divide_the_width_name_both_and_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"model\.n_embd=65.*model\.n_head=4.*64 or 68"):
+        preset("micro", "article", n_embd=65)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "cpu:0", ""])
+def test_devices_that_are_none(device: str) -> None:
+    with pytest.raises(UserError, match="device="):
+        check_device(device)
+
+
+def test_from_json_names_what_is_wrong() -> None:
+    good = {"kind": "char", "unknown": "error"}
+    assert from_json(TokenizerConfig, good, "f") == TokenizerConfig("char", "error")
+    for bad, says in (
+        ({"kind": "char"}, "tokenizer.unknown is missing"),
+        (good | {"x": 1}, "tokenizer.x is unknown"),
+        (good | {"kind": 3}, "tokenizer.kind=3 must be of type str"),
+        ([], "must be an object"),
+        (good | {"kind": "${oc.env:HOME}"}, "choose one of"),
+    ):
+        with pytest.raises(UserError, match=says):
+            from_json(TokenizerConfig, bad, "f", "tokenizer.")
+
+
+def test_a_stored_config_comes_back(trained) -> None:
+    stored = json.loads((trained / "config.json").read_text(encoding="utf-8"))
+    config = from_json(TrainConfig, stored, "f")
+    assert dataclasses.asdict(config) == stored
