@@ -13,10 +13,15 @@ from microgpt_cli.data import tokens
 from microgpt_cli.data.baselines import baselines
 from microgpt_cli.data.corpus import Corpus
 from microgpt_cli.data.tokenizers import ByteTokenizer
-from microgpt_cli.data.tokens import batch, build_tokenizer, encode, split, windows
+from microgpt_cli.data.tokens import build_tokenizer, draw_starts, encode, split, take, windows
 from microgpt_cli.errors import UserError
 
 CHAR = TokenizerConfig("char", "error")
+
+
+def batch(ids: torch.Tensor, batch_size: int, block_size: int, seed: int, step: int, rank: int = 0):
+    """The windows of a step, as training draws them."""
+    return take(ids, draw_starts(len(ids), batch_size, block_size, seed, step, rank), block_size)
 
 
 def test_a_batch_is_a_function_of_seed_step_and_rank() -> None:

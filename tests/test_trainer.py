@@ -143,8 +143,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_update(
     tmp_path: Path, trained: Path, value: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = make(tmp_path / "run", trained, max_steps=10, checkpoint_interval=1, log_interval=5)
-    original = trainer._loss
-    monkeypatch.setattr(trainer, "_loss", lambda *a: original(*a) * (value if trainer.state.step == 6 else 1.0))
+    original = trainer.update._backward
+
+    def backward(*args: object) -> torch.Tensor:
+        return original(*args) * (value if trainer.state.step == 6 else 1.0)
+
+    monkeypatch.setattr(trainer.update, "_backward", backward)
     with pytest.raises(RunStopped, match=r"step 7: loss (nan|inf), gradient norm .* at learning rate .*before the upd"):
         list(trainer.run())
     [last, _] = (checkpoint.load(p) for p in layout.step_folders(tmp_path / "run"))
@@ -156,7 +160,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_update(
 def test_a_run_that_gets_no_better_stops_early(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make(tmp_path / "run", trained, max_steps=50, eval_interval=1, early_stop_patience=3)
     losses = iter([2.0, 1.0, 1.5, 1.4, 1.3])
-    monkeypatch.setattr("microgpt_cli.training.trainer.evaluate", lambda *a: iter([(next(losses), 1)]))
+    monkeypatch.setattr("microgpt_cli.training.trainer.evaluate", lambda *a: iter([(torch.tensor(next(losses)), 1)]))
     list(trainer.run())
     assert (trainer.state.step, trainer.state.best_step, trainer.stopped_early) == (5, 2, True)
     assert layout.find_checkpoint(str(tmp_path / "run")).name == "step-00000002"
@@ -165,7 +169,7 @@ def test_a_run_that_gets_no_better_stops_early(tmp_path: Path, trained: Path, mo
 def test_a_compiler_that_fails_costs_one_warning(
     tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(model: GPT) -> Callable[..., object]:
+    def broken(model: GPT, dynamic: bool) -> Callable[..., object]:
         def forward(*args: object) -> object:
             raise RuntimeError("no C++ compiler found\nmore")
 
@@ -173,7 +177,7 @@ def test_a_compiler_that_fails_costs_one_warning(
 
     monkeypatch.setattr(torch, "compile", broken)
     trainer = make(tmp_path / "run", trained, max_steps=2, compile="true")
-    trainer.compute = dataclasses.replace(trainer.compute, compile_may_fail=True)
+    trainer.update.compute = dataclasses.replace(trainer.compute, compile_may_fail=True)
     events = list(trainer.run())
     assert [event for event in events if isinstance(event, Warned)] == [
         Warned("torch.compile failed, going on without it: no C++ compiler found")
@@ -191,7 +195,7 @@ def test_a_stop_during_evaluation_saves_and_leaves_it_to_the_resumed_run(
 
     def stopping(*args: object):
         trainer.stop_signal = signal.SIGINT
-        yield 1.0, 1
+        yield torch.tensor(1.0), 1
 
     monkeypatch.setattr("microgpt_cli.training.trainer.evaluate", stopping)
     events = list(trainer.run())
@@ -209,7 +213,7 @@ def test_evaluation_is_the_mean_over_every_token_whatever_the_batches(trained: P
     def mean(batch_size: int) -> float:
         parts = list(evaluate(model, ids, compute, batch_size))
         assert sum(count for _, count in parts) == 100
-        return sum(loss for loss, _ in parts) / 100
+        return sum(loss.item() for loss, _ in parts) / 100
 
     assert mean(1) == pytest.approx(mean(5), rel=1e-6)
     assert model.training

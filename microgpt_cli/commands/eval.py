@@ -47,8 +47,8 @@ def run(config: EvalConfig, invocation: Invocation) -> None:
     model = checkpoint.build_model(loaded, compute.device).eval()
     nats, tokens, began = 0.0, 0, time.perf_counter()
     with tqdm(total=len(part) - 1, unit="token", unit_scale=True, disable=None, leave=False, delay=0.5) as bar:
-        for loss, count in evaluate(model, part, compute, config.batch_size):
-            nats, tokens = nats + loss, tokens + count
+        for nats_here, count in evaluate(model, part, compute, config.batch_size):
+            nats, tokens = nats + nats_here.item(), tokens + count
             bar.update(count)
     seconds = time.perf_counter() - began
     loss = nats / tokens

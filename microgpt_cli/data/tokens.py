@@ -146,15 +146,19 @@ def split(ids: Tensor, val_fraction: float, block_size: int) -> Splits:
     return Splits(train, val)
 
 
-def batch(ids: Tensor, batch_size: int, block_size: int, seed: int, step: int, rank: int = 0) -> tuple[Tensor, Tensor]:
-    """Random windows of one split, the same for the same (seed, step, rank) whatever was drawn before.
+def draw_starts(count: int, batch_size: int, block_size: int, seed: int, step: int, rank: int = 0) -> Tensor:
+    """Where the random windows of a step begin in `count` ids, (B, 1), whatever was drawn before."""
+    drawn = randomness.generator(seed, randomness.BATCHES, step, rank)
+    return torch.randint(count - block_size, (batch_size, 1), generator=drawn)
+
+
+def take(ids: Tensor, starts: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
+    """The windows of `ids` that begin at `starts` (B, 1), on the device of both.
 
     Returns:
         idx (B, T) and targets (B, T), int64: the targets are one token further on.
     """
-    drawn = randomness.generator(seed, randomness.BATCHES, step, rank)
-    starts = torch.randint(len(ids) - block_size, (batch_size, 1), generator=drawn)  # (B, 1)
-    window = ids[starts + torch.arange(block_size + 1)].long()  # (B, T + 1)
+    window = ids[starts + torch.arange(block_size + 1, device=ids.device)].long()  # (B, T + 1)
     return window[:, :-1], window[:, 1:]
 
 

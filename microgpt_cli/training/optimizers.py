@@ -41,11 +41,11 @@ class AdamW:
             p.grad = None
 
     @torch.no_grad()
-    def step(self, learning_rate: float, divide_by: Tensor, skip: Tensor) -> None:
+    def step(self, learning_rate: float | Tensor, divide_by: Tensor, skip: Tensor) -> None:
         """One update.
 
         Args:
-            learning_rate: of this update.
+            learning_rate: of this update; a float32 () tensor where a CUDA graph shall read it.
             divide_by: what the gradients are divided by first, float32 ().
             skip: 1.0 to leave everything as it is, else 0.0, float32 ().
         """

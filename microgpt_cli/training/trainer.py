@@ -17,15 +17,16 @@ from torch import Tensor
 
 from microgpt_cli import randomness
 from microgpt_cli.config import TrainConfig
-from microgpt_cli.data.tokens import Splits, batch, windows
+from microgpt_cli.data.tokens import Splits, draw_starts, windows
 from microgpt_cli.errors import RunStopped
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.runs import folder as layout
 from microgpt_cli.training import checkpoint
 from microgpt_cli.training.device import Compute
 from microgpt_cli.training.metrics import JsonLines
-from microgpt_cli.training.optimizers import AdamW, total_norm
+from microgpt_cli.training.optimizers import AdamW
 from microgpt_cli.training.schedule import lr_at
+from microgpt_cli.training.update import CompilerFailed, Update
 
 EVAL_TOKENS = 1 << 20  # evaluated on by default at most: 1,048,576
 EVAL_BATCH_TOKENS = 1 << 13  # in one forward pass of an evaluation, about
@@ -128,11 +129,10 @@ class Trainer:
         if resumed is not None:
             checkpoint.copy_tensors(resumed.optim, self.optimizer.state(), resumed.path / checkpoint.OPTIM)
             self.state = State(**resumed.meta["state"])
-        self._pending: list[tuple[Tensor, Tensor]] = []  # (loss, grad_norm) on the device, not yet looked at
-        self._finite = torch.ones((), dtype=torch.bool, device=compute.device)  # whether the last step was
+        self.update = Update(model, self.optimizer, splits.train, config, compute)
+        self._pending: list[Tensor] = []  # (loss, grad_norm) of steps, still on the device and not yet looked at
         self._saved_step = self.state.step if resumed is not None else None
         self._logged_at = (self.state.step, self.state.train_seconds)
-        self._forward: Any = torch.compile(model) if compute.compile else model
 
     @property
     def eval_tokens(self) -> int:
@@ -183,57 +183,31 @@ class Trainer:
         return at_best or (interval > 0 and step > 0 and step % interval == 0)
 
     def _step(self) -> Iterator[Event]:
-        """One optimizer step over `grad_accum_steps` micro-batches; given up between two of them on a stop signal."""
-        config, state, optimizer = self.config, self.state, self.optimizer
+        """One optimizer step, given up between two micro-batches on a stop signal."""
+        config, state = self.config, self.state
         began = time.perf_counter()
-        B, T, micro_batches = config.batch_size, config.model.block_size, config.grad_accum_steps
+        B, T = config.batch_size * config.grad_accum_steps, config.model.block_size
         # The windows of a step are drawn together, so that they don't depend on how it is cut into micro-batches.
-        idx, targets = batch(self.splits.train, B * micro_batches, T, config.seed, state.step)
-        optimizer.zero_grad()
-        loss = torch.zeros((), device=self.compute.device)
-        for micro in range(micro_batches):
-            if self.stop_signal is not None:
-                return
-            if config.model.dropout > 0:
-                torch.manual_seed(
-                    randomness.derive(config.seed, randomness.DROPOUT, state.step * micro_batches + micro)
-                )
-            rows = slice(micro * B, (micro + 1) * B)
-            try:
-                micro_loss = self._loss(self._forward, idx[rows], targets[rows])
-                (micro_loss * (state.loss_scale / micro_batches)).backward()
-            except Exception as error:
-                if self._forward is self.model or not self.compute.compile_may_fail or state.step != self._logged_at[0]:
-                    raise
-                self._forward = self.model
-                reason = str(error).strip().splitlines()[0]
-                yield Warned(f"torch.compile failed, going on without it: {reason}")
-                return
-            loss += micro_loss.detach() / micro_batches
+        starts = draw_starts(len(self.splits.train), B, T, config.seed, state.step)
+        if config.model.dropout > 0:
+            torch.manual_seed(randomness.derive(config.seed, randomness.DROPOUT, state.step))
         learning_rate = lr_at(state.step, config.max_steps, config.optim)
-        norm = total_norm(optimizer.grads()) / state.loss_scale
-        clip = torch.clamp(norm / config.optim.grad_clip, min=1.0) if config.optim.grad_clip else torch.ones_like(norm)
-        finite = torch.isfinite(loss) & torch.isfinite(norm)
-        if self._pending:  # nothing is updated after a step that was not finite, even before that is looked at
-            finite &= self._finite
-        self._finite = finite
-        optimizer.step(learning_rate, clip * state.loss_scale, (~finite).float())
-        self._pending.append((loss, norm))
+        try:
+            done = self.update(starts, learning_rate, state.loss_scale, lambda: self.stop_signal is not None)
+        except CompilerFailed as error:
+            yield Warned(f"torch.compile failed, going on without it: {error}")
+            return
+        if done is None:
+            return
+        self._pending.append(done)
         state.step += 1
-        state.tokens += B * micro_batches * T
+        state.tokens += B * T
         if self.compute.device.type == "cpu" or self.compute.dtype == torch.float16 or self._look_due():
             self._look()
         state.train_seconds += time.perf_counter() - began
         if state.step % config.log_interval == 0:
             yield self._log(learning_rate)
         yield Stepped(state.step)
-
-    def _loss(self, forward: Any, idx: Tensor, targets: Tensor) -> Tensor:
-        device = self.compute.device
-        with self.compute.autocast():
-            _, loss = forward(idx.to(device, non_blocking=True), targets.to(device, non_blocking=True))
-        assert isinstance(loss, Tensor)
-        return loss
 
     def _look_due(self) -> bool:
         """Whether something that follows this step needs to know its numbers."""
@@ -245,7 +219,7 @@ class Trainer:
         state, config = self.state, self.config
         if not self._pending:
             return
-        numbers = torch.stack([torch.stack(pair) for pair in self._pending]).tolist()
+        numbers = torch.stack(self._pending).tolist()
         first = state.step - len(self._pending)
         self._pending.clear()
         for offset, (loss, norm) in enumerate(numbers):
@@ -289,11 +263,13 @@ class Trainer:
     def _evaluate(self) -> Iterator[Event]:
         """The mean loss over the fixed windows; given up between two batches of them on a stop signal."""
         self._look()
-        total, count = 0.0, 0
+        sums, count = [], 0
         for loss, tokens in evaluate(self.model, self.splits.val[: self.eval_tokens + 1], self.compute):
-            total, count = total + loss, count + tokens
+            sums.append(loss)
+            count += tokens
             if self.stop_signal is not None:
                 return
+        total = math.fsum(torch.stack(sums).tolist())
         state = self.state
         state.val_loss, state.evaluated_step = total / count, state.step
         is_best = state.best_val_loss is None or state.val_loss < state.best_val_loss
@@ -315,14 +291,14 @@ class Trainer:
 
 
 @torch.no_grad()
-def evaluate(model: GPT, ids: Tensor, compute: Compute, batch_size: int | None = None) -> Iterator[tuple[float, int]]:
+def evaluate(model: GPT, ids: Tensor, compute: Compute, batch_size: int | None = None) -> Iterator[tuple[Tensor, int]]:
     """The loss of a model over fixed windows of `ids`, end to end: every id but the first is predicted once.
 
     Args:
         batch_size: windows in a forward pass; by default as many as make 8,192 tokens.
 
     Yields:
-        The sum of nats of some windows, and how many tokens they predict.
+        The sum of nats of some windows (), still on the device, and how many tokens they predict.
     """
     was_training = model.training
     model.eval()
@@ -332,6 +308,6 @@ def evaluate(model: GPT, ids: Tensor, compute: Compute, batch_size: int | None =
             with compute.autocast():
                 _, loss = model(idx.to(compute.device), targets.to(compute.device))
             assert loss is not None
-            yield loss.item() * targets.numel(), targets.numel()
+            yield loss.double() * targets.numel(), targets.numel()
     finally:
         model.train(was_training)

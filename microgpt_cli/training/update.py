@@ -1,0 +1,145 @@
+"""One optimizer step as the device sees it: where windows start in, loss and gradient norm out.
+
+Nothing here waits for the device: what was not finite is skipped there and told later. On a GPU a small model is bound
+by the launch of its kernels, so the whole step (windows, forward, backward, clipping, optimizer) is recorded once as a
+CUDA graph and replayed.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from microgpt_cli.config import TrainConfig
+from microgpt_cli.data.tokens import take
+from microgpt_cli.model.accounting import flops_per_token
+from microgpt_cli.model.gpt import GPT
+from microgpt_cli.training.device import Compute
+from microgpt_cli.training.optimizers import AdamW, total_norm
+
+RESIDENT_BYTES = 2 << 30  # a training split up to this size is kept on the GPU
+GRAPH_FLOPS = 4e12  # a step up to this much work is replayed as a CUDA graph
+GRAPH_WARMUP_STEPS = 3
+
+
+class CompilerFailed(Exception):
+    """torch.compile did not manage; from now on the model runs without it."""
+
+
+class Update:
+    """The optimizer steps of one run.
+
+    Args:
+        model: on the device of `compute`.
+        optimizer: of this model.
+        ids: the training split (N,).
+        config: batch size, micro-batches, clipping.
+        compute: device, precision, compilation.
+    """
+
+    def __init__(self, model: GPT, optimizer: AdamW, ids: Tensor, config: TrainConfig, compute: Compute) -> None:
+        self.model, self.optimizer, self.config, self.compute = model, optimizer, config, compute
+        device = compute.device
+        # uint16 can't be indexed on a GPU
+        wide = ids.dtype if ids.dtype != torch.uint16 else torch.int32
+        resident = device.type != "cpu" and ids.numel() * wide.itemsize <= RESIDENT_BYTES
+        self.ids = ids.to(wide).to(device) if resident else ids
+        self._finite = torch.ones((), dtype=torch.bool, device=device)  # and were all steps before
+        self._forward: Any = torch.compile(model, dynamic=False) if compute.compile else model
+        self._compiled = not compute.compile  # or found wanting
+        step_tokens = config.batch_size * config.grad_accum_steps * config.model.block_size
+        small = flops_per_token(model).value * step_tokens <= GRAPH_FLOPS
+        self._wants_graph = resident and device.type == "cuda" and compute.dtype != torch.float16 and small
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(
+        self, starts: Tensor, learning_rate: float, loss_scale: float, give_up: Callable[[], bool]
+    ) -> Tensor | None:
+        """Make one step.
+
+        Args:
+            starts: where the windows of all micro-batches begin, int64 (B · grad_accum_steps, 1), on the CPU.
+            learning_rate: of this step.
+            loss_scale: for float16.
+            give_up: asked before each micro-batch; if it says so, nothing changes.
+
+        Returns:
+            (loss, gradient norm) on the device, float32 (2,), or None if it was given up. The update is left out if
+            one of them is not finite, and, but for float16, in every later step too.
+
+        Raises:
+            CompilerFailed: nothing was done; the next call goes on without the compiler.
+        """
+        if self._wants_graph:
+            if give_up():
+                return None
+            return self._replay(starts, learning_rate)
+        if self.compute.dtype == torch.float16:
+            self._finite.fill_(True)
+        return self._step(starts, learning_rate, loss_scale, give_up)
+
+    def _step(
+        self, starts: Tensor, learning_rate: float | Tensor, loss_scale: float, give_up: Callable[[], bool]
+    ) -> Tensor | None:
+        config, optimizer = self.config, self.optimizer
+        idx, targets = take(self.ids, starts.to(self.ids.device, non_blocking=True), config.model.block_size)
+        idx, targets = (t.to(self.compute.device, non_blocking=True) for t in (idx, targets))
+        optimizer.zero_grad()
+        loss = torch.zeros((), device=self.compute.device)
+        for micro_batch in zip(idx.split(config.batch_size), targets.split(config.batch_size), strict=True):
+            if give_up():
+                return None
+            loss += self._backward(*micro_batch, loss_scale)
+        norm = total_norm(optimizer.grads()) / loss_scale
+        clip = config.optim.grad_clip
+        divide_by = loss_scale * (torch.clamp(norm / clip, min=1.0) if clip else torch.ones_like(norm))
+        self._finite &= torch.isfinite(loss) & torch.isfinite(norm)
+        optimizer.step(learning_rate, divide_by, (~self._finite).float())
+        return torch.stack((loss, norm))
+
+    def _backward(self, idx: Tensor, targets: Tensor, loss_scale: float) -> Tensor:
+        """Add a micro-batch's share to the gradients; its share of the loss."""
+        try:
+            with self.compute.autocast():
+                _, loss = self._forward(idx, targets)
+            loss = loss / self.config.grad_accum_steps
+            (loss * loss_scale).backward()
+        except Exception as error:
+            if self._compiled or not self.compute.compile_may_fail:
+                raise
+            self._forward = self.model
+            raise CompilerFailed(str(error).strip().splitlines()[0]) from error
+        finally:
+            self._compiled = True
+        detached: Tensor = loss.detach()
+        return detached
+
+    def _replay(self, starts: Tensor, learning_rate: float) -> Tensor:
+        """The same step from a CUDA graph, recorded at the first call."""
+        if self._graph is None:
+            self._record(starts)
+        assert self._graph is not None
+        self._starts.copy_(starts, non_blocking=True)
+        self._learning_rate.fill_(learning_rate)
+        self._graph.replay()
+        return self._numbers.clone()
+
+    def _record(self, starts: Tensor) -> None:
+        """Record the step. The steps that warm it up are told not to be finite, and so change nothing."""
+        self._starts = starts.to(self.compute.device)
+        self._learning_rate = torch.zeros((), device=self.compute.device)
+        self._finite.fill_(False)
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(GRAPH_WARMUP_STEPS):
+                self._step(self._starts, self._learning_rate, 1.0, lambda: False)
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            numbers = self._step(self._starts, self._learning_rate, 1.0, lambda: False)
+        assert numbers is not None
+        self._numbers = numbers
+        self._finite.fill_(True)
+        self._graph = graph

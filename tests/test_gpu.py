@@ -1,0 +1,94 @@
+"""What only a CUDA GPU can show: make test-gpu."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Run, optim, preset
+
+from microgpt_cli.config import DataConfig, TokenizerConfig, TrainConfig
+from microgpt_cli.model.gpt import GPT
+from microgpt_cli.training.device import choose
+from microgpt_cli.training.optimizers import AdamW
+from microgpt_cli.training.update import Update
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")]
+
+
+def config(**changes: object) -> TrainConfig:
+    data = DataConfig("pydocs", None, 0.1, "data", "cache", None, None, None, None)
+    base = TrainConfig(
+        **{field.name: None for field in dataclasses.fields(TrainConfig) if field.name not in changes}  # type: ignore[arg-type]
+        | {"model": preset("micro", "gpt2"), "data": data, "tokenizer": TokenizerConfig("byte", "error")}
+        | {"optim": optim(), "device": "cuda", "dtype": "float32", "compile": "false", "batch_size": 8}
+        | {"grad_accum_steps": 2, "max_steps": 100, "seed": 1}
+        | changes,
+    )
+    return base
+
+
+def trained(graph: bool, steps: int = 20, **changes: object) -> tuple[GPT, list[float]]:
+    settings = config(**changes)
+    compute = choose("cuda", settings.dtype, settings.compile)
+    torch.manual_seed(0)
+    model = GPT(settings.model, 256).to("cuda")
+    ids = (torch.arange(10_000) * 7 % 251).to(torch.uint8)
+    update = Update(model, AdamW(model.named_parameters(), settings.optim), ids, settings, compute)
+    assert update._wants_graph == (settings.dtype != "float16")
+    update._wants_graph = graph
+    losses = []
+    for step in range(steps):
+        starts = torch.randint(9000, (16, 1), generator=torch.Generator().manual_seed(step))
+        done = update(starts, 1e-3 * (step + 1) / steps, 1.0, lambda: False)
+        assert done is not None
+        losses.append(done[0].item())
+    return model, losses
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("arch", ["article", "modern"])
+def test_a_replayed_step_is_the_step(dtype: str, arch: str) -> None:
+    model, losses = trained(True, dtype=dtype, model=preset("micro", arch))
+    plain, plain_losses = trained(False, dtype=dtype, model=preset("micro", arch))
+    assert losses == pytest.approx(plain_losses, rel=1e-3 if dtype == "float32" else 1e-2)
+    assert losses[-1] < losses[0]
+    for (name, p), q in zip(model.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p, q, atol=1e-2, rtol=1e-1, msg=name)
+
+
+def test_after_a_step_that_is_not_finite_nothing_changes_any_more() -> None:
+    model, _ = trained(True, steps=3)
+    settings = config()
+    update = Update(
+        model, AdamW(model.named_parameters(), settings.optim), torch.zeros(9999, dtype=torch.uint8), settings,
+        choose("cuda", "float32"),
+    )  # fmt: skip
+    starts = torch.zeros(16, 1, dtype=torch.long)
+    update(starts, 1e-3, 1.0, lambda: False)
+    before = [p.clone() for p in model.parameters()]
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = float("nan")
+    for _ in range(3):
+        done = update(starts, 1e-3, 1.0, lambda: False)
+    assert done is not None
+    assert not torch.isfinite(done).all()
+    for p, q in list(zip(model.parameters(), before, strict=True))[1:]:
+        assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("words", [["dtype=float32"], ["dtype=bfloat16"], ["dtype=float16"], ["compile=true"]])
+def test_training_on_a_gpu_learns_resumes_and_samples_on_a_cpu(words: list[str], microgpt: Run, tmp_path: Path) -> None:
+    ran = microgpt("train", "max_steps=200", "device=cuda", "out_dir=run", "eval_interval=100", *words)
+    assert ran.status == 0, ran.err
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["val_loss"] < 2.6
+    assert microgpt("train", "resume=run", "max_steps=250").status == 0
+    assert microgpt("sample", "run", "max_new_tokens=20", "device=cpu").status == 0
+    assert microgpt("eval", "run", "device=cuda").status == 0
+
+
+def test_dropout_is_drawn_anew_at_each_replay() -> None:
+    _, losses = trained(True, steps=3, model=preset("micro", "gpt2", dropout=0.5), optim=optim(learning_rate=1e-9))
+    assert len(set(losses)) == 3
