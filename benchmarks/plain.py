@@ -1,7 +1,7 @@
 """The plain way, to be compared with: the loop of the article and of nanoGPT, for a model of ours.
 
-On a CPU float32, eager, `torch.optim.AdamW`; on a GPU bfloat16 autocast, `torch.compile`, fused AdamW, batches gathered on
-the host, pinned and copied, gradients clipped by `clip_grad_norm_`, the loss looked at every ten steps.
+On a CPU float32, eager, `torch.optim.AdamW`; on a GPU bfloat16 autocast, `torch.compile`, fused AdamW, batches gathered
+on the host, pinned and copied, gradients clipped by `clip_grad_norm_`, the loss looked at every ten steps.
 """
 
 import contextlib

@@ -20,7 +20,6 @@ from microgpt_cli.config import TrainConfig
 from microgpt_cli.data.tokens import draw_starts
 from microgpt_cli.model.accounting import flops_per_token
 from microgpt_cli.model.gpt import GPT
-from microgpt_cli.overrides import Words
 from microgpt_cli.training.device import choose
 from microgpt_cli.training.optimizers import AdamW
 from microgpt_cli.training.update import Update
@@ -38,7 +37,7 @@ def main(words: list[str]) -> None:
     rows = []
     for size in sizes:
         overrides = [f"model={size}", *(f"{k}={v}" for k, v in given.items())]
-        config = cli._to_config("train", cli._compose("train", Words((), tuple(overrides), ())))
+        config = cli.load_config("train", overrides)
         rows.append(compare(config, size, vocab_size, plain_compile))
         print(json.dumps(rows[-1]), flush=True)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()

@@ -20,7 +20,7 @@ from typing import Any
 
 import microgpt_cli
 from microgpt_cli import overrides
-from microgpt_cli.config import EvalConfig, Leaf, ParamsConfig, SampleConfig, TrainConfig, leaves
+from microgpt_cli.config import EvalConfig, Leaf, ParamsConfig, SampleConfig, TrainConfig, VerifyConfig, leaves
 from microgpt_cli.errors import UserError
 
 HERE = Path(__file__).resolve().parent
@@ -67,6 +67,13 @@ VERBS = {
         "microgpt params model=gpt2 arch=gpt2 vocab_size=50257",
         "microgpt_cli.commands.params:run",
         ParamsConfig,
+        positional=("ckpt",),
+    ),
+    "verify": Verb(
+        "check every byte of a run's checkpoints, and that training repeats to the bit",
+        "microgpt verify ckpt=outputs/latest replay=100",
+        "microgpt_cli.commands.verify:run",
+        VerifyConfig,
         positional=("ckpt",),
     ),
 }
@@ -138,6 +145,12 @@ def _run_verb(verb: str, words: list[str]) -> None:
         raise
     except Exception as error:
         raise _explained(error, verb, sorted_words, schema_leaves) from error
+
+
+def load_config(verb: str, words: Sequence[str]) -> Any:
+    """The config that a command line would run with, for programs: `load_config("train", ["model=mini"])`."""
+    schema_leaves = {leaf.name: leaf for leaf in leaves(VERBS[verb].schema)}
+    return _to_config(verb, _compose(verb, overrides.sort_words(words, schema_leaves, group_choices(verb), ())))
 
 
 def _names(flags: Sequence[str]) -> list[str]:

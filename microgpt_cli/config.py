@@ -54,7 +54,8 @@ def _problem(value: Any, limits: Any) -> str:
     if value is None or not limits:
         return ""
     if limits["choices"] and value not in limits["choices"]:
-        return f"choose one of {', '.join(limits['choices'])}"
+        quoted = " (in YAML, in quotes)" if str(value).lower() in limits["choices"] else ""
+        return f"choose one of {', '.join(limits['choices'])}{quoted}"
     if limits["at_least"] is not None and not value >= limits["at_least"]:
         return f"must be at least {limits['at_least']:g}"
     if limits["above"] is not None and not value > limits["above"]:
@@ -187,6 +188,7 @@ class TrainConfig(Node):
     early_stop_patience: int | None = key("stop after so many evaluations without a better one", at_least=1)
     out_dir: str | None = key("the run's folder (null: outputs/train/DATE_TIME)")
     resume: str | None = key("go on with the run in this folder, or with the newest: latest")
+    from_run: str | None = key("begin a new run with the configuration of this one, and what is typed")
 
     def check(self) -> None:
         check_device(self.device)
@@ -248,6 +250,14 @@ class EvalConfig(Node):
 
     def check(self) -> None:
         check_device(self.device)
+
+
+@dataclass
+class VerifyConfig(Node):
+    """`microgpt verify`."""
+
+    ckpt: str = key("a run's folder, one of its ckpt/step-… folders, or latest")
+    replay: int = key("steps to train again from a checkpoint, to compare the bits (0: none)", at_least=0)
 
 
 @dataclass(frozen=True)

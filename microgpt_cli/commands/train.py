@@ -38,14 +38,19 @@ SAMPLE_HEADER = "=== step {} ==="
 # What may change when a run is resumed; the text itself is compared by its checksum.
 CHANGEABLE = {
     *("max_steps", "log_interval", "eval_interval", "eval_tokens", "checkpoint_interval", "sample_interval"),
-    *("early_stop_patience", "device", "dtype", "compile", "threads", "resume"),
+    *("early_stop_patience", "device", "dtype", "compile", "threads"),
     *("data.source", "data.path", "data.folder", "data.cache_dir"),
 }
+BATCH = {"batch_size", "grad_accum_steps"}  # together they may: see _same_batch
+IDENTITY = {"resume", "out_dir"}  # say which run is meant
+STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
 
 
 def run(config: TrainConfig, invocation: Invocation) -> None:
     """Train a new run, or go on with an old one."""
     if config.resume is not None:
+        if config.from_run is not None:
+            raise UserError(f"from_run={config.from_run}: a run is resumed or begun anew from another, not both")
         run_folder = layout.find_run(config.resume, "resume")
         if not layout.step_folders(run_folder):
             raise UserError(
@@ -58,6 +63,8 @@ def run(config: TrainConfig, invocation: Invocation) -> None:
             config = _resumed_config(config, resumed.config, invocation.typed, run_folder)
             _train(config, invocation, run_folder, resumed)
         return
+    if config.from_run is not None:
+        config = _config_from_run(config, invocation.typed)
     _train(config, invocation, None, None)
 
 
@@ -119,29 +126,59 @@ def _check_same(resumed: checkpoint.Checkpoint, facts: dict[str, Any]) -> None:
         print(f"note      not bit for bit what one uninterrupted run gives: {', '.join(changed)}")
 
 
+def _typed_changes(typed: TrainConfig, stored: TrainConfig, names: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
+    """The keys that were typed, themselves or through a group, with another value than the run's: key → (old, new)."""
+    old, new = dataclasses.asdict(stored), dataclasses.asdict(typed)
+    changes = {}
+    for leaf in leaves(TrainConfig):
+        node, _, key = leaf.name.rpartition(".")
+        told = {leaf.name, node, "experiment"} | ({"arch"} if node == "model" else set())
+        before, after = (old[node][key], new[node][key]) if node else (old[key], new[key])
+        if told & set(names) and before != after:
+            changes[leaf.name] = (before, after)
+    return changes
+
+
+def _changed(config: TrainConfig, values: dict[str, Any], where: str) -> TrainConfig:
+    """A config with some of its keys, dotted, changed."""
+    data = dataclasses.asdict(config)
+    for name, value in values.items():
+        node, _, key = name.rpartition(".")
+        (data[node] if node else data)[key] = value
+    return from_json(TrainConfig, data, where)
+
+
 def _resumed_config(typed: TrainConfig, stored: TrainConfig, names: tuple[str, ...], run_folder: Path) -> TrainConfig:
     """The config of the run, with those of the typed keys that may change.
 
     Raises:
         UserError: a typed key that may not change has another value than the run's.
     """
-    old, new = dataclasses.asdict(stored), dataclasses.asdict(typed)
-    refused = []
-    for leaf in leaves(TrainConfig):
-        node, _, key = leaf.name.rpartition(".")
-        told = {leaf.name, node, "experiment"} | ({"arch"} if node == "model" else set())
-        before, after = (old[node], new[node]) if node else (old, new)
-        if not told & set(names) or before[key] == after[key] or leaf.name in ("resume", "out_dir"):
-            continue
-        if leaf.name in CHANGEABLE:
-            before[key] = after[key]
-        else:
-            refused.append(f"{leaf.name}={after[key]} (the run has {before[key]})")
+    changes = {name: pair for name, pair in _typed_changes(typed, stored, names).items() if name not in IDENTITY}
+    may_change = CHANGEABLE | (BATCH if _same_batch(stored, changes) else set())
+    refused = [f"{name}={new} (the run has {old})" for name, (old, new) in changes.items() if name not in may_change]
     if refused:
+        hint = " (batch_size × grad_accum_steps must stay)" if BATCH & set(changes) else ""
         raise UserError(
-            f"resume={run_folder}: can't be changed in a run: {', '.join(refused)}; leave it out, or start a new run"
+            f"resume={run_folder}: can't be changed in a run: {', '.join(refused)}{hint}; leave it out, or begin a new "
+            f"run with it: from_run={run_folder}"
         )
-    return from_json(TrainConfig, old, str(run_folder / layout.CONFIG))
+    return _changed(stored, {name: new for name, (_, new) in changes.items()}, str(run_folder / layout.CONFIG))
+
+
+def _same_batch(stored: TrainConfig, changes: dict[str, tuple[Any, Any]]) -> bool:
+    """Whether a step still has as many sequences: how it is cut into micro-batches changes rounding alone."""
+    batch_size, grad_accum_steps = (changes.get(name, (None, getattr(stored, name)))[1] for name in sorted(BATCH))
+    return bool(batch_size * grad_accum_steps == stored.batch_size * stored.grad_accum_steps)
+
+
+def _config_from_run(typed: TrainConfig, names: tuple[str, ...]) -> TrainConfig:
+    """The full configuration of another run, with everything that was typed changed."""
+    assert typed.from_run is not None
+    path = layout.find_run(typed.from_run, "from_run") / layout.CONFIG
+    stored = from_json(TrainConfig, storage.parse_json(storage.read_bytes(path), str(path)), str(path))
+    changes = {name: new for name, (_, new) in _typed_changes(typed, stored, names).items()}
+    return _changed(stored, {"out_dir": None, "resume": None, "from_run": typed.from_run} | changes, str(path))
 
 
 def _session(
@@ -175,6 +212,10 @@ def _session(
         status = "interrupted" if trainer.stop_signal else "stopped_early" if trainer.stopped_early else "finished"
     except RunStopped as stopped:
         raise RunStopped(f"{stopped}. What was saved is kept: {run_folder}") from None
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise RunStopped(f"out of memory: {_smaller_batch(config, run_folder)}") from error
     finally:
         _write_result(trainer, status)
         plots.draw_loss(
@@ -185,6 +226,21 @@ def _session(
         where = f"stopped at step {trainer.state.step:,}, saved"
         raise Interrupted(f"{where}; go on with: {resume}", trainer.stop_signal)
     _conclude(trainer, tokenizer, compare)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _smaller_batch(config: TrainConfig, run_folder: Path) -> str:
+    """What to type so that a step of the same tokens needs less memory."""
+    B, micro_batches = config.batch_size, config.grad_accum_steps
+    divisor = next((n for n in range(2, B + 1) if B % n == 0), None)
+    if divisor is None:
+        return "one sequence at a time is too much already; take a smaller model.block_size, or a smaller model="
+    cut = f"batch_size={B // divisor} grad_accum_steps={micro_batches * divisor}"
+    how = "resume" if layout.step_folders(run_folder) else "from_run"
+    return f"as many tokens a step in smaller parts: microgpt train {how}={shlex.quote(str(run_folder))} {cut}"
 
 
 def _introduce(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines, text_name: str) -> None:
@@ -216,7 +272,7 @@ def _introduce(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines, text_
 
 @contextmanager
 def _stop_signals(trainer: Trainer) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM finish the micro-step and save; a second one ends at once."""
+    """Let Ctrl-C, SIGTERM and SIGUSR1 (Slurm) finish the micro-step and save; a second one ends at once."""
 
     def stop(number: int, _frame: FrameType | None) -> None:
         if trainer.stop_signal is not None:
@@ -227,7 +283,7 @@ def _stop_signals(trainer: Trainer) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # signals go to the main thread, which is not ours
         return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
     try:
         yield
     finally:

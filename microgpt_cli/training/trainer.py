@@ -283,6 +283,10 @@ class Trainer:
     def _save(self) -> Saved:
         self._look()
         state = self.state
+        tensors = {**dict(self.model.named_parameters()), **self.optimizer.state()}
+        broken = next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
+        if broken is not None:
+            raise RunStopped(f"step {state.step}: {broken} is not finite; it was not saved")
         state.metrics_bytes, state.timings_bytes = self.metrics.size_bytes(), self.timings.size_bytes()
         meta = {**self.facts, "state": asdict(state)}
         path = checkpoint.save(self.run_folder, state.step, self.model, self.optimizer.state(), meta, state.best_step)
