@@ -1,7 +1,7 @@
 # What a developer types. Each target uses the environment that is active, or .venv where there is one.
 BIN := $(if $(wildcard .venv/bin/python),.venv/bin/,)
 
-.PHONY: check test test-slow test-gpu cover
+.PHONY: check test test-slow stress test-gpu cover
 
 check:
 	$(BIN)ruff format --check .
@@ -13,6 +13,9 @@ test:
 
 test-slow:
 	$(BIN)python -m pytest -m slow
+
+stress:
+	$(BIN)python -m pytest -m stress
 
 test-gpu:
 	$(BIN)python -m pytest -m gpu

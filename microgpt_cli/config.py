@@ -26,10 +26,14 @@ def key(
     at_most: float | None = None,
     below: float | None = None,
     choices: tuple[str, ...] = (),
+    absent: Any = dataclasses.MISSING,
 ) -> Any:
-    """A field of a config: what it means, and the range or the choices that a value must keep to."""
+    """A field of a config: what it means, and the range or the choices that a value must keep to.
+
+    A key that is younger than runs that are to be read says in `absent` what those runs had.
+    """
     bounds = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
-    return field(metadata={"meaning": meaning, "choices": choices, **bounds})
+    return field(metadata={"meaning": meaning, "choices": choices, "absent": absent, **bounds})
 
 
 @dataclass
@@ -188,7 +192,7 @@ class TrainConfig(Node):
     early_stop_patience: int | None = key("stop after so many evaluations without a better one", at_least=1)
     out_dir: str | None = key("the run's folder (null: outputs/train/DATE_TIME)")
     resume: str | None = key("go on with the run in this folder, or with the newest: latest")
-    from_run: str | None = key("begin a new run with the configuration of this one, and what is typed")
+    from_run: str | None = key("begin a new run with the configuration of this one, and what is typed", absent=None)
 
     def check(self) -> None:
         check_device(self.device)
@@ -306,6 +310,8 @@ def from_json(schema: type[ConfigT], data: Any, where: str, prefix: str = "") ->
         raise UserError(f"{where}: {prefix or 'the file'} must be an object")
     hints = typing.get_type_hints(schema)
     names = [item.name for item in dataclasses.fields(schema)]  # type: ignore[arg-type]
+    absent = {item.name: item.metadata.get("absent", dataclasses.MISSING) for item in dataclasses.fields(schema)}  # type: ignore[arg-type]
+    data = {name: value for name, value in absent.items() if value is not dataclasses.MISSING} | data
     for name in [*names, *data]:
         if name not in data or name not in names:
             raise UserError(f"{where}: {prefix}{name} is {'missing' if name not in data else 'unknown'}")

@@ -28,6 +28,29 @@ class Ran:
 
 
 Run = Callable[..., Ran]
+Tried = Callable[[str, int, int], None]
+TRIED = pytest.StashKey[dict[str, list[int]]]()
+
+
+@pytest.fixture
+def tried(request: pytest.FixtureRequest) -> Tried:
+    """Note that a promise was tried so often and failed so often, for the table at the end."""
+    counts = request.config.stash.setdefault(TRIED, {})
+
+    def note(promise: str, tries: int, failures: int) -> None:
+        count = counts.setdefault(promise, [0, 0])
+        count[0] += tries
+        count[1] += failures
+
+    return note
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    counts = config.stash.get(TRIED, {})
+    if counts:
+        terminalreporter.section("promises")
+        for promise, (tries, failures) in counts.items():
+            terminalreporter.write_line(f"{promise:50}{tries:>8,} tries{failures:>6} failures")
 
 
 @pytest.fixture(autouse=True)

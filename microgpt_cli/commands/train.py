@@ -196,7 +196,7 @@ def _session(
     """Train in a folder that is locked and holds `config.json` and `tokenizer.json`."""
     trainer = Trainer(run_folder, config, model, splits, compute, facts, resumed)
     if resumed is not None:
-        if trainer.is_finished and trainer.state.evaluated_step == trainer.state.step:
+        if trainer.is_finished and _status_of(run_folder) in ("finished", "stopped_early"):
             raise UserError(
                 f"resume={run_folder}: finished already, at step {trainer.state.step:,}; "
                 f"to go on, give more steps: max_steps={2 * trainer.state.step}"
@@ -354,6 +354,13 @@ def _drop_samples_after(path: Path, step: int) -> None:
             text = text[: text.index(SAMPLE_HEADER.format(number))]
             break
     storage.replace(path, text.encode("utf-8"))
+
+
+def _status_of(run_folder: Path) -> str | None:
+    """How a run ended, as its `result.json` says; None for one that was killed before it could say."""
+    path = run_folder / layout.RESULT
+    result = storage.parse_json(storage.read_bytes(path), str(path)) if path.exists() else {}
+    return result.get("status") if isinstance(result, dict) else None
 
 
 def _write_result(trainer: Trainer, status: str) -> None:

@@ -20,7 +20,7 @@ from microgpt_cli.training.trainer import Stepped, Trainer
 
 
 def run(config: VerifyConfig, invocation: Invocation) -> None:
-    """Check hashes, schema, names, shapes and finiteness of each checkpoint; then, if asked, train again and compare."""
+    """Check hashes, schema, names, shapes and numbers of each checkpoint; then, if asked, train again and compare."""
     folder = layout.find_run(config.ckpt, "ckpt")
     paths = [folder] if (folder / layout.MANIFEST).is_file() else layout.step_folders(folder)
     if not paths:

@@ -271,6 +271,8 @@ class Trainer:
                 return
         total = math.fsum(torch.stack(sums).tolist())
         state = self.state
+        if not math.isfinite(total):
+            raise RunStopped(f"step {state.step}: val_loss {total / count:g}; nothing of this step was saved")
         state.val_loss, state.evaluated_step = total / count, state.step
         is_best = state.best_val_loss is None or state.val_loss < state.best_val_loss
         if is_best:

@@ -1,0 +1,220 @@
+"""What the README promises of a run: no kill, signal, fault of arithmetic or lack of memory loses it.
+
+The heavy half is marked `stress`: `make stress` runs it and prints how often each promise was tried.
+"""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, Run, Tried
+
+from microgpt_cli.model.gpt import GPT
+from microgpt_cli.runs import folder as layout
+from microgpt_cli.runs import storage
+from microgpt_cli.training import checkpoint
+from microgpt_cli.training.trainer import Trainer
+from microgpt_cli.training.update import Update
+
+HERE = Path(__file__).parent
+OFTEN = ("model.dropout=0.1", "max_steps=20", "log_interval=3", "eval_interval=6", "checkpoint_interval=5")
+
+
+def killing(*words: str) -> dict[str, int]:
+    """Run `killing.py` and return what it counted."""
+    done = subprocess.run([sys.executable, HERE / "killing.py", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        pytest.param("SIGKILL at a random instant", ["4", "1"], id="few"),
+        pytest.param("SIGKILL at a random instant", ["200", "1"], id="many", marks=pytest.mark.stress),
+        pytest.param("ten SIGKILLs in one run", ["5", "10"], id="ten in one run", marks=pytest.mark.stress),
+        pytest.param("SIGKILL at each I/O call of a save", ["999", "1", "calls"], id="calls", marks=pytest.mark.stress),
+    ],
+)
+def test_a_killed_run_resumes_to_the_same_bits(name: str, words: list[str], tried: Tried) -> None:
+    counted = killing(*words)
+    tried(name, counted["tries"], counted["different"])
+    assert counted["tries"] >= min(int(words[0]), 20)
+    assert counted["different"] == 0
+
+
+@pytest.fixture
+def train(microgpt: Run, text_file: Path, tmp_path: Path) -> Callable[..., Path]:
+    def run(name: str, *words: str, status: int = 0) -> Path:
+        ran = microgpt("train", *TINY, f"data.path={text_file}", f"out_dir={tmp_path / name}", *OFTEN, *words)
+        assert ran.status == status, ran.err
+        return tmp_path / name
+
+    return run
+
+
+def outcome(run: Path) -> list[bytes]:
+    last = run / "ckpt" / "step-00000020"
+    return [p.read_bytes() for p in (last / "model.safetensors", last / "optim.safetensors", run / "metrics.jsonl")]
+
+
+def signal_at(patch: pytest.MonkeyPatch, instant: int, number: int) -> list[str]:
+    """Send this process a signal at the call of that number, counted over steps, evaluation, sampling and saving."""
+    hit: list[str] = []
+    calls = 0
+
+    def counted(owner: object, name: str) -> None:
+        original = getattr(owner, name)
+
+        def call(*args: object, **kwargs: object) -> object:
+            nonlocal calls
+            calls += 1
+            if calls == instant:
+                hit.append(name)
+                os.kill(os.getpid(), number)
+            return original(*args, **kwargs)
+
+        patch.setattr(owner, name, call)
+
+    for owner, name in ((GPT, "forward"), (Update, "_backward"), (storage, "write_new"), (storage, "publish_folder")):
+        counted(owner, name)
+    return hit
+
+
+INSTANTS = [2, 9, 17, 40]
+MANY_INSTANTS = [n for n in range(1, 51) if n not in INSTANTS]
+
+
+@pytest.mark.parametrize("instant", [*INSTANTS, *(pytest.param(n, marks=pytest.mark.stress) for n in MANY_INSTANTS)])
+def test_a_signal_at_any_instant_loses_no_step(
+    instant: int, train: Callable[..., Path], microgpt: Run, monkeypatch: pytest.MonkeyPatch, tried: Tried
+) -> None:
+    words = ("sample_interval=0",)
+    whole = train("whole", *words)
+    number = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)[instant % 3]
+    steps: list[int] = []
+    original = Trainer._log
+    with monkeypatch.context() as patch:
+        hit = signal_at(patch, instant + 6, number)  # the first write_new calls make the run's folder
+        patch.setattr(Trainer, "_log", lambda self, rate: steps.append(self.state.step) or original(self, rate))
+        cut = train("cut", *words, status=128 + number)
+    assert hit
+    result = json.loads((cut / "result.json").read_text())
+    newest = checkpoint.newest(cut)[0].step
+    assert result["status"] == "interrupted"
+    assert newest == result["step"] >= max(steps, default=0)
+    assert microgpt("train", f"resume={cut}").status == 0
+    same = outcome(cut) == outcome(whole)
+    tried("a signal at any instant", 1, int(not same))
+    assert same
+
+
+def test_a_second_signal_ends_it_at_once(tmp_path: Path, text_file: Path) -> None:
+    code = (
+        "import os, signal, sys; from microgpt_cli import cli; from microgpt_cli.model.gpt import GPT\n"
+        "original = GPT.forward\n"
+        "def forward(*args):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return original(*args)\n"
+        "GPT.forward = forward\n"
+        "sys.exit(cli.main(sys.argv[1:]))"
+    )
+    words = ["train", *TINY, f"data.path={text_file}", "out_dir=run", "max_steps=5"]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, check=False)
+    assert done.returncode == -signal.SIGTERM
+    assert not layout.step_folders(tmp_path / "run")
+
+
+@pytest.mark.parametrize("where", ["exp_avg", "weight", "loss"])
+@pytest.mark.parametrize("step", [1, 5, 12])
+def test_no_published_checkpoint_holds_what_is_not_finite(
+    where: str, step: int, train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tried: Tried
+) -> None:
+    original = Update.__call__
+
+    def poisoned(self: Update, *args: object) -> object:
+        done = original(self, *args)  # type: ignore[arg-type]
+        poisoned.calls += 1  # type: ignore[attr-defined]
+        if poisoned.calls == step:  # type: ignore[attr-defined]
+            target = self.optimizer.exp_avg[0] if where == "exp_avg" else self.model.ln_f.weight
+            with torch.no_grad():
+                target.view(-1)[0] = float("inf" if where == "weight" else "nan")
+        return done
+
+    poisoned.calls = 0  # type: ignore[attr-defined]
+    monkeypatch.setattr(Update, "__call__", poisoned)
+    run = train("run", "checkpoint_interval=1", status=1)
+    for path in layout.step_folders(run):
+        loaded = checkpoint.load(path)
+        for tensor in (*loaded.model.values(), *loaded.optim.values()):
+            assert torch.isfinite(tensor).all()
+    tried("no checkpoint that is not finite", 1, 0)
+    assert json.loads((run / "result.json").read_text())["status"] == "failed"
+
+
+@pytest.mark.parametrize("at", [0, 7])
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")])
+def test_out_of_memory_says_what_to_type_and_that_works(
+    at: int,
+    error: Exception,
+    train: Callable[..., Path],
+    microgpt: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    original = Update._backward
+
+    def hungry(self: Update, idx: torch.Tensor, *args: object) -> torch.Tensor:
+        if len(idx) == 4:
+            hungry.calls += 1  # type: ignore[attr-defined]
+            if hungry.calls > at:  # type: ignore[attr-defined]
+                raise error
+        return original(self, idx, *args)  # type: ignore[arg-type]
+
+    hungry.calls = 0  # type: ignore[attr-defined]
+    monkeypatch.setattr(Update, "_backward", hungry)
+    ran = microgpt("train", *TINY, f"data.path={tmp_path / 'my.txt'}", "out_dir=run", *OFTEN)
+    assert ran.status == 1
+    assert ran.err.count("\n") == 1
+    found = re.search(r"microgpt (train .*batch_size=2 grad_accum_steps=2)$", ran.err.strip())
+    assert found, ran.err
+    again = microgpt(*shlex.split(found[1]), "sample_interval=0")
+    assert again.status == 0, again.err
+    result = json.loads((tmp_path / "outputs" / "latest" / "result.json").read_text())
+    assert (result["step"], result["tokens"]) == (20, 20 * 4 * 8)
+
+
+def test_from_run_begins_anew_with_an_old_configuration(trained: Path, microgpt: Run, tmp_path: Path) -> None:
+    ran = microgpt("train", f"from_run={trained}", "max_steps=12", "out_dir=new")
+    assert ran.status == 0, ran.err
+    old, new = (json.loads((run / "config.json").read_text()) for run in (trained, tmp_path / "new"))
+    differ = {key for key in old if old[key] != new[key]}
+    assert differ == {"max_steps", "out_dir", "from_run"}
+    assert "not both" in microgpt("train", f"from_run={trained}", f"resume={trained}").err
+
+
+def test_verify_finds_damage_and_repeats_training_to_the_bit(trained: Path, microgpt: Run, tmp_path: Path) -> None:
+    import shutil
+
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    ran = microgpt("verify", str(run), "replay=10")
+    assert ran.status == 0, ran.err
+    assert "10 steps from step 20 give the run's own step 30 to the bit" in ran.out
+    ran = microgpt("verify", str(run / "ckpt" / "step-00000020"), "replay=5")
+    assert "give the same steps once more to the bit" in ran.out
+    assert "the run ends 0 steps after" in microgpt("verify", str(run / "ckpt" / "step-00000030"), "replay=5").err
+    path = run / "ckpt" / "step-00000030" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    ran = microgpt("verify", str(run))
+    assert ran.status == 1
+    assert "BAD " in ran.out
+    assert "1 of 2 checkpoints are damaged" in ran.err
