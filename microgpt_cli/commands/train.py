@@ -71,7 +71,7 @@ def run(config: TrainConfig, invocation: Invocation) -> None:
 def _train(
     config: TrainConfig, invocation: Invocation, run_folder: Path | None, resumed: checkpoint.Checkpoint | None
 ) -> None:
-    compute = choose(config.device, config.dtype, config.compile, config.threads)
+    compute = choose(config.device, config.dtype, config.compile, config.threads, _work_flops(config))
     with bytes_bar("reading the text") as progress:
         corpus = open_corpus(config.data, progress)
         cache = Path(config.data.cache_dir)
@@ -101,6 +101,13 @@ def _train(
         _session(config, run_folder, model, tokenizer, splits, compute, facts, compare, corpus.name, None)
 
 
+def _work_flops(config: TrainConfig) -> float:
+    """About how much a run computes: 6 FLOPs a token for each weight of the blocks."""
+    size = config.model
+    tokens = config.max_steps * config.batch_size * config.grad_accum_steps * size.block_size
+    return 6.0 * 12 * size.n_layer * size.n_embd**2 * tokens
+
+
 def _facts(compute: Compute, text_sha256: str) -> dict[str, Any]:
     """What a checkpoint notes about where it was made: bits can be equal only where these are."""
     return {
@@ -111,6 +118,7 @@ def _facts(compute: Compute, text_sha256: str) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(compute.device) if compute.device.type == "cuda" else compute.device.type,
         "dtype": str(compute.dtype).removeprefix("torch."),
         "threads": compute.threads,
+        "compile": compute.compile,
     }
 
 

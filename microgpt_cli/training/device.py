@@ -9,6 +9,7 @@ import torch
 from microgpt_cli.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+COMPILE_FLOPS = 5e15  # below, compiling (20 s and more on an H100) costs more than it saves
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -30,15 +31,21 @@ class Compute:
         return torch.autocast(self.device.type, self.dtype)
 
 
-def choose(device: str, dtype: str, compile: str = "false", threads: int | None = None) -> Compute:
+def choose(
+    device: str, dtype: str, compile: str = "false", threads: int | None = None, work_flops: float = 0.0
+) -> Compute:
     """Turn `auto` into what this machine does best, and set torch's number of threads.
+
+    Args:
+        device, dtype, compile, threads: the keys of these names.
+        work_flops: how much there is to compute, about; what a compiler must pay back.
 
     Raises:
         UserError: what was asked for is not here.
     """
     place, why_device = _device(device)
     kind, why_dtype = _dtype(dtype, place)
-    compiled, why_compile = _compile(compile, place)
+    compiled, why_compile = _compile(compile, place, work_flops)
     if threads is not None:
         torch.set_num_threads(threads)
     if place.type == "cpu":
@@ -93,9 +100,11 @@ def _dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
     return torch.float32, "the safe choice here"
 
 
-def _compile(wanted: str, device: torch.device) -> tuple[bool, str]:
+def _compile(wanted: str, device: torch.device, work_flops: float) -> tuple[bool, str]:
     if wanted != "auto":
         return wanted == "true", "as asked"
-    if device.type == "cuda":
-        return True, "pays on a GPU"
-    return False, "costs more than it saves here"
+    if device.type != "cuda":
+        return False, "costs more than it saves here"
+    if work_flops < COMPILE_FLOPS:
+        return False, f"a run of {work_flops / 1e15:.2g} PFLOP is over before it pays"
+    return True, f"pays in a run of {work_flops / 1e15:.2g} PFLOP"
