@@ -88,6 +88,24 @@ def test_training_on_a_gpu_learns_resumes_and_samples_on_a_cpu(words: list[str],
     assert microgpt("eval", "run", "device=cuda").status == 0
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_padded_head_is_the_head(bias: bool) -> None:
+    from microgpt_cli.model.layers import Head
+
+    torch.manual_seed(0)
+    head, x = Head(64, 5003, bias=bias), torch.randn(2, 8, 64)
+    exact = head(x)
+    exact.square().sum().backward()
+    expected = [p.grad.clone() for p in head.parameters() if p.grad is not None]
+    head.zero_grad()
+    head.to("cuda")
+    found = head(x.to("cuda"))
+    found.square().sum().backward()
+    torch.testing.assert_close(found.cpu(), exact, atol=1e-4, rtol=1e-4)
+    for p, grad in zip(head.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.grad.cpu(), grad, atol=1e-3, rtol=1e-3)  # type: ignore[union-attr]
+
+
 def test_dropout_is_drawn_anew_at_each_replay() -> None:
     _, losses = trained(
         True, steps=3, model=preset("micro", "gpt2", dropout=0.5), optim=optim(weight_decay=0.0), rate=0.0

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from microgpt_cli.config import ModelConfig
-from microgpt_cli.model.layers import Block, make_norm
+from microgpt_cli.model.layers import Block, Head, make_norm
 
 INIT_STD = 0.02
 
@@ -41,7 +41,7 @@ class GPT(nn.Module):
             self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)
         self.blocks = nn.Sequential(*[Block(config) for _ in range(config.n_layer)])
         self.ln_f = make_norm(config)  # final layer norm
-        self.lm_head = nn.Linear(config.n_embd, vocab_size, bias=config.head_bias)
+        self.lm_head = Head(config.n_embd, vocab_size, bias=config.head_bias)
         self.apply(self._init_weights)
         if config.tied_head:
             self.lm_head.weight = self.token_embedding_table.weight
