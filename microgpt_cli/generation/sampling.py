@@ -29,7 +29,7 @@ class Sampler:
         logits = (logits.cpu() if logits.device.type == "mps" else logits).double()  # mps has no double
         if self.temperature == 0:
             return torch.nn.functional.one_hot(logits.argmax(-1), logits.size(-1)).double()
-        logits = logits / self.temperature
+        logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature  # so that no temperature overflows
         if self.top_k is not None and self.top_k < logits.size(-1):
             least = logits.topk(self.top_k, dim=-1).values[:, -1:]  # (B, 1)
             logits = logits.masked_fill(logits < least, -math.inf)
