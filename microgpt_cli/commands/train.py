@@ -137,6 +137,7 @@ def _resumed_config(typed: TrainConfig, stored: TrainConfig, names: tuple[str, .
             before[key] = after[key]
         else:
             refused.append(f"{leaf.name}={after[key]} (the run has {before[key]})")
+    old["data"]["cache_dir"] = new["data"]["cache_dir"]  # where to write is for this machine to say, not for the run
     if refused:
         raise UserError(
             f"resume={run_folder}: can't be changed in a run: {', '.join(refused)}; leave it out, or start a new run"
