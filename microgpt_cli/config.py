@@ -213,7 +213,7 @@ class TrainConfig(Node):
     max_steps: int = key("optimizer steps", at_least=1, at_most=LARGEST_STEP)
     batch_size: int = key("sequences in a micro-batch", at_least=1, at_most=1 << 20)
     grad_accum_steps: int = key("micro-batches in a step", at_least=1, at_most=1 << 20)
-    log_interval: int = key("steps between lines in metrics.jsonl", at_least=1)
+    log_interval: int = key("steps between lines in metrics.jsonl", at_least=1, at_most=10_000)
     eval_interval: int = key("steps between evaluations (0: only at the end)", at_least=0)
     eval_tokens: int | None = key("held-out tokens to evaluate on (null: all, up to 1,048,576)", at_least=1)
     checkpoint_interval: int = key("steps between checkpoints (0: only at the end)", at_least=0)

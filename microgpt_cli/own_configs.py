@@ -53,6 +53,8 @@ def _extent(text: str) -> tuple[int, int]:
         if isinstance(event, yaml.CollectionStartEvent):
             opened.append((event.anchor, 1))
             levels = max(levels, len(opened) - 1)
+            if levels > MOST_LEVELS:
+                break  # Hydra would recurse
             continue
         if isinstance(event, yaml.AliasEvent):
             anchor, size = None, sizes.get(str(event.anchor), MOST_VALUES + 1)  # within itself: without end

@@ -16,6 +16,7 @@ from typing import Any
 
 from microgpt_cli.errors import UserError
 
+JSON_VALUES = 200_000  # most values in a file, about
 JSON_LEVELS = 20  # deepest nesting: nobody who walks through what was read runs out of stack
 JSON_BYTES = 16 << 20  # largest JSON file that is read; a vocabulary of all of Unicode takes 13 MB
 
@@ -73,7 +74,7 @@ def parse_json(data: bytes, where: str) -> Any:
     """What strict JSON says.
 
     Raises:
-        UserError: not UTF-8, not JSON, a key twice, NaN or infinity, or nested too deep.
+        UserError: not UTF-8, not JSON, a key twice, NaN or infinity, nested too deep, or too much.
     """
 
     def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
@@ -91,6 +92,8 @@ def parse_json(data: bytes, where: str) -> Any:
         return number
 
     try:
+        if sum(map(data.count, b"[{,")) > JSON_VALUES:
+            raise ValueError(f"more than {JSON_VALUES:,} values")
         parsed = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_float=finite, parse_constant=finite)
         level, levels = [parsed], 0
         while level := [child for node in level for child in _children(node)]:

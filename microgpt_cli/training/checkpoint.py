@@ -37,7 +37,7 @@ from microgpt_cli.training.optimizers import AdamW
 MODEL, OPTIM, META = "model.safetensors", "optim.safetensors", "meta.json"
 FILES = (MODEL, OPTIM, META, layout.CONFIG, layout.TOKENIZER)
 HEADER_BYTES, HEADER_BYTES_PER_TENSOR = 1 << 20, 1 << 8  # largest header of a file of tensors that is read
-ROTARY_BYTES = 512 << 20  # largest tables of rotary positions: no tensor of the file shows what these take
+ROTARY_BYTES = 128 << 20  # largest tables of rotary positions: no tensor of the file shows what these take
 KEEP_LAST = 2
 
 

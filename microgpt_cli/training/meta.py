@@ -67,6 +67,7 @@ def check(meta: Any, where: str) -> dict[str, Any]:
     if (
         meta.get("step") != step
         or max(state["evaluated_step"], state["best_step"] or 0, len(state["unlogged"])) > step
+        or (state["evaluated_step"] == 0) != (state["val_loss"] is None)
         or (state["best_step"] is None) != (state["best_val_loss"] is None)
         or (step > 0 and (state["tokens"] == 0 or state["train_seconds"] < LEAST_SECONDS))
     ):
