@@ -9,11 +9,12 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib
+import itertools
 import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from microgpt_cli.errors import UserError
 
 HERE = Path(__file__).resolve().parent
 # In a wheel conf/ lies inside the package, in a checkout beside it.
+LONGEST_LINE = 2000
+MOST_CHECKED = 64  # values of a sweep that are looked at before it begins
 CONF = next((path for path in (HERE / "conf", HERE.parent / "conf") if (path / "train.yaml").is_file()), HERE / "conf")
 
 
@@ -83,6 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit status: 0, 1 for a run that failed, 2 for bad input, 128 + signal."""
     words = list(sys.argv[1:] if argv is None else argv)
     verb = words[0] if words else "--help"
+    if hasattr(sys.stdout, "reconfigure"):  # a path need not be UTF-8, nor can every terminal show an ellipsis
+        sys.stdout.reconfigure(errors="surrogateescape" if sys.stdout.encoding.lower() == "utf-8" else "replace")
     try:
         if verb in ("--help", "-h"):
             from microgpt_cli import help as help_pages
@@ -117,7 +122,9 @@ def _verb_hint(verb: str, words: list[str]) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    """An error as one line, with nothing in it that a terminal would obey: a hostile file may have chosen the words."""
+    line = "".join(char if char.isprintable() else repr(char)[1:-1] for char in " ".join(str(error).split()))
+    return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]} …"
 
 
 def _run_verb(verb: str, words: list[str]) -> None:
@@ -129,13 +136,14 @@ def _run_verb(verb: str, words: list[str]) -> None:
     sorted_words = overrides.sort_words(
         [word for word in words if word not in ("--help", "-h")], schema_leaves, groups, spec.positional
     )
+    _check_flags(sorted_words.flags, groups)
     try:
         if asks_help:
             from microgpt_cli import help as help_pages
 
             defaults = _compose(verb, sorted_words)
             print(help_pages.verb(verb, spec, schema_leaves.values(), groups, CONF, _select(defaults)))
-        elif any(not flag.startswith("--config-") for flag in _names(sorted_words.flags)):
+        elif any(not flag.startswith("--config-") and flag != "--run" for flag in _names(sorted_words.flags)):
             _hydra_main(verb, sorted_words)
         else:
             composed = _compose(verb, sorted_words)
@@ -154,9 +162,27 @@ def load_config(verb: str, words: Sequence[str]) -> Any:
 
 
 def _names(flags: Sequence[str]) -> list[str]:
-    """The flags without their values, in their long form where it matters."""
-    long = {"-cp": "--config-path", "-cn": "--config-name", "-cd": "--config-dir"}
-    return [long.get(flag, flag.partition("=")[0]) for flag in flags if flag.startswith("-")]
+    """The flags without their values."""
+    return [flag for flag in flags if flag.startswith("-")]
+
+
+def _check_flags(flags: Sequence[str], groups: Iterable[str]) -> None:
+    """Raises `UserError` for flags that don't go together, and for a config folder that can't be read."""
+    names = set(_names(flags))
+    ways = sorted(names & {"--multirun", "--run", "--cfg", "--info"})
+    if len(ways) > 1:
+        raise UserError(f"{' and '.join(ways)} don't go together: give one of them")
+    for name in ("--resolve", "--package"):
+        if name in names and "--cfg" not in names:
+            raise UserError(f"{name} goes with --cfg job")
+    for name in ("--config-dir", "--config-path"):
+        folder = _flag(flags, name)
+        if folder is not None and not os.path.isdir(folder):
+            raise UserError(f"{name} {folder}: no such folder")
+        if folder is not None:
+            from microgpt_cli import own_configs
+
+            own_configs.check(Path(folder), groups)
 
 
 def _call(spec: Verb, config: Any, **invocation: Any) -> None:
@@ -189,14 +215,9 @@ def _register(verb: str) -> None:
     ConfigStore.instance().store(name=f"_{verb}", node=VERBS[verb].schema)
 
 
-def _config_flag(words: overrides.Words, *names: str) -> str | None:
-    """The value of one of the `--config-…` flags, written with a space or an equals sign."""
-    value = None
-    for index, flag in enumerate(words.flags):
-        name, equals, rest = flag.partition("=")
-        if name in names:
-            value = rest if equals else words.flags[index + 1]
-    return value
+def _flag(flags: Sequence[str], name: str) -> str | None:
+    """The value of a flag, if it was given."""
+    return flags[flags.index(name) + 1] if name in flags else None
 
 
 def _compose(verb: str, words: overrides.Words) -> Any:
@@ -206,16 +227,13 @@ def _compose(verb: str, words: overrides.Words) -> Any:
     from hydra.core.hydra_config import HydraConfig
 
     _register(verb)
-    conf = Path(_config_flag(words, "--config-path", "-cp") or CONF).absolute()
-    extra = _config_flag(words, "--config-dir", "-cd")
-    if extra is not None and not Path(extra).is_dir():
-        raise UserError(f"--config-dir {extra}: no such folder")
+    conf = Path(_flag(words.flags, "--config-path") or CONF).absolute()
+    extra = _flag(words.flags, "--config-dir")
     search = [f"hydra.searchpath=[{overrides.quote('file://' + os.path.abspath(extra))}]"] if extra else []
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf), version_base=_version_base(), job_name=verb):
-        composed = compose(
-            _config_flag(words, "--config-name", "-cn") or verb, [*words.overrides, *search], return_hydra_config=True
-        )
+        name = _flag(words.flags, "--config-name") or verb
+        composed = compose(name, [*words.overrides, *search], return_hydra_config=True)
     HydraConfig.instance().set_config(composed)
     return composed
 
@@ -255,7 +273,10 @@ def _to_config(verb: str, composed: Any) -> Any:
     missing = sorted(OmegaConf.missing_keys(plain))
     if missing:
         raise UserError(f"{missing[0]} is required, for example: {VERBS[verb].example}")
-    return OmegaConf.to_object(plain)
+    config = OmegaConf.to_object(plain)
+    if not isinstance(config, VERBS[verb].schema):
+        raise UserError(f"not a config of microgpt {verb}: its defaults must begin with _{verb}")
+    return config
 
 
 def _hydra_files(composed: Any) -> dict[str, str]:
@@ -273,17 +294,31 @@ def _hydra_main(verb: str, words: overrides.Words) -> None:
     """Sweeps, `--cfg`, `--info` and the like: Hydra's own `main`, with the words in the order that it takes."""
     import hydra
 
-    spec = VERBS[verb]
-    flags = _names(words.flags)
-    if "--resolve" in flags and not {"--cfg", "-c"} & set(flags):
-        raise UserError("--resolve goes with --cfg job")
+    spec, process = VERBS[verb], os.getpid()
+    begun: list[str] = []
+    failures: list[UserError] = []
 
     def job(composed: Any) -> None:
         from hydra.core.hydra_config import HydraConfig
 
-        folder = Path(HydraConfig.get().runtime.output_dir) if spec.makes_run_folder else None
-        _call(spec, _to_config(verb, composed), typed=words.typed, sweep_dir=folder)
+        folder = HydraConfig.get().runtime.output_dir
+        begun.append(folder)
+        try:
+            sweep_dir = Path(folder) if spec.makes_run_folder else None
+            _call(spec, _to_config(verb, composed), typed=words.typed, sweep_dir=sweep_dir)
+        except UserError as error:
+            if os.getpid() != process:  # a launcher's worker, whose exceptions Hydra brings home
+                raise
+            failures.append(error)  # raised below, for Hydra would print lines of its own
 
+    if "--multirun" in words.flags:
+        _check_sweep(verb, words)
+    package = _flag(words.flags, "--package")
+    if package is not None:
+        from omegaconf import OmegaConf
+
+        if OmegaConf.select(_compose(verb, words), package) is None:
+            raise UserError(f"--package {package}: no such node in the config")
     _register(verb)
     _mend_argparse()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, whole
@@ -291,7 +326,36 @@ def _hydra_main(verb: str, words: overrides.Words) -> None:
         # A verb that leaves nothing behind sweeps in a folder that goes away.
         quiet = [] if spec.makes_run_folder else [f"hydra.sweep.dir={overrides.quote(scratch)}"]
         sys.argv = [sys.argv[0], *words.flags, *quiet, *words.overrides]
-        hydra.main(config_path=str(CONF), config_name=verb, version_base=_version_base())(job)()
+        try:
+            hydra.main(config_path=str(CONF), config_name=verb, version_base=_version_base())(job)()
+        except OSError as error:
+            if begun:
+                raise
+            raise UserError(f"{error.filename}: {error.strerror or error}") from error
+        finally:
+            if failures:
+                raise failures[0]
+
+
+def _check_sweep(verb: str, words: overrides.Words) -> None:
+    """Compose with each value of a sweep once: a mistake in the last of them costs no job and leaves no folder."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    if any(word.startswith("hydra/sweeper=") for word in words.overrides):
+        return  # which of the values meet is then for another to say
+    columns = []
+    for override in OverridesParser.create().parse_overrides(list(words.overrides)):
+        if not override.is_sweep_override():
+            columns.append([str(override.input_line)])
+        elif override.is_discrete_sweep():
+            values = itertools.islice(override.sweep_string_iterator(), MOST_CHECKED)
+            columns.append([f"{override.get_key_element()}={value}" for value in values])
+    if not all(columns):
+        raise UserError("a sweep over no values; give at least one")
+    first = tuple(column[0] for column in columns)
+    jobs = [(*first[:i], value, *first[i + 1 :]) for i, column in enumerate(columns) for value in column[1:]]
+    for job in [first, *jobs[:MOST_CHECKED]]:
+        _to_config(verb, _compose(verb, overrides.Words(words.flags, job, words.typed)))
 
 
 def _mend_argparse() -> None:
@@ -330,9 +394,8 @@ def _explained(error: Exception, verb: str, words: overrides.Words, schema: dict
     from hydra.errors import HydraException, MissingConfigException
     from omegaconf.errors import OmegaConfBaseException
 
-    plugin = next(
-        (frame for frame in traceback.extract_tb(error.__traceback__) if "hydra_plugins" in frame.filename), None
-    )
+    frames = traceback.extract_tb(error.__traceback__)
+    plugin = next((frame for frame in frames if "hydra_plugins" in frame.filename), None)
     if plugin and not isinstance(error, HydraException | OmegaConfBaseException):
         return UserError(f"a Hydra plugin is broken, uninstall it: {plugin.filename}: {_one_line(error)}")
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
@@ -351,6 +414,7 @@ def _explained(error: Exception, verb: str, words: overrides.Words, schema: dict
             leaf = schema[key]
             return UserError(f"{key}={value}: must be of type {leaf.type_name}{' or null' if leaf.optional else ''}")
         return UserError(f"{str(cause).splitlines()[0]}{f' ({key})' if key else ''}")
-    if isinstance(error, HydraException):
+    composing = any(Path(frame.filename).name == "config_loader_impl.py" for frame in frames)
+    if isinstance(error, HydraException) or composing:  # of syntax, of encoding, of types that Hydra takes for granted
         return UserError(_one_line(error))
     return error

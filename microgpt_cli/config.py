@@ -7,6 +7,8 @@ itself when it is made, so a config that exists is a config that is right.
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 import types
 import typing
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from typing import Any, ClassVar, TypeVar
 from microgpt_cli.errors import UserError
 
 ConfigT = TypeVar("ConfigT")
+LARGEST_INT = 2**63 - 1  # what torch and the file formats hold
 
 
 def key(
@@ -26,6 +29,7 @@ def key(
     at_most: float | None = None,
     below: float | None = None,
     choices: tuple[str, ...] = (),
+    may_be_empty: bool = False,
     absent: Any = dataclasses.MISSING,
 ) -> Any:
     """A field of a config: what it means, and the range or the choices that a value must keep to.
@@ -33,7 +37,8 @@ def key(
     A key that is younger than runs that are to be read says in `absent` what those runs had.
     """
     bounds = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
-    return field(metadata={"meaning": meaning, "choices": choices, "absent": absent, **bounds})
+    texts = {"meaning": meaning, "choices": choices, "may_be_empty": may_be_empty, "absent": absent}
+    return field(metadata=texts | bounds)
 
 
 @dataclass
@@ -61,13 +66,30 @@ def _problem(value: Any, limits: Any) -> str:
         quoted = " (in YAML, in quotes)" if str(value).lower() in limits["choices"] else ""
         return f"choose one of {', '.join(limits['choices'])}{quoted}"
     if limits["at_least"] is not None and not value >= limits["at_least"]:
-        return f"must be at least {limits['at_least']:g}"
+        return f"must be at least {limits['at_least']:,}"
     if limits["above"] is not None and not value > limits["above"]:
-        return f"must be above {limits['above']:g}"
+        return f"must be above {limits['above']:,}"
     if limits["at_most"] is not None and not value <= limits["at_most"]:
-        return f"must be at most {limits['at_most']:g}"
+        return f"must be at most {limits['at_most']:,}"
     if limits["below"] is not None and not value < limits["below"]:
-        return f"must be below {limits['below']:g}"
+        return f"must be below {limits['below']:,}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "must be a finite number"
+    if isinstance(value, int) and value > LARGEST_INT:
+        return f"must be at most {LARGEST_INT:,}"
+    return _problem_of_text(value, limits["may_be_empty"]) if isinstance(value, str) else ""
+
+
+def _problem_of_text(value: str, may_be_empty: bool) -> str:
+    """What no path and no text of ours can be. The command line can't hold a NUL or such a surrogate; a YAML can."""
+    if not value and not may_be_empty:
+        return "needs a value"
+    if "\0" in value:
+        return "holds a NUL character"
+    try:
+        value.encode("utf-8", "surrogateescape")  # bytes of the command line that are not UTF-8 are let through
+    except UnicodeEncodeError:
+        return "holds half a surrogate pair"
     return ""
 
 
@@ -77,10 +99,10 @@ class ModelConfig(Node):
 
     NODE: ClassVar[str] = "model."
 
-    n_layer: int = key("transformer blocks", at_least=1)
+    n_layer: int = key("transformer blocks", at_least=1, at_most=1000)
     n_head: int = key("attention heads in a block", at_least=1)
-    n_embd: int = key("width: numbers that stand for one token", at_least=1)
-    block_size: int = key("context: tokens that the model sees at once", at_least=1)
+    n_embd: int = key("width: numbers that stand for one token", at_least=1, at_most=1 << 16)
+    block_size: int = key("context: tokens that the model sees at once", at_least=1, at_most=1 << 24)
     dropout: float = key("share of activations dropped in training", at_least=0, below=1)
     position: str = key("how a token's place is told", choices=("learned", "rotary"))
     norm: str = key("normalisation before each sublayer", choices=("layernorm", "rmsnorm"))
@@ -123,6 +145,15 @@ class DataConfig(Node):
     sha256: str | None = key("checksum that the file must have")
     size_bytes: int | None = key("size that the file must have, bytes", at_least=1)
 
+    def check(self) -> None:
+        # A run that came from elsewhere brings these along: they must not reach other files than the cache's own.
+        if self.url is not None and not self.url.startswith(("https://", "http://")):
+            raise UserError(f"data.url={self.url}: must begin with https:// or http://")
+        if self.file_name is not None and (re.search(r"[/\\:]", self.file_name) or self.file_name.startswith(".")):
+            raise UserError(f"data.file_name={self.file_name}: must be a name alone, without a folder")
+        if self.sha256 is not None and not re.fullmatch("[0-9a-f]{64}", self.sha256):
+            raise UserError(f"data.sha256={self.sha256}: must be 64 hexadecimal digits")
+
 
 @dataclass
 class TokenizerConfig(Node):
@@ -158,13 +189,17 @@ class OptimConfig(Node):
 
 
 DEVICE = "auto, cpu, cuda, cuda:N or mps"
+LARGEST_STEP = 99_999_999  # the name of a checkpoint's folder has eight digits
+MOST_THREADS = 1024
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def check_device(device: str) -> None:
     """Raises `UserError` unless `device` is one of `DEVICE`; whether it is there is asked later."""
     name, colon, index = device.partition(":")
-    if device not in ("auto", "cpu", "cuda", "mps") and not (name == "cuda" and colon and index.isdecimal()):
+    if device not in ("auto", "cpu", "cuda", "mps") and not (
+        name == "cuda" and colon and index.isascii() and index.isdecimal()
+    ):
         raise UserError(f"device={device}: choose one of {DEVICE}")
 
 
@@ -179,12 +214,12 @@ class TrainConfig(Node):
     device: str = key(f"where to compute: {DEVICE}")
     dtype: str = key("precision of the arithmetic; weights stay float32", choices=DTYPES)
     compile: str = key("torch.compile the model", choices=("auto", "true", "false"))
-    threads: int | None = key("CPU threads (null: torch's choice)", at_least=1)
+    threads: int | None = key("CPU threads (null: torch's choice)", at_least=1, at_most=MOST_THREADS)
     seed: int = key("every draw is a function of it, the stream, the step and the rank", at_least=0)
-    max_steps: int = key("optimizer steps", at_least=1)
-    batch_size: int = key("sequences in a micro-batch", at_least=1)
-    grad_accum_steps: int = key("micro-batches in a step", at_least=1)
-    log_interval: int = key("steps between lines in metrics.jsonl", at_least=1)
+    max_steps: int = key("optimizer steps", at_least=1, at_most=LARGEST_STEP)
+    batch_size: int = key("sequences in a micro-batch", at_least=1, at_most=1 << 20)
+    grad_accum_steps: int = key("micro-batches in a step", at_least=1, at_most=1 << 20)
+    log_interval: int = key("steps between lines in metrics.jsonl", at_least=1, at_most=10_000)
     eval_interval: int = key("steps between evaluations (0: only at the end)", at_least=0)
     eval_tokens: int | None = key("held-out tokens to evaluate on (null: all, up to 1,048,576)", at_least=1)
     checkpoint_interval: int = key("steps between checkpoints (0: only at the end)", at_least=0)
@@ -203,27 +238,25 @@ class SampleConfig(Node):
     """`microgpt sample`."""
 
     ckpt: str = key("a run's folder, one of its ckpt/step-… folders, or latest")
-    prompt: str = key("text to go on from")
+    prompt: str = key("text to go on from", may_be_empty=True)
     prompt_file: str | None = key("a file to read the prompt from")
     max_new_tokens: int = key("tokens to write", at_least=0)
     temperature: float = key("0: always the likeliest token; 1: as learnt; above: bolder", at_least=0)
     top_k: int | None = key("draw among the k likeliest tokens only", at_least=1)
     top_p: float = key("draw among the likeliest tokens that hold this share only", above=0, at_most=1)
     stop: str | None = key("end before this text appears")
-    num_samples: int = key("how many continuations", at_least=1)
+    num_samples: int = key("how many continuations", at_least=1, at_most=1 << 20)
     seed: int = key("same seed, same text", at_least=0)
     stream: bool = key("write each character as it comes")
     out: str | None = key("write to this file and not to the screen")
     device: str = key(f"where to compute: {DEVICE}")
     dtype: str = key("precision of the arithmetic", choices=DTYPES)
-    threads: int | None = key("CPU threads (null: torch's choice)", at_least=1)
+    threads: int | None = key("CPU threads (null: torch's choice)", at_least=1, at_most=MOST_THREADS)
 
     def check(self) -> None:
         check_device(self.device)
         if self.prompt and self.prompt_file is not None:
             raise UserError(f"prompt_file={self.prompt_file}: give prompt or prompt_file, not both")
-        if self.stop == "":
-            raise UserError("stop=: an empty text would stop at once; give some text, or leave it out")
 
 
 @dataclass
@@ -231,7 +264,7 @@ class ParamsConfig(Node):
     """`microgpt params`."""
 
     model: ModelConfig
-    vocab_size: int = key("tokens in the vocabulary (65: the article's)", at_least=1)
+    vocab_size: int = key("tokens in the vocabulary (65: the article's)", at_least=1, at_most=1 << 24)
     ckpt: str | None = key("count the model of this run instead")
     batch_size: int = key("sequences of block_size tokens, for the bytes of activations", at_least=1)
     depth: int = key("how far to open the blocks (0: the five parts)", at_least=0)
@@ -247,10 +280,10 @@ class EvalConfig(Node):
     split: str = key(
         "auto: held-out split of the run's text, the whole of another", choices=("auto", "train", "val", "all")
     )
-    batch_size: int = key("windows evaluated at once", at_least=1)
+    batch_size: int = key("windows evaluated at once", at_least=1, at_most=1 << 20)
     device: str = key(f"where to compute: {DEVICE}")
     dtype: str = key("precision of the arithmetic", choices=DTYPES)
-    threads: int | None = key("CPU threads (null: torch's choice)", at_least=1)
+    threads: int | None = key("CPU threads (null: torch's choice)", at_least=1, at_most=MOST_THREADS)
 
     def check(self) -> None:
         check_device(self.device)
@@ -321,7 +354,7 @@ def from_json(schema: type[ConfigT], data: Any, where: str, prefix: str = "") ->
         value = data[name]
         if dataclasses.is_dataclass(kind):
             value = from_json(typing.cast(type[Any], kind), value, where, f"{prefix}{name}.")
-        elif kind is float and type(value) is int:
+        elif kind is float and type(value) is int and abs(value) <= LARGEST_INT:
             value = float(value)
         elif not (type(value) is kind or (value is None and optional)):
             raise UserError(f"{where}: {prefix}{name}={value!r} must be of type {kind.__name__}")

@@ -5,18 +5,21 @@ its flags must not stand between overrides. People know none of that, and after 
 """
 
 import difflib
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from microgpt_cli.config import Leaf
 from microgpt_cli.errors import UserError
 
 # Hydra's flags that take a value; `--info` takes one only when one of its own words follows.
-VALUE_FLAGS = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
-PLAIN_FLAGS = ("--help", "-h", "--hydra-help", "--resolve", "--multirun", "-m", "--run", "-r")
+SHORT = {"-c": "--cfg", "-p": "--package", "-cp": "--config-path", "-cn": "--config-name", "-cd": "--config-dir"}
+SHORT |= {"-i": "--info", "-m": "--multirun", "-r": "--run", "-h": "--help"}
+VALUE_FLAGS = ("--cfg", "--info", "--package", "--config-path", "--config-name", "--config-dir")
+PLAIN_FLAGS = ("--help", "--hydra-help", "--resolve", "--multirun", "--run")
 INFO_WORDS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+FLAG_WORDS = {"--cfg": ("job", "hydra", "all"), "--info": INFO_WORDS}
 OVERRIDE = re.compile(r"(?P<prefix>\+{0,2}|~)(?P<key>[A-Za-z_][\w.@/-]*)(?:=(?P<value>.*))?", re.DOTALL)
 
 
@@ -44,7 +47,7 @@ def sort_words(
         UserError: an unknown flag or key, a key without a value, or a word too many.
     """
     flags, rest = _split_flags(list(words))
-    sweep = any(flag in ("-m", "--multirun") for flag in flags)
+    sweep = "--multirun" in flags
     overrides, typed, free = [], [], list(positional)
     for word in rest:
         match = OVERRIDE.fullmatch(word)
@@ -67,29 +70,38 @@ def sort_words(
 
 
 def _split_flags(words: list[str]) -> tuple[list[str], list[str]]:
-    flags, rest = [], []
+    """Flags, in their long form and each with its value behind it, and the other words."""
+    flags: list[str] = []
+    rest: list[str] = []
     while words:
         word = words.pop(0)
-        name, equals, _ = word.partition("=")
+        typed, equals, value = word.partition("=")
+        name = SHORT.get(typed, typed)
         if not word.startswith("-") or word == "-":
             rest.append(word)
-        elif word in PLAIN_FLAGS or (equals and name in (*VALUE_FLAGS, "--info", "-i")):
-            flags.append(word)
-        elif word in VALUE_FLAGS:
-            if not words:
-                raise UserError(f"{word} needs a value")
-            flags += [word, words.pop(0)]
-        elif word in ("--info", "-i"):
-            flags += [word, words.pop(0)] if words and words[0] in INFO_WORDS else [word]
+        elif name in PLAIN_FLAGS and not equals:
+            flags.append(name)
+        elif name in VALUE_FLAGS:
+            if name == "--info" and not equals:
+                value = words.pop(0) if words and words[0] in INFO_WORDS else "all"
+            elif not equals:
+                value = words.pop(0) if words else ""
+            if not value or value.startswith("-"):
+                raise UserError(f"{typed} needs a value")
+            if value not in FLAG_WORDS.get(name, (value,)):
+                raise UserError(f"{typed} {value}: choose one of {', '.join(FLAG_WORDS[name])}")
+            if name in flags:
+                raise UserError(f"{typed} is given twice")
+            flags += [name, value]
         else:
-            known = [flag for flag in (*PLAIN_FLAGS, *VALUE_FLAGS, "--info", "--version") if flag.startswith("--")]
-            raise UserError(f"unknown flag {word}{_suggest(name, known)}; options are typed as key=value")
+            known = (*PLAIN_FLAGS, *VALUE_FLAGS, "--version")
+            raise UserError(f"unknown flag {word}{_suggest(typed, known)}; options are typed as key=value")
     return flags, rest
 
 
 def _is_path(key: str, word: str, leaves: Mapping[str, Leaf], groups: Mapping[str, Iterable[str]]) -> bool:
     """Whether a word with an equals sign is a path, as in `outputs/lr=1e-3`, and no override."""
-    return key not in leaves and key not in groups and not key.startswith("hydra") and Path(word).exists()
+    return key not in leaves and key not in groups and not key.startswith("hydra") and os.path.exists(word)
 
 
 def _override(
@@ -108,6 +120,8 @@ def _override(
         return f"{key}={quote(value)}"
     if value == "":
         raise UserError(f"{key}= needs a value")
+    if leaf is None and value[0] == "[":
+        raise UserError(f"{key}={value}: give one choice; several need a sweep: -m {key}={value.strip('[]')}")
     if not sweep and "," in value and value[0] not in "[{('\"":
         raise UserError(f"{key}={value}: several values need a sweep; add -m")
     return f"{key}={value}"

@@ -45,7 +45,7 @@ def sort(*words: str, positional: tuple[str, ...] = ("ckpt",)):
 
 def test_flags_may_stand_anywhere() -> None:
     words = sort("model=micro", "-m", "model.n_layer=1,2", "--config-dir", "x")
-    assert words.flags == ("-m", "--config-dir", "x")
+    assert words.flags == ("--multirun", "--config-dir", "x")
     assert words.overrides == ("model=micro", "model.n_layer=1,2")
     assert words.typed == ("model", "model.n_layer")
 

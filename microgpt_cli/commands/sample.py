@@ -1,5 +1,6 @@
 """`microgpt sample`: a trained model goes on from a prompt. Only the text goes to standard output."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,13 +34,13 @@ def run(config: SampleConfig, invocation: Invocation) -> None:
     compute = choose(config.device, config.dtype, threads=config.threads)
     loaded = checkpoint.load(path)
     prompt = _prompt(config)
-    ids = _encode(prompt, loaded.tokenizer)
+    context = loaded.config.model.block_size
+    ids, count = _encode(prompt, loaded.tokenizer, context)
     model = checkpoint.build_model(loaded, compute.device).eval()
     if "ckpt" not in invocation.typed or config.ckpt == "latest":
         print(f"from {path}, step {loaded.step:,}", file=sys.stderr)
-    context = model.config.block_size
-    if len(ids) > context:
-        print(f"the prompt has {len(ids):,} tokens, and the model sees the last {context:,}", file=sys.stderr)
+    if count > context:
+        print(f"the prompt has {count:,} tokens, and the model sees the last {context:,}", file=sys.stderr)
     with _output(config.out) as sink:
         _write(config, compute, model, loaded.tokenizer, prompt, ids, sink)
     if config.out is not None:
@@ -49,20 +50,21 @@ def run(config: SampleConfig, invocation: Invocation) -> None:
 def _prompt(config: SampleConfig) -> str:
     if config.prompt_file is None:
         return config.prompt
-    data = storage.read_bytes(Path(config.prompt_file).expanduser())
+    data = storage.read_bytes(Path(os.path.expanduser(config.prompt_file)))
     # What is not UTF-8 stays, as in words from the command line, and is refused by tokenizers that need characters.
     return data.decode("utf-8", "surrogateescape")
 
 
-def _encode(prompt: str, tokenizer: Tokenizer) -> list[int]:
-    """Token ids; a prompt of nothing begins a new line."""
+def _encode(prompt: str, tokenizer: Tokenizer, context: int) -> tuple[list[int], int]:
+    """The last `context` token ids, and how many there are in all; a prompt of nothing begins a new line."""
     if prompt == "":
-        return [tokenizer.start_id]
+        return [tokenizer.start_id], 1
     try:
         encoded = tokenizer.encode(prompt)
     except UserError as error:
         raise UserError(f"prompt: {error}") from None
-    return unpack(encoded, tokenizer.itemsize)
+    size = tokenizer.itemsize
+    return unpack(encoded[-context * size :], size), len(encoded) // size
 
 
 @contextmanager
@@ -75,11 +77,10 @@ def _output(out: str | None) -> Iterator[Sink]:
         if sys.stdout.isatty():
             sys.stdout.write("\n")
         return
-    target = Path(out).expanduser()
-    if target.is_dir() or not target.absolute().parent.is_dir():
-        raise UserError(
-            f"out={out}: {'a folder' if target.is_dir() else 'no such folder'}; give a file in a folder that exists"
-        )
+    target = Path(os.path.expanduser(out))
+    if os.path.isdir(target) or not os.path.isdir(target.absolute().parent):
+        what = "a folder" if os.path.isdir(target) else "no such folder"
+        raise UserError(f"out={out}: {what}; give a file in a folder that exists")
     parts: list[str] = []
 
     class Parts:

@@ -129,7 +129,7 @@ def _check_same(resumed: checkpoint.Checkpoint, facts: dict[str, Any]) -> None:
             "resume: the text has changed since the run began (its checksum is another); "
             "give the old text with data.path=, or start a new run"
         )
-    changed = [f"{k} {resumed.meta[k]} → {v}" for k, v in facts.items() if k != "text_sha256" and resumed.meta[k] != v]
+    changed = [f"{k} {resumed.meta.get(k)} → {v}" for k, v in facts.items() if k != "text_sha256" and resumed.meta.get(k) != v]
     if changed:
         print(f"note      not bit for bit what one uninterrupted run gives: {', '.join(changed)}")
 
@@ -171,7 +171,8 @@ def _resumed_config(typed: TrainConfig, stored: TrainConfig, names: tuple[str, .
             f"resume={run_folder}: can't be changed in a run: {', '.join(refused)}{hint}; leave it out, or begin a new "
             f"run with it: from_run={run_folder}"
         )
-    return _changed(stored, {name: new for name, (_, new) in changes.items()}, str(run_folder / layout.CONFIG))
+    here = {"data.cache_dir": typed.data.cache_dir}  # where to write is for this machine to say, not for the run
+    return _changed(stored, here | {name: new for name, (_, new) in changes.items()}, str(run_folder / layout.CONFIG))
 
 
 def _same_batch(stored: TrainConfig, changes: dict[str, tuple[Any, Any]]) -> bool:

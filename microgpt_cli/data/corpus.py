@@ -6,10 +6,10 @@ Text is UTF-8 and comes back byte for byte: no newline is translated, no byte-or
 import codecs
 import glob
 import hashlib
+import http.client
 import itertools
 import os
 import tempfile
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -124,12 +124,12 @@ def open_corpus(config: DataConfig, progress: Progress = no_progress) -> Corpus:
 
 
 def _from_path(path: str) -> Corpus:
-    where = Path(path).expanduser()
-    if where.is_dir():
+    where = Path(os.path.expanduser(path))
+    if os.path.isdir(where):  # where Path.is_dir fails on a name too long, this says no
         files = sorted(p for p in where.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
         if not files:
             raise UserError(f"data.path={path}: no {' or '.join(SUFFIXES)} file in this folder")
-    elif where.exists():
+    elif os.path.exists(where):
         files = [where]
     else:
         files = sorted(Path(name) for name in glob.glob(str(where), recursive=True) if Path(name).is_file())
@@ -158,16 +158,21 @@ def _downloaded(config: DataConfig, progress: Progress) -> Path:
     """The file from `data.folder`, else the cache, else one download into the cache; its checksum is verified."""
     if not (config.file_name and config.sha256 and config.url and config.size_bytes):
         raise UserError("data.source=download: needs data.url, data.file_name, data.sha256 and data.size_bytes")
-    cached = Path(config.cache_dir).expanduser() / config.file_name
-    for path in (Path(config.folder).expanduser() / config.file_name, cached):
-        if path.is_file():
+    cached = Path(os.path.expanduser(config.cache_dir)) / config.file_name
+    for path in (Path(os.path.expanduser(config.folder)) / config.file_name, cached):
+        if os.path.isfile(path):
             if Corpus(str(path), (path,)).sha256() != config.sha256:
                 raise UserError(
                     f"{path}: not the file that data.sha256 names; remove it, or use it as data.path={path}"
                 )
             return path
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=cached.parent, prefix=f".{config.file_name}.")
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=cached.parent, prefix=f".{config.file_name}.")
+    except OSError as error:
+        raise UserError(
+            f"{cached.parent}: {error.strerror or error}; choose another folder with data.cache_dir"
+        ) from error
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -176,7 +181,7 @@ def _downloaded(config: DataConfig, progress: Progress) -> Path:
             raise UserError(f"{config.url}: the download has another checksum than data.sha256; nothing was kept")
         temporary.chmod(0o644)
         os.replace(temporary, cached)
-    except (OSError, urllib.error.URLError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: a URL that is none
         reason = getattr(error, "reason", error)
         raise UserError(
             f"{config.url}: no download ({reason}); put the file at {Path(config.folder) / config.file_name} "

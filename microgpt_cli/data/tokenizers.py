@@ -25,7 +25,16 @@ class ByteTokenizer:
 
     def encode(self, text: str | bytes, position: int = 0) -> bytes:
         """Ids of a text. Bytes that came in through the command line undecoded go through as they are."""
-        return text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
+        if isinstance(text, bytes):
+            return text
+        try:
+            return text.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError as error:
+            char = text[error.start]
+            raise UserError(
+                f"character {char!r} (U+{ord(char):04X}) at position {position + error.start:,} is half a surrogate "
+                "pair, which is no character"
+            ) from error
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text; bytes that are not UTF-8 become U+FFFD."""
@@ -132,7 +141,7 @@ def from_json(data: Any, where: str) -> Tokenizer:
     Raises:
         UserError: another format, an unknown kind or key, or a vocabulary that is empty, unsorted or has doubles.
     """
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
+    if not isinstance(data, dict) or type(data.get("format")) is not int or data["format"] != FORMAT:
         raise UserError(f"{where}: not a tokenizer of format {FORMAT}")
     if data == ByteTokenizer().to_json():
         return ByteTokenizer()
@@ -141,6 +150,8 @@ def from_json(data: Any, where: str) -> Tokenizer:
     chars, unknown = data["chars"], data["unknown"]
     if not isinstance(chars, str) or not chars or any(a >= b for a, b in itertools.pairwise(chars)):
         raise UserError(f"{where}: chars must be a text of different characters, sorted")
+    if any("\ud800" <= char <= "\udfff" for char in chars):
+        raise UserError(f"{where}: chars holds half a surrogate pair, which is in no text")
     if unknown not in ("error", "replace") or (unknown == "replace" and REPLACEMENT not in chars):
         raise UserError(f"{where}: unknown={unknown!r} must be error, or replace with U+FFFD among chars")
     return CharTokenizer(chars, unknown)

@@ -5,9 +5,13 @@ cache, and mapped: it may be far larger than memory. The file is found by the ch
 encoded anew. B batch, T time (positions).
 """
 
+import contextlib
 import hashlib
+import mmap
 import os
+import shutil
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +28,7 @@ from microgpt_cli.errors import UserError
 from microgpt_cli.runs import storage
 
 IN_MEMORY_BYTES = 64 << 20  # a corpus up to this size is encoded in memory
+CONTINUATION_BYTES = bytes(range(0x80, 0xC0))  # of UTF-8: they begin no character
 DTYPES = {1: torch.uint8, 2: torch.uint16, 4: torch.int32}  # ids as narrow as the vocabulary allows
 
 
@@ -36,11 +41,12 @@ def build_tokenizer(
     if corpus.size_bytes <= IN_MEMORY_BYTES:
         return tokenizers.build(config, _characters(corpus.text_chunks(progress)))
     name = f"{corpus.sha256(progress)}-{config.kind}-{config.unknown}.json"
-    path = cache_dir.expanduser() / "vocabulary" / name
+    path = Path(os.path.expanduser(cache_dir)) / "vocabulary" / name
     if not path.exists():
         tokenizer = tokenizers.build(config, _characters(corpus.text_chunks(progress)))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        storage.replace(path, storage.json_bytes(tokenizer.to_json()))
+        with _told(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            storage.replace(path, storage.json_bytes(tokenizer.to_json()))
     return tokenizers.from_json(storage.parse_json(storage.read_bytes(path), str(path)), str(path))
 
 
@@ -68,12 +74,24 @@ def encode(
         return torch.frombuffer(ids, dtype=DTYPES[tokenizer.itemsize]), digest.hexdigest()
     source_sha256 = corpus.sha256(progress)
     kind = storage.sha256(storage.json_bytes(tokenizer.to_json()))
-    path = cache_dir.expanduser() / "tokens" / f"{source_sha256[:32]}-{kind[:16]}.bin"
+    path = Path(os.path.expanduser(cache_dir)) / "tokens" / f"{source_sha256[:32]}-{kind[:16]}.bin"
     record = path.with_suffix(".json")
     if not _is_intact(path, record, progress):
-        _encode_to_file(corpus, tokenizer, path, record, progress)
-    count = path.stat().st_size // tokenizer.itemsize
-    return torch.from_file(str(path), shared=False, size=count, dtype=DTYPES[tokenizer.itemsize]), source_sha256
+        with _told(path):
+            _encode_to_file(corpus, tokenizer, path, record, progress)
+    return _mapped(path, DTYPES[tokenizer.itemsize]), source_sha256
+
+
+def _mapped(path: Path, dtype: torch.dtype) -> Tensor:
+    """A file as a tensor that is only read. `torch.from_file` maps it writable, which asks for memory for all of it."""
+    try:
+        with path.open("rb") as file:
+            pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise UserError(f"{path}: can't be mapped: {error.strerror or error}") from error
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        return torch.frombuffer(pages, dtype=dtype)
 
 
 def _encoded(corpus: Corpus, tokenizer: Tokenizer, progress: Progress) -> Iterator[bytes]:
@@ -89,6 +107,7 @@ def _encoded(corpus: Corpus, tokenizer: Tokenizer, progress: Progress) -> Iterat
 def _encode_to_file(corpus: Corpus, tokenizer: Tokenizer, path: Path, record: Path, progress: Progress) -> None:
     """Write the ids beside their final name, and give them that name when they are whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    _check_room(corpus, tokenizer, path.parent)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
     digest = hashlib.sha256()
@@ -102,19 +121,42 @@ def _encode_to_file(corpus: Corpus, tokenizer: Tokenizer, path: Path, record: Pa
         size = temporary.stat().st_size
         os.replace(temporary, path)
         storage.replace(record, storage.json_bytes({"bytes": size, "sha256": digest.hexdigest()}))
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Turn what the disk refuses into the key that names another one."""
+    try:
+        yield
     except OSError as error:
         raise UserError(
             f"{path.parent}: {error.strerror or error}; choose another folder with data.cache_dir"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def _check_room(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> None:
+    """Raises `UserError` if the encoded text will not fit on the disk, before a byte of it is written."""
+    free = shutil.disk_usage(folder).free
+    needed = corpus.size_bytes * tokenizer.itemsize
+    if needed > free and tokenizer.kind == "char":  # a character can have several bytes: count
+        needed = tokenizer.itemsize * sum(len(chunk.translate(None, CONTINUATION_BYTES)) for chunk in corpus.chunks())
+    if needed > free:
+        raise UserError(
+            f"{folder}: the encoded text takes {needed:,} bytes, and {free:,} are free there; "
+            "choose another folder with data.cache_dir"
+        )
 
 
 def _is_intact(path: Path, record: Path, progress: Progress) -> bool:
     """Whether an encoded file is there and has the size and the checksum that were noted when it was written."""
     if not (path.is_file() and record.is_file()):
         return False
-    noted = storage.parse_json(storage.read_bytes(record), str(record))
+    try:
+        noted = storage.parse_json(storage.read_bytes(record), str(record))
+    except UserError:
+        return False
     written = Corpus(str(path), (path,))
     return bool(noted == {"bytes": written.size_bytes, "sha256": written.sha256(progress)})
 

@@ -21,6 +21,7 @@ from microgpt_cli.errors import UserError
 from microgpt_cli.runs import storage
 
 OUTPUTS = Path("outputs")
+LINK_BYTES = 4096  # of outputs/latest where it is no link
 CONFIG, TOKENIZER, RESULT = "config.json", "tokenizer.json", "result.json"
 METRICS, TIMINGS, SAMPLES, PLOT = "metrics.jsonl", "timings.jsonl", "samples.txt", "loss.png"
 CHECKPOINTS, BEST, MANIFEST = "ckpt", "best.json", "MANIFEST.json"
@@ -36,7 +37,7 @@ def create(out_dir: str | None, sweep_dir: Path | None, outputs: Path = OUTPUTS)
     """
     if out_dir is None and sweep_dir is None:
         return _create_by_time(outputs / "train")
-    folder = Path(out_dir).expanduser() if out_dir is not None else sweep_dir
+    folder = Path(os.path.expanduser(out_dir)) if out_dir is not None else sweep_dir
     assert folder is not None
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -101,19 +102,20 @@ def find_run(name: str, key: str, outputs: Path = OUTPUTS) -> Path:
         name: what was typed.
         key: the key it was typed for, for messages.
     """
-    if name == "latest" and not Path(name).exists():
+    if name == "latest" and not os.path.exists(name):
         link = outputs / "latest"
         if not (link.exists() or link.is_symlink()):
             raise UserError(f"{key}={name}: no run under {outputs}/ yet; make one: microgpt train")
-        folder = outputs / link.read_text(encoding="utf-8") if link.is_file() else Path(os.path.realpath(link))
+        noted = os.fsdecode(storage.read_bytes(link, LINK_BYTES)) if link.is_file() else os.path.realpath(link)
+        folder = outputs / noted
         with contextlib.suppress(ValueError):
             folder = folder.relative_to(Path.cwd())
     else:
-        folder = Path(name).expanduser()
-    if folder.is_file():
+        folder = Path(os.path.expanduser(name))
+    if os.path.isfile(folder):  # where Path.is_file fails on a name too long, this says no
         kind = "microgpt reads no pickle" if folder.suffix in (".pt", ".pth", ".bin", ".ckpt") else "that is a file"
         raise UserError(f"{key}={name}: {kind}; give a run's folder, or one of its ckpt/step-… folders")
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f"{key}={name}: no such folder")
     return folder
 

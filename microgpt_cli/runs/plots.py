@@ -29,7 +29,8 @@ def draw_loss(path: Path, metrics: Sequence[Mapping[str, Any]], baselines: Mappi
     for name, value in baselines.items():
         axes.axhline(value, color="grey", linewidth=0.8, linestyle=":")
         axes.text(left, value, f" {name} {value:.3f}", va="bottom", fontsize=8, color="grey")
-    axes.set(xlabel="step", ylabel="loss, nats a token", title=path.parent.name)
+    axes.set(xlabel="step", ylabel="loss, nats a token")
+    axes.set_title(path.parent.name.encode("utf-8", "replace").decode(), parse_math=False)  # "$" is a dollar
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
     axes.grid(alpha=0.2)

@@ -6,15 +6,19 @@ Reading is strict: no duplicate keys, no NaN, no file larger than it may be. See
 
 import hashlib
 import json
+import math
 import os
 import shutil
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from microgpt_cli.errors import UserError
 
-JSON_BYTES = 64 << 20  # largest JSON file that is read
+JSON_VALUES = 200_000  # most values in a file, about
+JSON_LEVELS = 20  # deepest nesting: nobody who walks through what was read runs out of stack
+JSON_BYTES = 16 << 20  # largest JSON file that is read; a vocabulary of all of Unicode takes 13 MB
 
 
 def write_new(path: Path, data: bytes) -> None:
@@ -70,7 +74,7 @@ def parse_json(data: bytes, where: str) -> Any:
     """What strict JSON says.
 
     Raises:
-        UserError: not UTF-8, not JSON, a key twice, NaN or infinity, or nested too deep.
+        UserError: not UTF-8, not JSON, a key twice, NaN or infinity, nested too deep, or too much.
     """
 
     def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
@@ -81,23 +85,43 @@ def parse_json(data: bytes, where: str) -> Any:
             seen[name] = value
         return seen
 
-    def refuse(constant: str) -> Any:
-        raise ValueError(f"{constant} is not JSON")
+    def finite(digits: str) -> float:
+        number = float(digits)  # "NaN", "Infinity" and "1e999" too
+        if not math.isfinite(number):
+            raise ValueError(f"{digits[:20]} is not a finite number")
+        return number
 
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+        if sum(map(data.count, b"[{,")) > JSON_VALUES:
+            raise ValueError(f"more than {JSON_VALUES:,} values")
+        parsed = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_float=finite, parse_constant=finite)
+        level, levels = [parsed], 0
+        while level := [child for node in level for child in _children(node)]:
+            levels += 1
+            if levels > JSON_LEVELS:
+                raise ValueError(f"nested deeper than {JSON_LEVELS} levels")
+        return parsed
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not a valid JSON file: {error}") from error
 
 
+def _children(node: Any) -> Iterable[Any]:
+    return node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+
+
 def read_bytes(path: Path, limit: int = JSON_BYTES) -> bytes:
-    """A whole file of at most `limit` bytes. Raises `UserError` if it can't be read or is larger."""
+    """A plain file, whole, of at most `limit` bytes. Raises `UserError` if it is none, or larger, or can't be read."""
     try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a pipe would wait for its writer
+            raise UserError(f"{path}: not a plain file")
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             data = file.read(size) if size <= limit else b""
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error
+    except MemoryError as error:
+        raise UserError(f"{path}: its {size:,} bytes do not fit into memory") from error
     if size > limit:
         raise UserError(f"{path}: larger than the {limit:,} bytes that such a file may have")
     return data

@@ -26,14 +26,18 @@ from microgpt_cli.config import TrainConfig, from_json
 from microgpt_cli.data import tokenizers
 from microgpt_cli.data.tokenizers import Tokenizer
 from microgpt_cli.errors import UserError
+from microgpt_cli.model.accounting import meta_model
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.runs import folder as layout
 from microgpt_cli.runs import storage
+from microgpt_cli.training.meta import FORMAT
+from microgpt_cli.training.meta import check as check_meta
+from microgpt_cli.training.optimizers import AdamW
 
-FORMAT = 1
 MODEL, OPTIM, META = "model.safetensors", "optim.safetensors", "meta.json"
 FILES = (MODEL, OPTIM, META, layout.CONFIG, layout.TOKENIZER)
-TENSORS_BYTES = 1 << 40  # largest file of tensors that is read
+HEADER_BYTES, HEADER_BYTES_PER_TENSOR = 1 << 20, 1 << 8  # largest header of a file of tensors that is read
+ROTARY_BYTES = 128 << 20  # largest tables of rotary positions: no tensor of the file shows what these take
 KEEP_LAST = 2
 
 
@@ -111,34 +115,51 @@ def load(path: Path, weights: bool = True) -> Checkpoint:
     Raises:
         UserError: a file is missing, changed, or not what it should be.
     """
-    written = storage.read_bytes(path / layout.MANIFEST)
-    manifest = storage.parse_json(written, str(path / layout.MANIFEST))
+    noted = _manifest(path)
+    parsed = {
+        name: storage.parse_json(_verified(path / name, noted[name], storage.JSON_BYTES), str(path / name))
+        for name in FILES
+        if name.endswith(".json")
+    }
+    meta = check_meta(parsed[META], str(path / META))
+    if layout.STEP_NAME.fullmatch(path.name) and path.name != layout.step_name(meta["step"]):
+        raise UserError(f"{path / META}: of step {meta['step']:,}, which is not the folder's")
+    config = from_json(TrainConfig, parsed[layout.CONFIG], str(path / layout.CONFIG))
+    tokenizer = tokenizers.from_json(parsed[layout.TOKENIZER], str(path / layout.TOKENIZER))
+    model: dict[str, Tensor] = {}
+    optim: dict[str, Tensor] = {}
+    if weights:
+        size = config.model
+        tables = 4 * size.n_layer * size.block_size * (size.n_embd // size.n_head)
+        if size.position == "rotary" and tables > ROTARY_BYTES:
+            raise UserError(f"{path / layout.CONFIG}: model.block_size={size.block_size} is too large for a checkpoint")
+        expected = dict(meta_model(size, tokenizer.vocab_size).named_parameters())
+        model = _read_tensors(path / MODEL, noted[MODEL], expected)
+        optim = _read_tensors(path / OPTIM, noted[OPTIM], AdamW(expected.items(), config.optim).state())
+    return Checkpoint(path, config, tokenizer, meta, model, optim)
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    """What the manifest of a checkpoint's folder notes of each file."""
+    where = path / layout.MANIFEST
+    written = storage.read_bytes(where)
+    manifest = storage.parse_json(written, str(where))
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(f"{path}: not a checkpoint of format {FORMAT}")
-    if written != storage.json_bytes(manifest):
-        raise UserError(f"{path / layout.MANIFEST}: damaged: not written as we write it")
     noted = manifest.get("files")
     if not isinstance(noted, dict) or set(noted) != set(FILES):
-        raise UserError(f"{path / layout.MANIFEST}: must name {', '.join(FILES)}")
-    data: dict[str, bytes] = {}
-    for name in FILES:
-        if name in (MODEL, OPTIM) and not weights:
-            continue
-        data[name] = storage.read_bytes(path / name, TENSORS_BYTES)
-        if noted[name] != {"bytes": len(data[name]), "sha256": storage.sha256(data[name])}:
-            raise UserError(f"{path / name}: damaged: its size or checksum is not the one in {layout.MANIFEST}")
-    parsed = {name: storage.parse_json(data[name], str(path / name)) for name in FILES if name.endswith(".json")}
-    meta = parsed[META]
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT or not isinstance(meta.get("step"), int):
-        raise UserError(f"{path / META}: not of format {FORMAT}")
-    return Checkpoint(
-        path=path,
-        config=from_json(TrainConfig, parsed[layout.CONFIG], str(path / layout.CONFIG)),
-        tokenizer=tokenizers.from_json(parsed[layout.TOKENIZER], str(path / layout.TOKENIZER)),
-        meta=meta,
-        model=_parse_tensors(data[MODEL], path / MODEL) if weights else {},
-        optim=_parse_tensors(data[OPTIM], path / OPTIM) if weights else {},
-    )
+        raise UserError(f"{where}: must name {', '.join(FILES)}")
+    if written != storage.json_bytes(manifest):
+        raise UserError(f"{where}: damaged: not written as we write it")
+    return noted
+
+
+def _verified(path: Path, noted: Any, limit: int) -> bytes:
+    """The bytes of a file, if they are the ones that the manifest notes."""
+    data = storage.read_bytes(path, limit)
+    if noted != {"bytes": len(data), "sha256": storage.sha256(data)}:
+        raise UserError(f"{path}: damaged: its size or checksum is not the one in {layout.MANIFEST}")
+    return data
 
 
 def newest(run: Path) -> tuple[Checkpoint, list[str]]:
@@ -171,9 +192,7 @@ def copy_tensors(source: Mapping[str, Tensor], target: Mapping[str, Tensor], whe
     Raises:
         UserError: it has not.
     """
-    for name in [*target, *source]:
-        if name not in source or name not in target:
-            raise UserError(f"{where}: {name} is {'missing' if name not in source else 'not part of this model'}")
+    _check_names(source, target, where)
     for name, tensor in target.items():
         new = source[name]
         if new.shape != tensor.shape or new.dtype != tensor.dtype:
@@ -183,6 +202,12 @@ def copy_tensors(source: Mapping[str, Tensor], target: Mapping[str, Tensor], whe
             )
     for name, tensor in target.items():
         tensor.copy_(source[name])
+
+
+def _check_names(given: Mapping[str, Any], expected: Mapping[str, Any], where: Path) -> None:
+    for name in [*expected, *given]:
+        if name not in given or name not in expected:
+            raise UserError(f"{where}: {name} is {'missing' if name not in given else 'not part of this model'}")
 
 
 def _ties(model: nn.Module) -> dict[str, str]:
@@ -199,8 +224,32 @@ def _tensor_bytes(tensors: Mapping[str, Tensor], ties: Mapping[str, str]) -> byt
     return safetensors.torch.save(plain, metadata={"microgpt": note})
 
 
-def _parse_tensors(data: bytes, where: Path) -> dict[str, Tensor]:
+def _read_tensors(where: Path, noted: Any, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file, if they have the names, shapes and types that are expected, and are finite.
+
+    Args:
+        where: the file.
+        noted: what the manifest says of it.
+        expected: tensors without numbers, on the meta device: a file that asks for more memory than these is not read.
+    """
+    header_bytes = HEADER_BYTES + HEADER_BYTES_PER_TENSOR * len(expected)
+    size = sum(tensor.nbytes for tensor in expected.values())
+    data = _verified(where, noted, header_bytes + 2 * size)  # twice: room for a wrong type, to be named
+    length = int.from_bytes(data[:8], "little")
+    header = storage.parse_json(data[8 : 8 + min(length, header_bytes)], str(where))
+    if not isinstance(header, dict):
+        raise UserError(f"{where}: not a valid safetensors file")
+    header.pop("__metadata__", None)
+    _check_names(header, expected, where)
+    for name, tensor in expected.items():
+        shown = header[name] if isinstance(header[name], dict) else {}
+        if shown.get("dtype") != "F32" or shown.get("shape") != list(tensor.shape):
+            raise UserError(f"{where}: {name} must be F32 of shape {list(tensor.shape)}, as in the model")
     try:
-        return safetensors.torch.load(data)
+        tensors = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
         raise UserError(f"{where}: not a valid safetensors file: {error}") from error
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{where}: {name} holds numbers that are not finite; nothing can go on from them")
+    return tensors

@@ -3,10 +3,14 @@
 What depends on the clock stands in `timings.jsonl` alone, so that equal runs have equal metrics.
 """
 
+import contextlib
 import json
 import os
 from pathlib import Path
 from typing import Any
+
+from microgpt_cli.errors import UserError
+from microgpt_cli.runs import storage
 
 
 class JsonLines:
@@ -35,6 +39,12 @@ class JsonLines:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """All lines of a file; a torn last line, left by a crash, is passed over."""
+    """All lines of a file; a torn last line, left by a crash, and what is no line of ours are passed over."""
     lines = path.read_bytes().split(b"\n") if path.exists() else []
-    return [json.loads(line) for line in lines[:-1] if line]
+    found = []
+    for line in lines[:-1]:
+        with contextlib.suppress(UserError):
+            fields = storage.parse_json(line, str(path))
+            if isinstance(fields, dict) and "step" in fields and {*map(type, fields.values())} <= {int, float}:
+                found.append(fields)
+    return found

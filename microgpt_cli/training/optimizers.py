@@ -24,8 +24,9 @@ class AdamW:
     def __init__(self, named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig) -> None:
         self.config = config
         self.names, self.params = map(list, zip(*named, strict=True))
-        self.exp_avg = [torch.zeros_like(p) for p in self.params]
-        self.exp_avg_sq = [torch.zeros_like(p) for p in self.params]
+        # not zeros_like: of a parameter on the meta device, that imports torch's compiler, which takes seconds
+        self.exp_avg = [torch.zeros(p.shape, dtype=p.dtype, device=p.device) for p in self.params]
+        self.exp_avg_sq = [torch.zeros(p.shape, dtype=p.dtype, device=p.device) for p in self.params]
         device = self.params[0].device
         self.updates = torch.zeros((), device=device)  # how many there were, as the kernel wants it
         matrices = [i for i, p in enumerate(self.params) if p.ndim >= 2]
