@@ -2,11 +2,12 @@
 
 import dataclasses
 import platform
+import re
 import shlex
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -83,14 +84,9 @@ def _train(
     if run_folder is not None:  # resumed, and locked already
         _session(config, run_folder, model, tokenizer, splits, compute, facts, compare, corpus.name, resumed)
         return
-    run_folder = layout.create(config.out_dir, invocation.sweep_dir)
-    with layout.locked(run_folder):
-        if invocation.hydra_files:
-            (run_folder / ".hydra").mkdir(exist_ok=True)
-            for name, text in invocation.hydra_files.items():
-                (run_folder / ".hydra" / name).write_text(text, encoding="utf-8")
-        storage.replace(run_folder / layout.TOKENIZER, storage.json_bytes(tokenizer.to_json()))
-        storage.replace(run_folder / layout.CONFIG, storage.json_bytes(dataclasses.asdict(config)))
+    files = {layout.TOKENIZER: tokenizer.to_json(), layout.CONFIG: dataclasses.asdict(config)}
+    written = {name: storage.json_bytes(data) for name, data in files.items()}
+    with layout.new(config.out_dir, invocation.sweep_dir, written, invocation.hydra_files) as run_folder:
         _session(config, run_folder, model, tokenizer, splits, compute, facts, compare, corpus.name, None)
 
 
@@ -158,33 +154,74 @@ def _session(
 ) -> None:
     """Train in a folder that is locked and holds `config.json` and `tokenizer.json`."""
     trainer = Trainer(run_folder, config, model, splits, compute, facts, resumed)
-    if resumed is not None:
-        if trainer.is_finished and trainer.state.evaluated_step == trainer.state.step:
-            raise UserError(
-                f"resume={run_folder}: finished already, at step {trainer.state.step:,}; "
-                f"to go on, give more steps: max_steps={2 * trainer.state.step}"
-            )
-        storage.replace(run_folder / layout.CONFIG, storage.json_bytes(dataclasses.asdict(config)))
-        _drop_samples_after(run_folder / layout.SAMPLES, trainer.state.step)
-    layout.point_latest(run_folder)
-    _introduce(trainer, tokenizer, compare, text_name)
-    status = "failed"
+    if resumed is not None and _is_concluded(trainer):
+        raise UserError(
+            f"resume={run_folder}: finished already, at step {trainer.state.step:,}; "
+            f"to go on, give more steps: max_steps={2 * trainer.state.step}"
+        )
     try:
+        if resumed is not None:
+            storage.replace(run_folder / layout.CONFIG, storage.json_bytes(dataclasses.asdict(config)))
+            # The last sample of all follows the last checkpoint, so it is written again.
+            _drop_samples_after(run_folder / layout.SAMPLES, trainer.state.step - trainer.is_finished)
+        _point_latest(run_folder)
+        _introduce(trainer, tokenizer, compare, text_name)
         with _stop_signals(trainer):
             _drive(trainer, tokenizer, compare)
-        status = "interrupted" if trainer.stop_signal else "stopped_early" if trainer.stopped_early else "finished"
-    except RunStopped as stopped:
-        raise RunStopped(f"{stopped}. What was saved is kept: {run_folder}") from None
-    finally:
-        _write_result(trainer, status)
-        plots.draw_loss(
-            run_folder / layout.PLOT, metrics.read(run_folder / layout.METRICS), dataclasses.asdict(compare)
-        )
-    resume = f"microgpt train resume={shlex.quote(str(run_folder))}"
+        text = ""
+        if trainer.stop_signal is None:
+            text = sample_text(trainer.model, tokenizer, LAST_SAMPLE_TOKENS, config.seed, trainer.state.step)
+            _append_sample(run_folder / layout.SAMPLES, trainer.state.step, text)
+        _draw(trainer, compare)
+        _write_result(trainer, _status(trainer))
+    except BaseException as error:
+        with suppress(OSError):  # the disk may be what failed
+            _write_result(trainer, "failed")
+        with suppress(OSError):
+            _draw(trainer, compare)
+        if isinstance(error, UserError):
+            raise RunStopped(f"{error}. What was saved is kept: {run_folder}") from error
+        if isinstance(error, OSError) and error.filename:
+            raise RunStopped(f"{storage.explain(error)}, then {_go_on(run_folder, config, resumed)}") from error
+        raise
     if trainer.stop_signal is not None:
         where = f"stopped at step {trainer.state.step:,}, saved"
-        raise Interrupted(f"{where}; go on with: {resume}", trainer.stop_signal)
-    _conclude(trainer, tokenizer, compare)
+        raise Interrupted(f"{where}; {_go_on(run_folder, config, resumed)}", trainer.stop_signal)
+    _conclude(trainer, compare, text)
+
+
+def _is_concluded(trainer: Trainer) -> bool:
+    """Whether nothing is left to do, not even to write the result."""
+    if not trainer.is_finished or trainer.state.evaluated_step != trainer.state.step:
+        return False
+    try:
+        result = storage.parse_json(storage.read_bytes(trainer.run_folder / layout.RESULT), layout.RESULT)
+    except UserError:
+        return False
+    return isinstance(result, dict) and result.get("status") == _status(trainer)
+
+
+def _status(trainer: Trainer) -> str:
+    return "interrupted" if trainer.stop_signal else "stopped_early" if trainer.stopped_early else "finished"
+
+
+def _go_on(run_folder: Path, config: TrainConfig, resumed: checkpoint.Checkpoint | None) -> str:
+    """What to type after a run has stopped."""
+    steps = layout.step_folders(run_folder)
+    if not steps:
+        return "start again: nothing was saved yet"
+    command = f"go on with: microgpt train resume={shlex.quote(str(run_folder))}"
+    if resumed is not None and steps[0] == resumed.path and config.max_steps != resumed.config.max_steps:
+        command += f" max_steps={config.max_steps}"  # no checkpoint knows of it yet
+    return command
+
+
+def _point_latest(run_folder: Path) -> None:
+    """A convenience, without which a run can do: the working directory may be read-only and `out_dir` elsewhere."""
+    try:
+        layout.point_latest(run_folder)
+    except OSError as error:
+        print(f"warning   resume=latest will not find this run: {storage.explain(error)}")
 
 
 def _introduce(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines, text_name: str) -> None:
@@ -282,22 +319,23 @@ def sample_text(model: GPT, tokenizer: Tokenizer, tokens: int, seed: int, step: 
 
 
 def _append_sample(path: Path, step: int, text: str) -> None:
-    with path.open("a", encoding="utf-8", newline="") as file:
-        file.write(f"{SAMPLE_HEADER.format(step)}\n{text}\n\n")
+    storage.append(path, f"{SAMPLE_HEADER.format(step)}\n{text}\n\n".encode())
 
 
 def _drop_samples_after(path: Path, step: int) -> None:
     """Cut off the samples that an interrupted run wrote after the checkpoint that it is resumed from."""
     if not path.exists():
         return
-    text = path.read_bytes().decode("utf-8")
-    head, _, _ = SAMPLE_HEADER.partition("{}")
-    for part in text.split(f"{head}")[1:]:
-        number = part.partition(" ")[0]
-        if number.isdecimal() and int(number) > step:
-            text = text[: text.index(SAMPLE_HEADER.format(number))]
-            break
-    storage.replace(path, text.encode("utf-8"))
+    data = path.read_bytes()  # the last character may be torn, so it is not taken for text
+    for header in re.finditer(SAMPLE_HEADER.format(r"(\d+)").encode(), data):
+        if int(header[1]) > step:
+            storage.replace(path, data[: header.start()])
+            return
+
+
+def _draw(trainer: Trainer, compare: Baselines) -> None:
+    log = metrics.read(trainer.run_folder / layout.METRICS)
+    plots.draw_loss(trainer.run_folder / layout.PLOT, log, dataclasses.asdict(compare))
 
 
 def _write_result(trainer: Trainer, status: str) -> None:
@@ -320,11 +358,9 @@ def _write_result(trainer: Trainer, status: str) -> None:
     storage.replace(trainer.run_folder / layout.RESULT, storage.json_bytes(result))
 
 
-def _conclude(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines) -> None:
-    """The loss, the best step, the time, a sample, and what to type next."""
+def _conclude(trainer: Trainer, compare: Baselines, text: str) -> None:
+    """The last sample, the loss, the best step, the time, and what to type next."""
     state, run_folder = trainer.state, trainer.run_folder
-    text = sample_text(trainer.model, tokenizer, LAST_SAMPLE_TOKENS, trainer.config.seed, state.step)
-    _append_sample(run_folder / layout.SAMPLES, state.step, text)
     print(f"\n{text}\n")
     if trainer.stopped_early:
         print(f"stopped early: {state.stale_evaluations} evaluations without a better one")

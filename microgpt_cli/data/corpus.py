@@ -166,8 +166,13 @@ def _downloaded(config: DataConfig, progress: Progress) -> Path:
                     f"{path}: not the file that data.sha256 names; remove it, or use it as data.path={path}"
                 )
             return path
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=cached.parent, prefix=f".{config.file_name}.")
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=cached.parent, prefix=f".{config.file_name}.")
+    except OSError as error:
+        raise UserError(
+            f"{cached.parent}: {error.strerror or error}; choose another folder with data.cache_dir"
+        ) from error
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:

@@ -5,6 +5,7 @@ cache, and mapped: it may be far larger than memory. The file is found by the ch
 encoded anew. B batch, T time (positions).
 """
 
+import contextlib
 import hashlib
 import os
 import tempfile
@@ -39,8 +40,9 @@ def build_tokenizer(
     path = cache_dir.expanduser() / "vocabulary" / name
     if not path.exists():
         tokenizer = tokenizers.build(config, _characters(corpus.text_chunks(progress)))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        storage.replace(path, storage.json_bytes(tokenizer.to_json()))
+        with _told(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            storage.replace(path, storage.json_bytes(tokenizer.to_json()))
     return tokenizers.from_json(storage.parse_json(storage.read_bytes(path), str(path)), str(path))
 
 
@@ -71,7 +73,8 @@ def encode(
     path = cache_dir.expanduser() / "tokens" / f"{source_sha256[:32]}-{kind[:16]}.bin"
     record = path.with_suffix(".json")
     if not _is_intact(path, record, progress):
-        _encode_to_file(corpus, tokenizer, path, record, progress)
+        with _told(path):
+            _encode_to_file(corpus, tokenizer, path, record, progress)
     count = path.stat().st_size // tokenizer.itemsize
     return torch.from_file(str(path), shared=False, size=count, dtype=DTYPES[tokenizer.itemsize]), source_sha256
 
@@ -102,12 +105,19 @@ def _encode_to_file(corpus: Corpus, tokenizer: Tokenizer, path: Path, record: Pa
         size = temporary.stat().st_size
         os.replace(temporary, path)
         storage.replace(record, storage.json_bytes({"bytes": size, "sha256": digest.hexdigest()}))
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Turn what the disk refuses into the key that names another one."""
+    try:
+        yield
     except OSError as error:
         raise UserError(
             f"{path.parent}: {error.strerror or error}; choose another folder with data.cache_dir"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _is_intact(path: Path, record: Path, progress: Progress) -> bool:

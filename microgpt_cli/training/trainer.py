@@ -156,6 +156,8 @@ class Trainer:
         Raises:
             RunStopped: a loss or a gradient is not finite; checkpoints are as they were.
         """
+        if self._saved_step is not None:
+            checkpoint.take_over(self.run_folder, self.state.best_step)
         # Opening them cuts off what a run that died had logged after its last checkpoint.
         self.metrics = JsonLines(self.run_folder / layout.METRICS, self.state.metrics_bytes)
         self.timings = JsonLines(self.run_folder / layout.TIMINGS, self.state.timings_bytes)
@@ -307,6 +309,8 @@ class Trainer:
     def _save(self) -> Saved:
         self._look()
         state = self.state
+        for lines in (self.metrics, self.timings):
+            lines.sync()  # a checkpoint promises what the log says up to it
         state.metrics_bytes, state.timings_bytes = self.metrics.size_bytes(), self.timings.size_bytes()
         meta = {**self.facts, "state": asdict(state)}
         path = checkpoint.save(self.run_folder, state.step, self.model, self.optimizer.state(), meta, state.best_step)
