@@ -22,7 +22,7 @@ from typing import Any
 import microgpt_cli
 from microgpt_cli import overrides
 from microgpt_cli.config import EvalConfig, Leaf, ParamsConfig, SampleConfig, TrainConfig, VerifyConfig, leaves
-from microgpt_cli.errors import UserError
+from microgpt_cli.errors import Interrupted, UserError
 
 HERE = Path(__file__).resolve().parent
 # In a wheel conf/ lies inside the package, in a checkout beside it.
@@ -106,12 +106,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"microgpt {verb}" if verb in VERBS else "microgpt"
         print(f"{where}: {_one_line(error)}", file=sys.stderr)
         return error.exit_status
+    except Interrupted as stop:
+        print(f"microgpt {verb}: {stop}", file=sys.stderr)
+        return stop.exit_status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `microgpt params | head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
+    except OSError as error:
+        path = error.filename or "standard output"  # the errors of our files have a name
+        print(f"microgpt {verb}: {path}: {error.strerror or error}; see to the disk it is on", file=sys.stderr)
+        _drop_stdout()
+        return 1
     return 0
+
+
+def _drop_stdout() -> None:
+    """Let what is still unwritten go nowhere, or Python would try to write it once more when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _verb_hint(verb: str, words: list[str]) -> str:
@@ -188,7 +201,10 @@ def _check_flags(flags: Sequence[str], groups: Iterable[str]) -> None:
 def _call(spec: Verb, config: Any, **invocation: Any) -> None:
     """Import the verb's module, and with it torch where the verb needs it, and run it."""
     from microgpt_cli.commands import Invocation
+    from microgpt_cli.runs.folder import refuse_if_in_use
 
+    if spec.makes_run_folder and config.resume is not None:
+        refuse_if_in_use(config.resume)  # before torch is imported, which takes seconds
     module, _, function = spec.function.partition(":")
     getattr(importlib.import_module(module), function)(config, Invocation(**invocation))
 

@@ -175,7 +175,7 @@ class OptimConfig(Node):
     warmup_steps: int = key("steps of linear rise to the peak", at_least=0)
     schedule: str = key("course after the warm-up", choices=("constant", "linear", "cosine"))
     min_learning_rate: float = key("learning rate at max_steps", at_least=0)
-    weight_decay: float = key("decoupled decay of matrices (biases, gains and embeddings are spared)", at_least=0)
+    weight_decay: float = key("decoupled decay of matrices and tables (biases and gains are spared)", at_least=0)
     beta1: float = key("decay of the gradient's running mean", at_least=0, below=1)
     beta2: float = key("decay of the squared gradient's running mean", at_least=0, below=1)
     eps: float = key("added to the denominator", above=0)

@@ -13,8 +13,8 @@ class RunStopped(UserError):
     exit_status = 1
 
 
-class Interrupted(UserError):
-    """A run that a signal stopped after it had saved.
+class Interrupted(KeyboardInterrupt):
+    """A run that a signal stopped after it had saved. No Exception: a sweep shall not go on to its next job.
 
     Args:
         message: what to type next.

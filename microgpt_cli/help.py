@@ -43,21 +43,25 @@ def verb(
 ) -> str:
     """The page of a verb: its keys with type, default and meaning, its groups with their choices."""
     lines = [f"microgpt {name}: {spec.help}", "", f"  $ {spec.example}", ""]
+    width = shutil.get_terminal_size().columns
     if groups:
         lines += ["Groups: each choice sets several keys; what you type wins", ""]
         for group, choices in groups.items():
             lines.append(f"  {group}=")
-            lines += [f"    {choice:14} {_first_comment(conf / group / f'{choice}.yaml')}" for choice in choices]
+            for choice in choices:
+                says = textwrap.wrap(_first_comment(conf / group / f"{choice}.yaml"), max(width - 20, 40))
+                lines += [f"    {choice:14} {says[0]}", *(" " * 19 + line for line in says[1:])]
         lines.append("")
     lines += ["Keys", ""]
     rows = [(leaf.name, leaf.type_name, _shown(defaults.get(leaf.name)), _meaning(leaf)) for leaf in leaves]
     columns = [min(max(len(row[i]) for row in rows), WIDEST_COLUMN) for i in range(3)]
     indent = 2 + sum(columns) + 2 * len(columns)
-    room = max(shutil.get_terminal_size().columns - indent, NARROWEST_MEANING)
+    if width < indent + NARROWEST_MEANING:
+        indent = 8  # on a line of its own
     for key, type_name, default, meaning in rows:
         head = f"  {key:{columns[0]}}  {type_name:{columns[1]}}  {default:{columns[2]}}  "
-        first, *others = textwrap.wrap(meaning, room)
-        lines += [head + first, *(" " * indent + line for line in others)]
+        says = [" " * indent + line for line in textwrap.wrap(meaning, max(width - indent, NARROWEST_MEANING))]
+        lines += [head.rstrip(), *says] if indent == 8 else [head + says[0].strip(), *says[1:]]
     if spec.positional:
         lines += ["", f"A bare word is {spec.positional[0]}: microgpt {name} outputs/latest"]
     lines += ["", "Flags, anywhere: --cfg job, --info, --multirun or -m, --config-dir FOLDER, --hydra-help"]

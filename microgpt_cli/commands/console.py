@@ -1,5 +1,7 @@
 """How the commands talk: progress bars that keep quiet where nobody watches, text that fits the screen."""
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,6 +20,15 @@ def bytes_bar(label: str) -> Iterator[Progress]:
             bar.update(done - bar.n)
 
         yield progress
+
+
+def say(text: str) -> None:
+    """A line on standard output, above the bars, at once. Where nobody reads any more, the work goes on in silence."""
+    try:
+        with tqdm.external_write_mode(file=sys.stdout):
+            print(text, flush=True)
+    except BrokenPipeError:  # as in `microgpt train | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def thousands(count: float) -> str:

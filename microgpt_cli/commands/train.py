@@ -2,11 +2,12 @@
 
 import dataclasses
 import platform
+import re
 import shlex
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from microgpt_cli import __version__, randomness
 from microgpt_cli.commands import Invocation
-from microgpt_cli.commands.console import bytes_bar, duration, thousands
+from microgpt_cli.commands.console import bytes_bar, duration, say, thousands
 from microgpt_cli.config import TrainConfig, from_json, leaves
 from microgpt_cli.data.baselines import Baselines, baselines
 from microgpt_cli.data.corpus import open_corpus
@@ -42,7 +43,7 @@ CHANGEABLE = {
     *("data.source", "data.path", "data.folder", "data.cache_dir"),
 }
 BATCH = {"batch_size", "grad_accum_steps"}  # together they may: see _same_batch
-IDENTITY = {"resume", "out_dir"}  # say which run is meant
+IDENTITY = {"resume"}  # says which run is meant
 STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
 
 
@@ -59,7 +60,7 @@ def run(config: TrainConfig, invocation: Invocation) -> None:
         with layout.locked(run_folder):
             resumed, problems = checkpoint.newest(run_folder)
             for problem in problems:
-                print(f"warning   {problem}; falling back to step {resumed.step:,}")
+                say(f"warning   {problem}; falling back to step {resumed.step:,}")
             config = _resumed_config(config, resumed.config, invocation.typed, run_folder)
             _train(config, invocation, run_folder, resumed)
         return
@@ -90,14 +91,9 @@ def _train(
     if run_folder is not None:  # resumed, and locked already
         _session(config, run_folder, model, tokenizer, splits, compute, facts, compare, corpus.name, resumed)
         return
-    run_folder = layout.create(config.out_dir, invocation.sweep_dir)
-    with layout.locked(run_folder):
-        if invocation.hydra_files:
-            (run_folder / ".hydra").mkdir(exist_ok=True)
-            for name, text in invocation.hydra_files.items():
-                (run_folder / ".hydra" / name).write_text(text, encoding="utf-8")
-        storage.replace(run_folder / layout.TOKENIZER, storage.json_bytes(tokenizer.to_json()))
-        storage.replace(run_folder / layout.CONFIG, storage.json_bytes(dataclasses.asdict(config)))
+    files = {layout.TOKENIZER: tokenizer.to_json(), layout.CONFIG: dataclasses.asdict(config)}
+    written = {name: storage.json_bytes(data) for name, data in files.items()}
+    with layout.new(config.out_dir, invocation.sweep_dir, written, invocation.hydra_files) as run_folder:
         _session(config, run_folder, model, tokenizer, splits, compute, facts, compare, corpus.name, None)
 
 
@@ -129,9 +125,11 @@ def _check_same(resumed: checkpoint.Checkpoint, facts: dict[str, Any]) -> None:
             "resume: the text has changed since the run began (its checksum is another); "
             "give the old text with data.path=, or start a new run"
         )
-    changed = [f"{k} {resumed.meta.get(k)} → {v}" for k, v in facts.items() if k != "text_sha256" and resumed.meta.get(k) != v]
+    changed = [
+        f"{k} {resumed.meta.get(k)} → {v}" for k, v in facts.items() if k != "text_sha256" and resumed.meta.get(k) != v
+    ]
     if changed:
-        print(f"note      not bit for bit what one uninterrupted run gives: {', '.join(changed)}")
+        say(f"note      not bit for bit what one uninterrupted run gives: {', '.join(changed)}")
 
 
 def _typed_changes(typed: TrainConfig, stored: TrainConfig, names: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
@@ -171,6 +169,8 @@ def _resumed_config(typed: TrainConfig, stored: TrainConfig, names: tuple[str, .
             f"resume={run_folder}: can't be changed in a run: {', '.join(refused)}{hint}; leave it out, or begin a new "
             f"run with it: from_run={run_folder}"
         )
+    if "max_steps" in changes and stored.optim.schedule != "constant":
+        say("note      the learning rate follows max_steps: from here on it is that of the longer or shorter run")
     here = {"data.cache_dir": typed.data.cache_dir}  # where to write is for this machine to say, not for the run
     return _changed(stored, here | {name: new for name, (_, new) in changes.items()}, str(run_folder / layout.CONFIG))
 
@@ -204,40 +204,83 @@ def _session(
 ) -> None:
     """Train in a folder that is locked and holds `config.json` and `tokenizer.json`."""
     trainer = Trainer(run_folder, config, model, splits, compute, facts, resumed)
-    if resumed is not None:
-        if trainer.is_finished and _status_of(run_folder) in ("finished", "stopped_early"):
-            raise UserError(
-                f"resume={run_folder}: finished already, at step {trainer.state.step:,}; "
-                f"to go on, give more steps: max_steps={2 * trainer.state.step}"
-            )
-        storage.replace(run_folder / layout.CONFIG, storage.json_bytes(dataclasses.asdict(config)))
-        _drop_samples_after(run_folder / layout.SAMPLES, trainer.state.step)
-    layout.point_latest(run_folder)
-    _introduce(trainer, tokenizer, compare, text_name)
-    status = "failed"
+    if resumed is not None and _is_concluded(trainer):
+        more = "early_stop_patience=null" if trainer.stopped_early else f"max_steps={2 * trainer.state.step}"
+        how = "stopped early" if trainer.stopped_early else "finished already"
+        raise UserError(f"resume={run_folder}: {how}, at step {trainer.state.step:,}; to go on, give {more}")
     try:
+        if resumed is not None:
+            storage.replace(run_folder / layout.CONFIG, storage.json_bytes(dataclasses.asdict(config)))
+            storage.replace(run_folder / layout.TOKENIZER, storage.json_bytes(tokenizer.to_json()))
+            # The last sample of all follows the last checkpoint, so it is written again.
+            _drop_samples_after(run_folder / layout.SAMPLES, trainer.state.step - trainer.is_finished)
+        _point_latest(run_folder)
+        _introduce(trainer, tokenizer, compare, text_name)
         with _stop_signals(trainer):
             _drive(trainer, tokenizer, compare)
-        status = "interrupted" if trainer.stop_signal else "stopped_early" if trainer.stopped_early else "finished"
-    except RunStopped as stopped:
-        raise RunStopped(f"{stopped}. What was saved is kept: {run_folder}") from None
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        raise RunStopped(f"out of memory: {_smaller_batch(config, run_folder)}") from error
-    finally:
-        _write_result(trainer, status)
-        plots.draw_loss(
-            run_folder / layout.PLOT, metrics.read(run_folder / layout.METRICS), dataclasses.asdict(compare)
-        )
-    resume = f"microgpt train resume={shlex.quote(str(run_folder))}"
-    if trainer.stop_signal is not None:
+        text = ""
+        if _status(trainer) != "interrupted":
+            text = sample_text(trainer.model, tokenizer, LAST_SAMPLE_TOKENS, config.seed, trainer.state.step)
+            _append_sample(run_folder / layout.SAMPLES, trainer.state.step, text)
+        _draw(trainer, compare)
+        _write_result(trainer, _status(trainer))
+    except BaseException as error:
+        with suppress(OSError):  # the disk may be what failed
+            _write_result(trainer, "failed")
+        with suppress(OSError):
+            _draw(trainer, compare)
+        if _is_out_of_memory(error):
+            raise RunStopped(f"out of memory: {_smaller_batch(config, run_folder)}") from error
+        if isinstance(error, UserError):
+            raise RunStopped(f"{error}. What was saved is kept: {run_folder}") from error
+        if isinstance(error, OSError) and error.filename:
+            raise RunStopped(f"{storage.explain(error)}, then {_go_on(run_folder, config, resumed)}") from error
+        raise
+    if _status(trainer) == "interrupted":
+        assert trainer.stop_signal is not None  # nothing else ends a run before its end
         where = f"stopped at step {trainer.state.step:,}, saved"
-        raise Interrupted(f"{where}; go on with: {resume}", trainer.stop_signal)
-    _conclude(trainer, tokenizer, compare)
+        raise Interrupted(f"{where}; {_go_on(run_folder, config, resumed)}", trainer.stop_signal)
+    _conclude(trainer, compare, text)
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
+def _is_concluded(trainer: Trainer) -> bool:
+    """Whether nothing is left to do, not even to write the result."""
+    if not trainer.is_finished or trainer.state.evaluated_step != trainer.state.step:
+        return False
+    try:
+        result = storage.parse_json(storage.read_bytes(trainer.run_folder / layout.RESULT), layout.RESULT)
+    except UserError:
+        return False
+    return isinstance(result, dict) and result.get("status") == _status(trainer)
+
+
+def _status(trainer: Trainer) -> str:
+    """A signal that came after the last evaluation has interrupted nothing."""
+    if not trainer.is_finished or trainer.state.evaluated_step != trainer.state.step:
+        return "interrupted"
+    return "stopped_early" if trainer.stopped_early else "finished"
+
+
+def _go_on(run_folder: Path, config: TrainConfig, resumed: checkpoint.Checkpoint | None) -> str:
+    """What to type after a run has stopped."""
+    steps = layout.step_folders(run_folder)
+    if not steps:
+        return "start again: nothing was saved yet"
+    command = f"go on with: microgpt train resume={shlex.quote(str(run_folder))}"
+    if resumed is not None and steps[0] == resumed.path and config.max_steps != resumed.config.max_steps:
+        command += f" max_steps={config.max_steps}"  # no checkpoint knows of it yet
+    return command
+
+
+def _point_latest(run_folder: Path) -> None:
+    """A convenience, without which a run can do: the working directory may be read-only and `out_dir` elsewhere."""
+    try:
+        layout.point_latest(run_folder)
+    except OSError as error:
+        say(f"warning   resume=latest will not find this run: {storage.explain(error)}")
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
@@ -258,25 +301,25 @@ def _introduce(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines, text_
     size = config.model
     total = len(splits.train) + len(splits.val)
     unit = {"char": "characters", "byte": "bytes"}[tokenizer.kind]
-    print(f"text      {text_name}: {total:,} {unit}, {tokenizer.vocab_size} different")
+    say(f"text      {text_name}: {total:,} {unit}, {tokenizer.vocab_size} different")
     held = (
         f"evaluated on {trainer.eval_tokens:,} of them"
         if trainer.eval_tokens < len(splits.val) - 1
         else "all evaluated"
     )
-    print(f"split     {len(splits.train):,} to learn from, the last {len(splits.val):,} held out, {held}")
-    print(
+    say(f"split     {len(splits.train):,} to learn from, the last {len(splits.val):,} held out, {held}")
+    say(
         f"model     {total_parameters(trainer.model):,} parameters: {size.n_layer} layers, {size.n_head} heads, "
         f"{size.n_embd} wide, context {size.block_size}"
     )
     for name in ("device", "dtype", "compile", "threads"):
-        print(f"{name:9} {reasons[name]}")
-    print(
+        say(f"{name:9} {reasons[name]}")
+    say(
         f"compare   a loss of {compare.uniform:.3f} is guessing (ln {tokenizer.vocab_size}), {compare.unigram:.3f} is "
         f"counting {unit}, {compare.bigram:.3f} counting pairs of them"
     )
     began = f", from step {trainer.state.step:,}" if trainer.state.step else ""
-    print(f"run       {trainer.run_folder}{began}", flush=True)
+    say(f"run       {trainer.run_folder}{began}")
 
 
 @contextmanager
@@ -319,7 +362,7 @@ def _drive(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines) -> None:
                     if config.sample_interval and step % config.sample_interval == 0 and step < config.max_steps:
                         text = sample_text(trainer.model, tokenizer, SAMPLE_TOKENS, config.seed, step)
                         _append_sample(trainer.run_folder / layout.SAMPLES, step, text)
-                        bar.write("          " + " ".join(text.split())[:100])
+                        say("          " + " ".join(text.split())[:100])
                 case Logged(_, loss, learning_rate, _, tokens_per_sec):
                     bar.set_postfix_str(
                         f"loss {loss:.3f}, lr {learning_rate:.1e}, {thousands(tokens_per_sec)} tokens/s", refresh=False
@@ -328,9 +371,9 @@ def _drive(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines) -> None:
                     verdict = (
                         "best so far" if is_best else f"best {state.best_val_loss:.4f} at step {state.best_step:,}"
                     )
-                    bar.write(f"step {step:>6,}  val_loss {val_loss:.4f}  train {loss:.4f}  {verdict}")
+                    say(f"step {step:>6,}  val_loss {val_loss:.4f}  train {loss:.4f}  {verdict}")
                 case Warned(message):
-                    bar.write(f"warning   {message}")
+                    say(f"warning   {message}")
                 case Saved():
                     pass
 
@@ -347,29 +390,23 @@ def sample_text(model: GPT, tokenizer: Tokenizer, tokens: int, seed: int, step: 
 
 
 def _append_sample(path: Path, step: int, text: str) -> None:
-    with path.open("a", encoding="utf-8", newline="") as file:
-        file.write(f"{SAMPLE_HEADER.format(step)}\n{text}\n\n")
+    storage.append(path, f"{SAMPLE_HEADER.format(step)}\n{text}\n\n".encode())
 
 
 def _drop_samples_after(path: Path, step: int) -> None:
     """Cut off the samples that an interrupted run wrote after the checkpoint that it is resumed from."""
     if not path.exists():
         return
-    text = path.read_bytes().decode("utf-8")
-    head, _, _ = SAMPLE_HEADER.partition("{}")
-    for part in text.split(f"{head}")[1:]:
-        number = part.partition(" ")[0]
-        if number.isdecimal() and int(number) > step:
-            text = text[: text.index(SAMPLE_HEADER.format(number))]
-            break
-    storage.replace(path, text.encode("utf-8"))
+    data = path.read_bytes()  # the last character may be torn, so it is not taken for text
+    for header in re.finditer(SAMPLE_HEADER.format(r"(\d+)").encode(), data):
+        if int(header[1]) > step:
+            storage.replace(path, data[: header.start()])
+            return
 
 
-def _status_of(run_folder: Path) -> str | None:
-    """How a run ended, as its `result.json` says; None for one that was killed before it could say."""
-    path = run_folder / layout.RESULT
-    result = storage.parse_json(storage.read_bytes(path), str(path)) if path.exists() else {}
-    return result.get("status") if isinstance(result, dict) else None
+def _draw(trainer: Trainer, compare: Baselines) -> None:
+    log = metrics.read(trainer.run_folder / layout.METRICS)
+    plots.draw_loss(trainer.run_folder / layout.PLOT, log, dataclasses.asdict(compare))
 
 
 def _write_result(trainer: Trainer, status: str) -> None:
@@ -392,20 +429,18 @@ def _write_result(trainer: Trainer, status: str) -> None:
     storage.replace(trainer.run_folder / layout.RESULT, storage.json_bytes(result))
 
 
-def _conclude(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines) -> None:
-    """The loss, the best step, the time, a sample, and what to type next."""
+def _conclude(trainer: Trainer, compare: Baselines, text: str) -> None:
+    """The last sample, the loss, the best step, the time, and what to type next."""
     state, run_folder = trainer.state, trainer.run_folder
-    text = sample_text(trainer.model, tokenizer, LAST_SAMPLE_TOKENS, trainer.config.seed, state.step)
-    _append_sample(run_folder / layout.SAMPLES, state.step, text)
-    print(f"\n{text}\n")
+    say(f"\n{text}\n")
     if trainer.stopped_early:
-        print(f"stopped early: {state.stale_evaluations} evaluations without a better one")
+        say(f"stopped early: {state.stale_evaluations} evaluations without a better one")
     assert state.val_loss is not None  # a run that has ended was evaluated
     gap = state.val_loss - compare.bigram
-    print(
+    say(
         f"val_loss {state.val_loss:.4f} after {state.step:,} steps in {duration(state.train_seconds)} "
         f"({thousands(state.tokens / state.train_seconds)} tokens/s), {abs(gap):.3f} {'below' if gap < 0 else 'above'} "
         f"the bigram; best {state.best_val_loss:.4f} at step {state.best_step:,}"
     )
-    print(f"curve     {run_folder / layout.PLOT}")
-    print(f"next      microgpt sample ckpt={shlex.quote(str(run_folder))}")
+    say(f"curve     {run_folder / layout.PLOT}")
+    say(f"next      microgpt sample ckpt={shlex.quote(str(run_folder))}")

@@ -126,7 +126,7 @@ def open_corpus(config: DataConfig, progress: Progress = no_progress) -> Corpus:
 def _from_path(path: str) -> Corpus:
     where = Path(os.path.expanduser(path))
     if os.path.isdir(where):  # where Path.is_dir fails on a name too long, this says no
-        files = sorted(p for p in where.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        files = sorted(p for p in where.rglob("*") if p.suffix.lower() in SUFFIXES and _is_text(p, where))
         if not files:
             raise UserError(f"data.path={path}: no {' or '.join(SUFFIXES)} file in this folder")
     elif os.path.exists(where):
@@ -139,6 +139,12 @@ def _from_path(path: str) -> Corpus:
         if not os.access(file, os.R_OK):
             raise UserError(f"data.path={path}: {file} can't be read: permission denied")
     return Corpus(path, tuple(files))
+
+
+def _is_text(path: Path, folder: Path) -> bool:
+    """A file that a person put there: not hidden, and not the log of a run."""
+    inside = path.relative_to(folder)
+    return path.is_file() and not any(p.startswith(".") for p in inside.parts) and not (path.parent / "ckpt").is_dir()
 
 
 def python_manual() -> Corpus:

@@ -13,7 +13,7 @@ outputs/train/DATE_TIME/
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 
@@ -26,7 +26,43 @@ CONFIG, TOKENIZER, RESULT = "config.json", "tokenizer.json", "result.json"
 METRICS, TIMINGS, SAMPLES, PLOT = "metrics.jsonl", "timings.jsonl", "samples.txt", "loss.png"
 CHECKPOINTS, BEST, MANIFEST = "ckpt", "best.json", "MANIFEST.json"
 STEP_NAME = re.compile(r"step-(\d{8})")
-NOT_A_RUN = {".hydra", ".lock"}  # what may lie in a folder before a run begins there, besides Hydra's log
+HYDRA, LOCK = ".hydra", ".lock"
+NOT_A_RUN = {HYDRA, LOCK}  # what may lie in a folder before a run begins there, besides Hydra's log
+
+
+@contextlib.contextmanager
+def new(
+    out_dir: str | None, sweep_dir: Path | None, files: Mapping[str, bytes], hydra_files: Mapping[str, str]
+) -> Iterator[Path]:
+    """Make and lock the folder of a new run and put files into it, or leave nothing behind.
+
+    Args:
+        out_dir: the folder that was asked for.
+        sweep_dir: the folder of this job in a sweep.
+        files: what the run can't do without. Their names are made durable with that of the first checkpoint's folder.
+        hydra_files: what Hydra composed, for people to read.
+
+    Raises:
+        UserError: it holds something already, another process has it, or it can't be made.
+    """
+    folder = create(out_dir, sweep_dir)
+    hydra = folder / HYDRA
+    with locked(folder):
+        _refuse_unless_empty(folder)  # again, for another process may have had it until now
+        try:
+            if hydra_files and not hydra.exists():
+                storage.mkdir(hydra)
+            for name, text in hydra_files.items():
+                storage.discard(hydra / name)
+                storage.append(hydra / name, text.encode())
+            for name, data in files.items():
+                storage.write_new(folder / name, data)
+        except OSError as error:
+            ours = [*files, HYDRA] if hydra_files else files
+            for path in [folder / name for name in ours] if out_dir or sweep_dir else [folder]:
+                storage.discard(path)
+            raise UserError(f"{storage.explain(error)}, or choose another folder with out_dir=") from error
+        yield folder
 
 
 def create(out_dir: str | None, sweep_dir: Path | None, outputs: Path = OUTPUTS) -> Path:
@@ -35,32 +71,34 @@ def create(out_dir: str | None, sweep_dir: Path | None, outputs: Path = OUTPUTS)
     Raises:
         UserError: it holds something already, or can't be made.
     """
-    if out_dir is None and sweep_dir is None:
-        return _create_by_time(outputs / "train")
     folder = Path(os.path.expanduser(out_dir)) if out_dir is not None else sweep_dir
-    assert folder is not None
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        found = sorted(p.name for p in folder.iterdir() if p.name not in NOT_A_RUN and p.suffix != ".log")
+        if folder is None:
+            return _create_by_time(outputs / "train")
+        storage.make_folders(folder)
+        for above in sweep_dir.parents[:4] if sweep_dir else ():
+            storage.sync_folder(above)  # Hydra made them, and left that to us
+        _refuse_unless_empty(folder)
     except OSError as error:
-        raise UserError(f"out_dir={folder}: {error.strerror or error}") from error
-    if CONFIG in found or CHECKPOINTS in found:
-        raise UserError(f"out_dir={folder}: holds a run; go on with it: resume={folder}, or choose another out_dir")
-    if found:
-        raise UserError(f"out_dir={folder}: not empty (it holds {found[0]}); choose another out_dir")
+        raise UserError(f"{storage.explain(error)}, or choose another folder with out_dir=") from error
     return folder
 
 
+def _refuse_unless_empty(folder: Path) -> None:
+    found = sorted(p.name for p in folder.iterdir() if p.name not in NOT_A_RUN and p.suffix != ".log")
+    if step_folders(folder):
+        raise UserError(f"out_dir={folder}: holds a run; go on with it: resume={folder}, or choose another out_dir")
+    if found:
+        raise UserError(f"out_dir={folder}: not empty (it holds {found[0]}); choose another out_dir")
+
+
 def _create_by_time(parent: Path) -> Path:
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            folder = parent / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
-            with contextlib.suppress(FileExistsError):
-                folder.mkdir()
-                return folder
-    except OSError as error:
-        raise UserError(f"{parent}: {error.strerror or error}; choose another folder with out_dir=") from error
+    storage.make_folders(parent)
+    while True:
+        folder = parent / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
+        with contextlib.suppress(FileExistsError):
+            storage.make_folder(folder)
+            return folder
 
 
 @contextlib.contextmanager
@@ -68,31 +106,50 @@ def locked(folder: Path) -> Iterator[None]:
     """Be the only one who writes to a run's folder. The lock ends with its holder, however that ends.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds it, or the folder can't be written.
     """
     if os.name != "posix":
         yield  # no flock: the exclusive folder of a new run is all the protection there is
         return
     import fcntl
 
-    with (folder / ".lock").open("a") as file:
+    try:
+        descriptor = storage.open_end(folder / LOCK)
+    except OSError as error:
+        raise UserError(storage.explain(error)) from error
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
             raise UserError(f"{folder}: another process is writing to this run; wait for it or stop it") from error
+        except OSError as error:
+            raise UserError(
+                f"{folder / LOCK}: {error.strerror}: no locks on this disk; choose another out_dir"
+            ) from error
         yield
+    finally:
+        os.close(descriptor)
+
+
+def refuse_if_in_use(name: str) -> None:
+    """Raises `UserError` if another process writes to the run that `resume=name` means, or there is no such run."""
+    folder = find_run(name, "resume")
+    if (folder / LOCK).exists():
+        with locked(folder):
+            pass
 
 
 def point_latest(run: Path, outputs: Path = OUTPUTS) -> None:
     """Let `outputs/latest` name a run: a link, or a file with the path where links can't be made."""
-    outputs.mkdir(parents=True, exist_ok=True)
+    storage.make_folders(outputs)
     link, temporary = outputs / "latest", outputs / f".latest-{os.getpid()}"
     target = os.path.relpath(run.absolute(), outputs.absolute())
+    storage.discard(temporary)  # of a process that died, and had our number
     try:
-        temporary.symlink_to(target, target_is_directory=True)
+        storage.symlink(target, temporary)
     except OSError:
-        temporary.write_text(target, encoding="utf-8")
-    os.replace(temporary, link)
+        storage.write_new(temporary, target.encode())
+    storage.rename(temporary, link)
 
 
 def find_run(name: str, key: str, outputs: Path = OUTPUTS) -> Path:

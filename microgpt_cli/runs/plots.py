@@ -1,8 +1,11 @@
 """Pictures of a run, drawn from its log. Matplotlib is imported only when something is drawn."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from microgpt_cli.runs import storage
 
 
 def draw_loss(path: Path, metrics: Sequence[Mapping[str, Any]], baselines: Mapping[str, float]) -> None:
@@ -34,4 +37,6 @@ def draw_loss(path: Path, metrics: Sequence[Mapping[str, Any]], baselines: Mappi
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
     axes.grid(alpha=0.2)
-    FigureCanvasAgg(figure).print_png(str(path))
+    png = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(png)
+    storage.replace(path, png.getvalue())

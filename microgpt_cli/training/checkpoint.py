@@ -72,12 +72,17 @@ def save(
     """
     parent = run / layout.CHECKPOINTS
     final = parent / layout.step_name(step)
-    parent.mkdir(exist_ok=True)
+    if parent.exists():
+        storage.sweep(parent)
+    else:
+        storage.make_folder(parent)
     if final.exists():
         try:
             load(final)
         except UserError:
-            os.rename(final, parent / f".broken-{final.name}-{os.getpid()}")
+            storage.rename(final, parent / f".broken-{final.name}-{os.getpid()}")
+        else:
+            storage.sync_folder(parent)  # whoever made it may have died before doing so
     if not final.exists():
         files = {
             MODEL: _tensor_bytes(dict(model.named_parameters()), _ties(model)),
@@ -86,23 +91,31 @@ def save(
             layout.CONFIG: storage.read_bytes(run / layout.CONFIG),
             layout.TOKENIZER: storage.read_bytes(run / layout.TOKENIZER),
         }
-        for stale in parent.glob(".tmp-*"):
-            storage.remove_folder(stale)
-        temporary = parent / f".tmp-{step}-{os.getpid()}"
-        temporary.mkdir()
-        for name, data in files.items():
-            storage.write_new(temporary / name, data)
         manifest = {name: {"bytes": len(data), "sha256": storage.sha256(data)} for name, data in files.items()}
-        storage.write_new(temporary / layout.MANIFEST, storage.json_bytes({"format": FORMAT, "files": manifest}))
-        storage.publish_folder(temporary, final)
-    steps = layout.step_folders(run)
-    best_name = layout.step_name(best) if best is not None else None
-    if best_name is not None and parent / best_name in steps:
-        storage.replace(parent / layout.BEST, storage.json_bytes({"checkpoint": best_name}))
-    for old in steps[KEEP_LAST:]:
-        if old.name != best_name:
-            storage.remove_folder(old)
+        files[layout.MANIFEST] = storage.json_bytes({"format": FORMAT, "files": manifest})
+        storage.publish_folder(final, files)
+    _keep(parent, best)
     return final
+
+
+def take_over(run: Path, best: int | None) -> None:
+    """Finish a save that stopped after it had published its checkpoint, which the run now goes on from."""
+    parent = run / layout.CHECKPOINTS
+    storage.sync_folder(parent)  # its name must be durable before anything relies on it
+    storage.sweep(parent)
+    _keep(parent, best)
+
+
+def _keep(parent: Path, best: int | None) -> None:
+    """Note which step is the best, and remove all but the last two and that one."""
+    steps = layout.step_folders(parent.parent)
+    best_name = layout.step_name(best) if best is not None else None
+    noted = parent / layout.BEST
+    if best_name is not None and parent / best_name in steps:
+        data = storage.json_bytes({"checkpoint": best_name})
+        if not noted.is_file() or noted.read_bytes() != data:
+            storage.replace(noted, data)
+    storage.remove_folders(parent, [old.name for old in steps[KEEP_LAST:] if old.name != best_name])
 
 
 def load(path: Path, weights: bool = True) -> Checkpoint:

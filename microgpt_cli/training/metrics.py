@@ -22,20 +22,23 @@ class JsonLines:
     """
 
     def __init__(self, path: Path, size_bytes: int = 0) -> None:
-        self._file = path.open("ab")
-        self._file.truncate(min(size_bytes, self._file.seek(0, os.SEEK_END)))
-        self._file.seek(0, os.SEEK_END)
+        self._path, self._descriptor = path, storage.open_end(path)
+        if self.size_bytes() > size_bytes:
+            storage.truncate(path, self._descriptor, size_bytes)
 
     def append(self, **fields: Any) -> None:
         """Write one line. NaN and infinity are refused: they are not JSON."""
-        self._file.write(json.dumps(fields, allow_nan=False).encode() + b"\n")
-        self._file.flush()
+        storage.write(self._path, self._descriptor, json.dumps(fields, allow_nan=False).encode() + b"\n")
+
+    def sync(self) -> None:
+        """See all lines to the disk."""
+        storage.fsync(self._path, self._descriptor)
 
     def size_bytes(self) -> int:
-        return self._file.tell()
+        return os.fstat(self._descriptor).st_size
 
     def close(self) -> None:
-        self._file.close()
+        os.close(self._descriptor)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -156,6 +156,8 @@ class Trainer:
         Raises:
             RunStopped: a loss or a gradient is not finite; checkpoints are as they were.
         """
+        if self._saved_step is not None:
+            checkpoint.take_over(self.run_folder, self.state.best_step)
         # Opening them cuts off what a run that died had logged after its last checkpoint.
         self.metrics = JsonLines(self.run_folder / layout.METRICS, self.state.metrics_bytes)
         self.timings = JsonLines(self.run_folder / layout.TIMINGS, self.state.timings_bytes)
@@ -280,6 +282,7 @@ class Trainer:
         else:
             state.stale_evaluations += 1
         self.metrics.append(step=state.step, tokens=state.tokens, val_loss=state.val_loss)
+        self._saved_step = None  # what is saved of this step, if anything, does not know its loss
         yield Evaluated(state.step, state.val_loss, is_best)
 
     def _save(self) -> Saved:
@@ -289,6 +292,8 @@ class Trainer:
         broken = next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
         if broken is not None:
             raise RunStopped(f"step {state.step}: {broken} is not finite; it was not saved")
+        for lines in (self.metrics, self.timings):
+            lines.sync()  # a checkpoint promises what the log says up to it
         state.metrics_bytes, state.timings_bytes = self.metrics.size_bytes(), self.timings.size_bytes()
         meta = {**self.facts, "state": asdict(state)}
         path = checkpoint.save(self.run_folder, state.step, self.model, self.optimizer.state(), meta, state.best_step)

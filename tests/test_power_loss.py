@@ -1,0 +1,582 @@
+"""Power may fail at any instant: whatever the disk then holds, a whole checkpoint is found, and no promise is broken.
+
+The calls that change the disk are recorded, and a model of a disk that promises little says what a crash after any of
+them can leave: bytes of a file that were not fsynced may be missing, cut or zeros, and each change of a folder's names
+(made, renamed, removed) that no fsync of that folder followed may be there or not, in any combination; a rename is
+atomic. That is the weak model of Pillai et al., "All File Systems Are Not Created Equal", OSDI 2014. States are built
+as real folders and recovered by the code that resumes a run.
+"""
+
+import contextlib
+import copy
+import functools
+import itertools
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TEXT, TINY
+from torch import nn
+
+from microgpt_cli import cli
+from microgpt_cli.errors import UserError
+from microgpt_cli.runs import folder as layout
+from microgpt_cli.runs import storage
+from microgpt_cli.training import checkpoint
+
+CALLS = ("create", "open_end", "write", "truncate", "fsync", "rename", "mkdir", "symlink", "unlink", "rmdir")
+# Lost without harm: what people read, what is made again, and the lock, which no crash outlives.
+FOR_PEOPLE = re.compile(r"\.hydra|\.lock|\.?samples\.txt(\.tmp)?|latest|\.latest-\d+|\.cache|my\.txt")
+
+
+LOGS = (layout.METRICS, layout.TIMINGS)
+
+
+class Killed(BaseException):
+    """The process is gone; nothing that stands in an `except` or a `finally` reaches the disk any more."""
+
+
+@dataclass(eq=False)
+class File:
+    durable: bytes = b""
+    now: bytes = b""
+
+
+@dataclass(eq=False)
+class Folder:
+    durable: dict[str, "Node"] = field(default_factory=dict)
+    now: dict[str, "Node"] = field(default_factory=dict)
+    pending: list[dict[str, "Node | None"]] = field(default_factory=list)  # changes since the last fsync
+
+    def change(self, names: dict[str, "Node | None"]) -> None:
+        self.pending.append(names)
+        apply(self.now, names)
+
+
+@dataclass
+class Promise:
+    """What must be found when power fails after so many operations."""
+
+    step: int | None = None  # the newest save that returned
+    best: str | None = None
+    replaced: dict[str, bytes] = field(default_factory=dict)  # path → what it holds, or something newer
+
+
+@dataclass
+class Recording:
+    """The operations on a folder: each with its place in the code, and the promises made between them."""
+
+    root: Path
+    start: Folder = field(default_factory=Folder)  # what was there before, and durable
+    run: str = "run"  # where the checkpoints are
+    operations: list[tuple[str, str, Any, str]] = field(default_factory=list)  # call, path, argument, place
+    promises: list[tuple[int, Promise]] = field(default_factory=list)
+    saved: dict[str, dict[str, bytes]] = field(default_factory=dict)  # name of a checkpoint → its files
+    logs: dict[str, dict[str, bytes]] = field(default_factory=dict)  # name of a checkpoint → the logs up to it
+    versions: dict[str, list[bytes]] = field(default_factory=dict)  # path → what was put there whole, in order
+    kill_at: int | None = None
+
+    def promise(self, **changes: Any) -> None:
+        self.promises.append((len(self.operations), replace(self.promised(), **changes)))
+
+    def promised(self, prefix: int | None = None) -> Promise:
+        """What had been promised after so many operations, or after all of them."""
+        made = [p for at, p in self.promises if prefix is None or at <= prefix]
+        return made[-1] if made else Promise()
+
+    def name(self, path: Path) -> str:
+        return os.path.relpath(Path(path).absolute(), self.root)
+
+
+def place(path: str) -> str:
+    """Which fsync of the code this is: the functions that it was called through, and what it is for."""
+    names, frame = [], sys._getframe(2)
+    while frame is not None:
+        if frame.f_code.co_filename == storage.__file__ or names == ["sync_folder"]:
+            names.append(frame.f_code.co_name)
+        frame = frame.f_back  # type: ignore[assignment]
+    what = "" if "replace" in names else re.sub(r"\d[-\d_]*", "N", Path(path).name) or "home"
+    return f"{' < '.join(names)} {what}".strip()
+
+
+@contextlib.contextmanager
+def recording(into: Recording) -> Iterator[None]:
+    """Record what goes through `storage`, and what `replace` and `save` promise when they return."""
+
+    def wrapped(call: str) -> Callable[..., Any]:
+        original = getattr(storage, call)
+
+        def recorded(path: Path | str, *arguments: Any) -> Any:
+            if into.kill_at is not None and len(into.operations) >= into.kill_at:
+                raise Killed
+            name, argument, kind = into.name(Path(path)), arguments[-1] if arguments else None, call
+            where = place(name) if call == "fsync" else ""
+            if call == "open_end":
+                kind = "none" if Path(path).exists() else "create"
+            elif call == "rename":
+                argument = into.name(argument)
+            elif call == "symlink":
+                kind = "none"
+            elif call == "write":
+                argument = bytes(argument)
+            result = original(path, *arguments)
+            if kind != "none":
+                into.operations.append((kind, name, argument, where))
+            return result
+
+        return recorded
+
+    def replacing(path: Path, data: bytes) -> None:
+        name = into.name(path)
+        if FOR_PEOPLE.fullmatch(path.name):
+            return original_replace(path, data)
+        into.versions.setdefault(name, [path.read_bytes()] if path.exists() else []).append(data)
+        original_replace(path, data)
+        into.promise(replaced=into.promised().replaced | {name: data})
+
+    def saving(run: Path, step: int, *rest: Any, **named: Any) -> Path:
+        name = layout.step_name(step)
+        into.run = into.name(run)
+        into.logs[name] = {log: (run / log).read_bytes() for log in LOGS if (run / log).exists()}
+        try:
+            path = original_save(run, step, *rest, **named)
+        finally:  # one that was killed may have got far enough to be found
+            for folder in (run / layout.CHECKPOINTS).iterdir() if (run / layout.CHECKPOINTS).is_dir() else ():
+                if folder.name == name:
+                    into.saved[name] = contents(folder)
+        best = run / layout.CHECKPOINTS / layout.BEST
+        needed = {into.name(run / name): (run / name).read_bytes() for name in (layout.CONFIG, layout.TOKENIZER)}
+        for file, data in needed.items():
+            into.versions.setdefault(file, [data])
+        into.promise(
+            step=step,
+            best=json.loads(best.read_bytes())["checkpoint"] if best.exists() else None,
+            replaced=into.promised().replaced | needed,
+        )
+        return path
+
+    if not into.operations:
+        into.start = read(into.root)
+    original_replace, original_save = storage.replace, checkpoint.save
+    with pytest.MonkeyPatch.context() as patch:
+        for call in CALLS:
+            patch.setattr(storage, call, wrapped(call))
+        patch.setattr(storage, "replace", replacing)
+        patch.setattr(checkpoint, "save", saving)
+        yield
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+Node = File | Folder
+Tree = bytes | frozenset  # of a file, of a folder: (name, tree) pairs
+
+
+def apply(names: dict[str, Any], change: dict[str, Any]) -> None:
+    for name, node in change.items():
+        if node is None:
+            names.pop(name, None)
+        else:
+            names[name] = node
+
+
+def read(path: Path) -> Any:
+    """What is on the disk for good."""
+    if path.is_file():
+        data = path.read_bytes()
+        return File(data, data)
+    names = {child.name: read(child) for child in path.iterdir() if not FOR_PEOPLE.fullmatch(child.name)}
+    return Folder(dict(names), dict(names))
+
+
+def perform(root: Folder, operation: tuple[str, str, Any, str]) -> None:
+    """Let the disk do what an operation asks, durably only where it is an fsync."""
+    call, path, argument, _ = operation
+    if any(FOR_PEOPLE.fullmatch(part) for part in Path(path).parts):
+        return
+    *above, name = Path(path).parts or (".",)
+    parent: Any = root
+    for part in above:
+        parent = parent.now[part]
+    node = parent.now.get(name) if name != "." else root
+    match call:
+        case "create":
+            parent.change({name: File()})
+        case "mkdir":
+            parent.change({name: Folder()})
+        case "write":
+            node.now += argument
+        case "truncate":
+            node.now = node.now[:argument]
+        case "fsync" if isinstance(node, File):
+            node.durable = node.now
+        case "fsync":
+            node.durable, node.pending = dict(node.now), []
+        case "rename":
+            assert Path(argument).parent == Path(path).parent  # so that one fsync makes it durable
+            parent.change({name: None, Path(argument).name: node})
+        case "unlink" | "rmdir":
+            parent.change({name: None})
+
+
+def now(node: Node) -> Tree:
+    """What a process sees while the power is on."""
+    if isinstance(node, File):
+        return node.now
+    return frozenset((name, now(child)) for name, child in node.now.items())
+
+
+def outcomes(node: Node) -> set[Tree]:
+    """All that a crash can leave of a file or of a folder and what is in it; trash is trash, whatever is left of it."""
+    if isinstance(node, File):
+        kept = node.durable if node.now.startswith(node.durable) else node.now  # it grew, or it was cut
+        lost = node.now[len(kept) :]
+        half = lost[: len(lost) // 2]
+        return {
+            node.durable,
+            node.now,
+            kept + half,
+            kept + bytes(len(lost)),
+            kept + half + bytes(len(lost) - len(half)),
+        }
+    found: set[Tree] = set()
+    of_child = functools.cache(lambda name, child: [now(child)] if name.startswith(storage.TRASH) else outcomes(child))
+    for kept_changes in itertools.product((False, True), repeat=len(node.pending)):
+        names = dict(node.durable)
+        for change in itertools.compress(node.pending, kept_changes):
+            apply(names, change)
+        each = itertools.product(*itertools.starmap(of_child, names.items()))
+        found |= {frozenset(zip(names, combination, strict=True)) for combination in each}
+    return found
+
+
+# Crashes, and what is found after them
+
+
+def crash_states(recorded: Recording, without: str | None = None) -> Iterator[tuple[Tree, Promise]]:
+    """Each distinct (state, promise) of a crash after any number of the operations, in their order.
+
+    Args:
+        recorded: what the operations were, and what was there before.
+        without: a place in the code whose fsync is left out.
+    """
+    root, seen = copy.deepcopy(recorded.start), set()
+    for prefix in range(len(recorded.operations) + 1):
+        if prefix:
+            operation = recorded.operations[prefix - 1]
+            if without is None or operation[3] != without:
+                perform(root, operation)
+        promise = recorded.promised(prefix)
+        for state in outcomes(root):
+            if (state, id(promise)) not in seen:
+                seen.add((state, id(promise)))
+                yield state, promise
+
+
+def build(tree: Tree, path: Path, store: Path) -> None:
+    """Make a state real; equal files are one file with many names, which costs less than writing them."""
+    if isinstance(tree, bytes):
+        data = store / storage.sha256(tree)
+        if not data.exists():
+            data.write_bytes(tree)
+        os.link(data, path)
+        return
+    path.mkdir()
+    for name, child in tree:
+        build(child, path / name, store)
+
+
+def visible(tree: Tree) -> Tree:
+    """A state without what lies in hidden folders: it is swept away, and nothing ever reads it."""
+    if isinstance(tree, bytes):
+        return tree
+    return frozenset((name, frozenset() if hidden(name, child) else visible(child)) for name, child in tree)
+
+
+def hidden(name: str, tree: Tree) -> bool:
+    return name.startswith((storage.TEMPORARY, storage.TRASH)) and not isinstance(tree, bytes)
+
+
+class Recovery:
+    """Recovers from crash states.
+
+    Args:
+        recorded: what led to them.
+        scratch: a folder to build them in.
+        each: build also those that differ in nothing that is ever read.
+    """
+
+    def __init__(self, recorded: Recording, scratch: Path, each: bool = False) -> None:
+        self.recorded, self.scratch, self.each = recorded, scratch, each
+        self.states: set[Tree] = set()
+        self.checked: set[tuple[Tree, int]] = set()
+        self.went_on: set[tuple[str, ...]] = set()
+        (scratch / "store").mkdir(parents=True)
+
+    def check(self, state: Tree, promise: Promise) -> None:
+        """Raises `AssertionError` or an error of the program if a promise is broken."""
+        self.states.add(state)
+        key = (state if self.each else visible(state), id(promise))
+        if key in self.checked:
+            return
+        self.checked.add(key)
+        root = self.scratch / "state"
+        build(state, root, self.scratch / "store")
+        try:
+            self._check(root, promise)
+        finally:
+            shutil.rmtree(root)
+
+    def _check(self, root: Path, promise: Promise) -> None:
+        recorded, run = self.recorded, root / self.recorded.run
+        for name, versions in recorded.versions.items():
+            path = root / name
+            if name in promise.replaced:
+                assert path.is_file(), f"{name} is gone"
+                assert path.read_bytes() in versions[versions.index(promise.replaced[name]) :], f"{name} was lost"
+            elif promise.step is not None and path.exists():
+                assert path.read_bytes() in versions, f"{name} is neither old nor new"
+        steps = layout.step_folders(run)
+        for path in steps:
+            assert contents(path) == recorded.saved[path.name], f"{path.name} is not whole"
+        if promise.step is None and not steps:
+            return
+        found, problems = checkpoint.newest(run)
+        assert not problems
+        assert promise.step is None or found.step >= promise.step, "the newest checkpoint was lost"
+        best = run / layout.CHECKPOINTS / layout.BEST
+        if best.exists():
+            named = json.loads(best.read_bytes())["checkpoint"]
+            assert layout.find_checkpoint(str(run)).name == named, "best.json names what is not there"
+        assert promise.best is None or best.exists()
+        for log, lines in recorded.logs[found.path.name].items():
+            assert (run / log).is_file(), f"{log} is gone"
+            assert (run / log).read_bytes().startswith(lines), f"{log} lost lines"
+        self._go_on(run, found)
+
+    def _go_on(self, run: Path, found: checkpoint.Checkpoint) -> None:
+        """The next save succeeds and leaves nothing of what a crash had left; once for every set of names."""
+        names = (*sorted(os.listdir(run)), *sorted(os.listdir(run / layout.CHECKPOINTS)))
+        if names in self.went_on:
+            return
+        self.went_on.add(names)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(storage, "fsync", lambda *_: None)
+            checkpoint.save(run, 90, nn.Linear(1, 1), found.optim, {"state": {}}, best=None)
+        assert checkpoint.newest(run)[0].step == 90
+        assert not [path for path in (run / layout.CHECKPOINTS).glob(".*") if path.is_dir()]
+
+
+# What is recorded
+
+
+RENAMED, TRASHED = 21, 29  # operations of the save of `better` when a new folder, an old one, has its new name
+
+
+def save(run: Path, step: int, best: int) -> None:
+    model = nn.Linear(1, 1)
+    nn.init.constant_(model.weight, step)
+    checkpoint.save(run, step, model, {"adamw/weight/exp_avg": torch.full((1,), step)}, {"state": {}}, best)
+
+
+def older(recorded: Recording, trained: Path) -> Path:
+    """A run with the checkpoints 10, 20 and 30, the first of them the best, and all of it durable."""
+    run = recorded.root / "run"
+    run.mkdir()
+    for name in (layout.CONFIG, layout.TOKENIZER):
+        shutil.copy(trained / name, run)
+    before = Recording(recorded.root)
+    with recording(before):
+        for step in (10, 20, 30):
+            save(run, step, best=10)
+    recorded.saved, recorded.logs = before.saved, before.logs
+    recorded.promise(step=30, best="step-00000010")
+    return run
+
+
+def new_run(recorded: Recording, trained: Path, sweep_dir: Path | None = None) -> None:
+    files = {name: (trained / name).read_bytes() for name in (layout.CONFIG, layout.TOKENIZER)}
+    with recording(recorded), layout.new(None, sweep_dir, files, {}) as run:
+        save(run, 10, best=10)
+
+
+def swept(recorded: Recording, trained: Path) -> None:
+    """In a folder that Hydra has made, and not synced."""
+    folder = Path("outputs", "sweeps", "2026-01-01", "0").absolute()
+    with recording(recorded):
+        for made in (*reversed(folder.parents[:3]), folder):
+            storage.mkdir(made)
+    new_run(recorded, trained, folder)
+
+
+def better(recorded: Recording, trained: Path) -> None:
+    """The new one is the best, so the best one of before goes."""
+    run = older(recorded, trained)
+    with recording(recorded):
+        save(run, 40, best=40)
+
+
+def worse(recorded: Recording, trained: Path) -> None:
+    """The best one stays, and an old one goes."""
+    run = older(recorded, trained)
+    with recording(recorded):
+        save(run, 40, best=10)
+
+
+def killed_at(kill_at: int, then: int) -> Callable[[Recording, Path], None]:
+    """A save that is killed, a next one that is not; and then the power fails."""
+
+    def killed(recorded: Recording, trained: Path) -> None:
+        run = older(recorded, trained)
+        recorded.kill_at = kill_at
+        with recording(recorded):
+            with contextlib.suppress(Killed):
+                save(run, 40, best=40)
+            recorded.kill_at = None
+            if then > 40:
+                found, _ = checkpoint.newest(run)
+                checkpoint.take_over(run, 40 if found.step == 40 else 10)
+            save(run, then, best=then)
+
+    return killed
+
+
+def command(recorded: Recording, trained: Path) -> None:
+    """The whole of `microgpt train`, and `resume`."""
+    (recorded.root / "my.txt").write_text(TEXT, encoding="utf-8")
+    words = [*TINY, f"data.path={recorded.root / 'my.txt'}", "max_steps=2", "log_interval=1", "checkpoint_interval=1"]
+    with recording(recorded):
+        assert cli.main(["train", *words, "out_dir=run", "eval_interval=2"]) == 0
+        assert cli.main(["train", "resume=run", "max_steps=3"]) == 0
+
+
+SCENARIOS = {
+    "a new run": new_run,
+    "a new run in a sweep": swept,
+    "the best so far": better,
+    "not the best": worse,
+    "the whole command": command,
+    "killed before fsync of a rename to step-…, saved again": killed_at(RENAMED, 40),
+    "killed before fsync of a rename to .trash-…, saved again": killed_at(TRASHED, 40),
+    "killed before fsync of a rename to step-…, taken over": killed_at(RENAMED, 50),
+    "killed before fsync of a rename to .trash-…, taken over": killed_at(TRASHED, 50),
+}
+FILES = (*checkpoint.FILES, layout.MANIFEST)
+# Every fsync of the code (the functions it is called through, and what it is for), and where leaving it out does harm.
+FSYNCS = {
+    "sync_folder < make_folder < make_folders home": "a new run",
+    "sync_folder < make_folder < make_folders outputs": "a new run",
+    "sync_folder < make_folder train": "a new run",
+    "sync_folder < create home": "a new run in a sweep",
+    "sync_folder < create outputs": "a new run in a sweep",
+    "sync_folder < create sweeps": "a new run in a sweep",
+    "sync_folder < create N": "a new run in a sweep",
+    "write_new config.json": "a new run",
+    "write_new tokenizer.json": "a new run",
+    "metrics.jsonl": "the whole command",
+    "timings.jsonl": "the whole command",
+    "sync_folder < make_folder run": "the whole command",
+    "sync_folder < make_folder N": "a new run",
+    **{f"write_new < publish_folder {name}": "not the best" for name in FILES},
+    "sync_folder < publish_folder .tmp-step-N": "not the best",
+    "sync_folder < publish_folder ckpt": "the best so far",
+    "sync_folder < save ckpt": "killed before fsync of a rename to step-…, saved again",
+    "sync_folder < take_over ckpt": "killed before fsync of a rename to step-…, taken over",
+    "write_new < replace": "the best so far",
+    "sync_folder < replace": "the best so far",
+    "sync_folder < sweep < remove_folders ckpt": "not the best",
+    "sync_folder < sweep ckpt": "killed before fsync of a rename to .trash-…, saved again",
+}
+
+
+@pytest.fixture(scope="module")
+def recorded(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Recording]:
+    """What a scenario does to the disk."""
+
+    @functools.cache
+    def record(name: str) -> Recording:
+        recording = Recording(tmp_path_factory.mktemp("home") / "home")
+        recording.root.mkdir()
+        before = Path.cwd()
+        os.chdir(recording.root)
+        try:
+            SCENARIOS[name](recording, trained)
+        finally:
+            os.chdir(before)
+        return recording
+
+    return record
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Iterator[Path]:
+    """Where states are built: in memory, where there is a disk of it."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else tmp_path) as folder:
+        yield Path(folder)
+
+
+def explore(recorded: Recording, scratch: Path, without: str | None = None, each: bool = False) -> int:
+    """Recover from every crash state; how many different ones there were."""
+    recovery = Recovery(recorded, scratch, each)
+    for state, promise in crash_states(recorded, without):
+        recovery.check(state, promise)
+    return len(recovery.states)
+
+
+def test_every_write_is_recorded_and_the_model_ends_with_what_is_there(recorded: Callable[[str], Recording]) -> None:
+    """Nothing a run writes goes past `storage`, and the modelled disk holds the bytes of the real one."""
+    for name in SCENARIOS:
+        recording = recorded(name)
+        root = copy.deepcopy(recording.start)
+        for operation in recording.operations:
+            perform(root, operation)
+        assert now(root) == now(read(recording.root)), name
+
+
+def test_power_loss_at_any_instant_loses_nothing_that_was_promised(
+    recorded: Callable[[str], Recording], scratch: Path
+) -> None:
+    counts = {name: explore(recorded(name), scratch / str(i)) for i, name in enumerate(SCENARIOS)}
+    assert sum(counts.values()) >= 1000, counts
+
+
+def test_every_fsync_is_in_the_table(recorded: Callable[[str], Recording]) -> None:
+    places = {place for name in SCENARIOS for call, _, _, place in recorded(name).operations if call == "fsync"}
+    assert places == set(FSYNCS)
+
+
+@pytest.mark.parametrize("fsync", FSYNCS)
+def test_without_any_one_fsync_something_is_lost(
+    fsync: str, recorded: Callable[[str], Recording], scratch: Path
+) -> None:
+    with pytest.raises((AssertionError, UserError)):
+        explore(recorded(FSYNCS[fsync]), scratch / "run", without=fsync)
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("kill_at", range(45))
+def test_a_kill_and_then_power_loss(kill_at: int, trained: Path, tmp_path: Path, scratch: Path) -> None:
+    recording = Recording(tmp_path / "home")
+    recording.root.mkdir()
+    killed_at(kill_at, 50)(recording, trained)
+    explore(recording, scratch / "run")
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("name", ["a new run", "the best so far", "not the best"])
+def test_each_state_is_recovered_from_also_where_they_differ_in_nothing_that_is_read(
+    name: str, recorded: Callable[[str], Recording], scratch: Path
+) -> None:
+    assert explore(recorded(name), scratch / "run", each=True) >= 300
