@@ -345,7 +345,7 @@ def _hydra_main(verb: str, words: overrides.Words) -> None:
         try:
             hydra.main(config_path=str(CONF), config_name=verb, version_base=_version_base())(job)()
         except OSError as error:
-            if begun:
+            if begun or error.errno is None:  # some of Hydra's own are called OSError
                 raise
             raise UserError(f"{error.filename}: {error.strerror or error}") from error
         finally:

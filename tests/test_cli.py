@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,7 @@ def test_help_shows_the_defaults_that_typed_choices_give(microgpt: Run) -> None:
     assert "model.n_layer            int    6 " in microgpt("train", "model=small", "--help").out
 
 
+LONG = "x" * 300  # longer than the name of a file may be
 # One line, exit status 2, no traceback, nothing written: what is typed, and what the line must say.
 MISTAKES: list[tuple[list[str], str]] = [
     (["trian"], "did you mean 'train'?"),
@@ -118,27 +120,214 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["eval"], "ckpt is required, for example: microgpt eval ckpt=outputs/latest"),
     (["params", "vocab_size=0"], "must be at least 1"),
     (["params", "format=xml"], "choose one of table, plain, json"),
+    # words
+    ([""], "unknown verb ''"),
+    (["help"], "verbs: train, sample, eval, params"),
+    (["train", "=3"], "'=3' is not of the form key=value"),
+    (["train", ""], "'' is not of the form key=value"),
+    (["train", "--"], "unknown flag --"),
+    (["train", "-x"], "unknown flag -x"),
+    (["sample", "run", "--prompt=x"], "unknown flag --prompt=x; options are typed as key=value"),
+    (["sample", LONG], "no such folder"),
+    (["sample", f"x={LONG}"], "unknown key 'x'"),
+    (["train", "max_steps=1", "max_steps=0"], "max_steps=0: must be at least 1"),
+    # flags
+    (["train", "--cfg", "job", "--cfg", "job"], "--cfg is given twice"),
+    (["train", "--config-dir", "full", "-cd", "full"], "-cd is given twice"),
+    (["train", "--cfg", "nope"], "--cfg nope: choose one of job, hydra, all"),
+    (["train", "--info=nope"], "--info nope: choose one of all, config"),
+    (["train", "--config-dir", ""], "--config-dir needs a value"),
+    (["train", "--config-name="], "--config-name needs a value"),
+    (["train", "--config-dir", "-m"], "--config-dir needs a value"),
+    (["train", "--config-dir", "short.txt"], "--config-dir short.txt: no such folder"),
+    (["train", "--config-path", "nowhere"], "--config-path nowhere: no such folder"),
+    (["train", "--config-path", "full"], "no config named 'train'"),
+    (["train", "--config-name", "model/micro"], "its defaults must begin with _train"),
+    (["train", "--run", "-m", "max_steps=1,2"], "--multirun and --run don't go together"),
+    (["train", "-m", "--cfg", "job"], "--cfg and --multirun don't go together"),
+    (["train", "--run", "max_steps=0"], "must be at least 1"),
+    (["train", "--package", "x"], "--package goes with --cfg job"),
+    (["train", "--package", "x", "--cfg", "job"], "--package x: no such node"),
+    (["sample", "run", "-p", "hello"], "--package goes with --cfg job"),
+    # Hydra's own keys
+    (["train", "hydra=3"], "must be a string or a list"),
+    (["train", "hydra.zzz=1"], "Key 'zzz' not in 'HydraConf'"),
+    (["train", "hydra/launcher=nope"], "hydra/launcher=nope: no such choice; choices: basic"),
+    (["train", "hydra.launcher.n_jobs=3"], "Key 'n_jobs' not in"),
+    (["train", "hydra.mode=x"], "expected one of [RUN, MULTIRUN]"),
+    (["train", "hydra.job.chdir=7up"], "not a valid bool"),
+    (["train", "hydra.searchpath=3"], "must be a list of strings"),
+    (["train", "~hydra.run"], "does not support deletion"),
+    (["train", "-m", "hydra/sweeper=nope"], "no such choice"),
+    (["train", "-m", "hydra.sweep.dir=short.txt/x", "max_steps=1,2"], "short.txt/x: Not a directory"),
+    # sweeps: every value is looked at before the first job
+    (["train", "-m", "model.n_layer=abc"], "must be of type int"),
+    (["train", "-m", "model.n_layer=1,0"], "model.n_layer=0: must be at least 1"),
+    (["train", "-m", "model=micro,nope"], "model=nope: no such choice"),
+    (["train", "-m", "max_steps=1,2", "optim.learning_rate=1e-3,0"], "optim.learning_rate=0.0: must be above 0"),
+    (["train", "-m", "optim.learning_rate=1,,2"], "Error parsing override"),
+    (["train", "-m", "seed=range(1"], "no viable alternative"),
+    (["train", "-m", "seed=range(3,1)"], "a sweep over no values"),
+    (["params", "-m", "vocab_size=1,0"], "must be at least 1"),
+    # values
+    (["train", "data.path="], "data.path=: needs a value"),
+    (["train", "out_dir="], "out_dir=: needs a value"),
+    (["sample", "run", "prompt_file="], "prompt_file=: needs a value"),
+    (["train", "model=[micro,mini]"], "give one choice; several need a sweep: -m model=micro,mini"),
+    (["train", "model={a:1}"], "Key 'a' not in 'ModelConfig'"),
+    (["train", "model.n_layer=[1]"], "must be of type int"),
+    (["train", "model.n_layer='"], "LexerNoViableAlt"),
+    (["train", "model.n_layer==3"], "Error parsing override"),
+    (["train", "model.n_layer=${oc.env:HOME}"], "must be of type int"),
+    (["train", f"seed={'9' * 5000}"], "Exceeds the limit"),
+    (["train", f"seed={'9' * 400}"], "must be at most 9,223,372,036,854,775,807"),
+    (["train", "model.n_embd=1000000000000"], "must be at most 65,536"),
+    (["train", "model.n_layer=1000000000"], "must be at most 1,000"),
+    (["train", "threads=1000000"], "must be at most 1,024"),
+    (["train", "max_steps=100000000"], "must be at most 99,999,999"),
+    (["train", "batch_size=1000000000000000000"], "must be at most 1,048,576"),
+    (["train", "optim.learning_rate=inf"], "must be a finite number"),
+    (["train", "optim.learning_rate=1e"], "must be of type float"),
+    (["train", "optim=sgd"], "optim=sgd: no such choice; choices: adamw"),
+    (["train", "tokenizer=bpe"], "choices: byte, char"),
+    (["train", "tokenizer.unknown=ignore"], "choose one of error, replace"),
+    (["train", "compile=maybe"], "choose one of auto, true, false"),
+    (["train", "device=cuda:"], "choose one of auto, cpu"),
+    (["train", "device=cuda:99"], "device=cuda:99: "),
+    (["sample", "run", "temperature=inf"], "must be a finite number"),
+    (["sample", "run", "temperature=hot"], "must be of type float"),
+    (["sample", "run", "stream=maybe"], "must be of type bool"),
+    (["sample", "run", "num_samples=0"], "must be at least 1"),
+    (["sample", "run", "max_new_tokens=-1"], "must be at least 0"),
+    (["params", "vocab_size=1000000000000000000000000000000"], "must be at most"),
+    (["params", "model.n_embd=4000000000", "model.n_head=1"], "must be at most 65,536"),
+    (["params", "depth=-1"], "must be at least 0"),
+    # texts
+    (["train", "data.path=notext"], "no .txt or .md file in this folder"),
+    (["train", "data.path=loop"], "no such file or folder"),
+    (["train", "data.path=pipe"], "empty, 0 bytes"),
+    (["train", f"data.path={LONG}"], "no such file or folder"),
+    (["train", "data.path=~nobodyhere/x"], "no such file or folder"),
+    (["train", "data=shakespeare", "data.url=nope"], "must begin with https:// or http://"),
+    (["train", "data=shakespeare", "data.url=file:///etc/passwd"], "must begin with https:// or http://"),
+    (["train", "data=shakespeare", "data.url=null"], "needs data.url"),
+    (["train", "data=shakespeare", "data.url=http://127.0.0.1:x/"], "no download"),
+    (["train", "data=shakespeare", "data.file_name=../x"], "must be a name alone"),
+    (["train", "data=shakespeare", "data.sha256=abc"], "must be 64 hexadecimal digits"),
+    (["train", "data=shakespeare", "data.cache_dir=short.txt"], "choose another folder with data.cache_dir"),
+    (["eval", "run", "data.path=empty.txt"], "empty, 0 bytes"),
+    (["eval", "run", "data.path=latin1.txt"], "not UTF-8 text"),
+    (["eval", "run", "split=test"], "choose one of auto, train, val, all"),
+    (["eval", "run", "data=nope"], "choices: pydocs, run, shakespeare"),
+    (["eval", "run", "model=micro"], "unknown key 'model'"),
+    (["eval", "run", "batch_size=0"], "must be at least 1"),
+    # where to write
+    (["train", "out_dir=short.txt", "data.path=my.txt"], "out_dir"),
+    (["train", "out_dir=short.txt/x", "data.path=my.txt"], "Not a directory"),
+    (["train", "out_dir=/proc/x", "data.path=my.txt"], "/proc/x"),
+    (["train", f"out_dir={LONG}", "data.path=my.txt"], "File name too long"),
+    (["train", "out_dir=run", "data.path=my.txt"], "holds a run"),
+    (["sample", "run", "out=full"], "out=full: a folder"),
+    (["sample", "run", "out=nope/x"], "out=nope/x: no such folder"),
+    (["sample", "run", "out=/proc/x"], "/proc/x: No such file"),
+    (["sample", "run", f"out={LONG}"], "File name too long"),
+    # runs and prompts
+    (["sample", "run/config.json"], "that is a file"),
+    (["sample", "run/ckpt"], "no checkpoint in this folder"),
+    (["sample", "loop"], "no such folder"),
+    (["sample", "broken"], "MANIFEST.json: not a valid JSON file"),
+    (["eval", "broken"], "MANIFEST.json: not a valid JSON file"),
+    (["params", "broken"], "MANIFEST.json: not a valid JSON file"),
+    (["train", "resume=broken"], "no whole checkpoint in this folder"),
+    (["train", "resume=run"], "finished already, at step 30"),
+    (["train", "resume=run", "model=mini", "max_steps=40"], "can't be changed in a run"),
+    (["train", "resume=run", "data.path=nope", "max_steps=40"], "no such file"),
+    (["train", "resume=short.txt"], "that is a file"),
+    (["params", "run", "vocab_size=3"], "the run tells its own model"),
+    (["sample", "run", "prompt=李"], "character '李' (U+674E) at position 0"),
+    (["sample", "run", "prompt_file=latin1.txt"], "U+DCE9) at position 3"),
+    (["sample", "run", "prompt_file=full"], "full: Is a directory"),
+    (["sample", "run", "prompt_file=nope"], "nope: No such file"),
+    (["sample", "run", "prompt_file=pipe"], "pipe: not a plain file"),
+    (["sample", "run", "dtype=float16", "device=cpu"], "needs a GPU"),
 ]
 
 
-@pytest.mark.parametrize(("words", "says"), MISTAKES, ids=[" ".join(words) for words, _ in MISTAKES])
-def test_a_mistake_is_one_line_and_nothing_is_written(
-    words: list[str], says: str, microgpt: Run, tmp_path: Path
-) -> None:
+@pytest.fixture
+def things(tmp_path: Path, trained: Path) -> Path:
+    """A folder with what a mistake can be made with."""
+    (tmp_path / "my.txt").write_bytes((trained.parent / "my.txt").read_bytes())
     (tmp_path / "empty.txt").touch()
     (tmp_path / "short.txt").write_text("too short")
     (tmp_path / "latin1.txt").write_bytes(b"caf\xe9" * 1000)
     (tmp_path / "model.pt").write_bytes(b"\x80\x02")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
-    before = sorted(tmp_path.rglob("*"))
+    (tmp_path / "notext").mkdir()
+    (tmp_path / "notext" / "x.py").write_text("x")
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("run", "broken"):
+        shutil.copytree(trained, tmp_path / name)
+    for manifest in (tmp_path / "broken").rglob("MANIFEST.json"):
+        manifest.write_text("{")
+    return tmp_path
+
+
+def everything(folder: Path) -> list[tuple[Path, int]]:
+    """All files and when they were written, locks and the cache left out."""
+    found = [path for path in folder.rglob("*") if path.name != ".lock" and ".cache" not in path.parts]
+    return sorted((path, path.lstat().st_mtime_ns) for path in found)
+
+
+@pytest.mark.parametrize(("words", "says"), MISTAKES, ids=[" ".join(words)[:70] for words, _ in MISTAKES])
+def test_a_mistake_is_one_line_and_nothing_is_written(words: list[str], says: str, microgpt: Run, things: Path) -> None:
+    before = everything(things)
     ran = microgpt(*words)
     assert ran.status == 2
     assert says in ran.err
     assert ran.err.count("\n") == 1
     assert ran.err.startswith("microgpt")
     assert ran.out == ""
-    assert sorted(tmp_path.rglob("*")) == before
+    assert everything(things) == before
+
+
+def test_every_verb_and_group_has_its_mistakes() -> None:
+    words = [word for words, _ in MISTAKES for word in words]
+    assert len(MISTAKES) >= 150
+    for verb in cli.VERBS:
+        assert words.count(verb) >= 8
+        for group in set(cli.group_choices(verb)) - {"arch"}:
+            assert any(word.startswith((f"{group}=", f"{group}.")) for word in words), group
+
+
+@pytest.mark.parametrize("words", [["train", "model=smal"], ["train", "seed=null"], ["params", "-m", "vocab_size=0"]])
+def test_a_mistake_is_one_line_where_hydra_is_told_to_show_tracebacks(
+    words: list[str], microgpt: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    ran = microgpt(*words)
+    assert (ran.status, ran.out, ran.err.count("\n")) == (2, "", 1)
+
+
+def test_a_job_of_a_sweep_that_fails_is_one_line_and_the_others_run(microgpt: Run, things: Path) -> None:
+    words = [*TINY, "max_steps=1", "optim.schedule=constant", "optim.warmup_steps=0"]
+    ran = microgpt("train", "-m", "data.path=nope.txt,my.txt", *words)
+    assert (ran.status, ran.err) == (2, "microgpt train: data.path=nope.txt: no such file or folder\n")
+    assert len(list(things.glob("outputs/sweeps/*/*/result.json"))) == 1
+
+
+def test_a_line_has_an_end_and_nothing_that_a_terminal_obeys(microgpt: Run) -> None:
+    ran = microgpt("train", "data.path=\x1b[2J\u202e\n\t" + "x" * 5000)
+    assert ran.err.startswith("microgpt train: data.path=\\x1b[2J\\u202e xxx")
+    assert len(ran.err) < 2100
+
+
+def test_text_that_a_terminal_lacks_costs_no_traceback() -> None:
+    env = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([*MICROGPT, "--help"], env=env, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"microgpt VERB key=value ?" in done.stdout
 
 
 def test_a_bug_shows_its_traceback(tmp_path: Path) -> None:

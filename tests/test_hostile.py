@@ -143,10 +143,11 @@ def test_every_flipped_bit_and_every_lost_end_is_noticed(step: Path, flips: int,
 
 @pytest.mark.stress
 def test_verifying_a_checkpoint_does_not_import_the_compiler(step: Path) -> None:
+    """Any arithmetic on the meta device does: 480 modules, and seconds at each start."""
     code = f"""import sys; from pathlib import Path; from microgpt_cli.training import checkpoint
-checkpoint.load(Path({str(step)!r})); print("torch._refs" in sys.modules)"""
+before = len(sys.modules); checkpoint.load(Path({str(step)!r})); print(len(sys.modules) - before)"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
+    assert int(done.stdout) < 20
 
 
 # A kept corpus of JSON
@@ -268,7 +269,6 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     "meta: no checksum of the text": (edited(META, text_sha256=...), "text_sha256"),
     "meta: words for a terminal": (edited(META, device="\x1b]0;owned\x07"), "device"),
     "meta: a longer name": (edited(META, torch="2" * 300), "torch"),
-    "meta: a million pairs": (edited(META, state__unlogged=[[1.0, 1.0]] * 1_000_000), "larger than"),
     "meta: 100,000 pairs": (edited(META, state__unlogged=[[1.0, 1.0]] * 100_000), "more than 200,000 values"),
     "meta: a pipe": (pipe, "not a plain file"),
     "meta: another folder": (another_step, "of step 30, which is not the folder's"),
