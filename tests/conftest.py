@@ -1,5 +1,8 @@
 """What the tests share: a small text, a way to run the command in-process, and one small trained run."""
 
+import dataclasses
+import functools
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +13,11 @@ import torch
 import yaml
 
 from microgpt_cli import cli
-from microgpt_cli.config import ModelConfig, OptimConfig
+from microgpt_cli.config import ModelConfig, OptimConfig, TrainConfig, from_json
+from microgpt_cli.model.gpt import GPT
+from microgpt_cli.training import checkpoint
+from microgpt_cli.training.optimizers import AdamW
+from microgpt_cli.training.trainer import State
 
 torch.set_num_threads(1)
 
@@ -113,6 +120,31 @@ def shakespeare() -> Path:
     if path is None:
         pytest.skip("set MICROGPT_SHAKESPEARE to the path of tinyshakespeare.txt")
     return Path(path)
+
+
+def meta_at(step: int) -> dict[str, object]:
+    """What the trainer notes in a checkpoint."""
+    texts = dict.fromkeys(("microgpt", "torch", "python", "device", "dtype"), "x")
+    state = State(step=step, tokens=step, train_seconds=1.0)
+    return {**texts, "threads": 1, "text_sha256": "0" * 64, "state": dataclasses.asdict(state)}
+
+
+@functools.cache
+def _model_of(trained_config: bytes, vocab_size: int) -> tuple[GPT, AdamW]:
+    config = from_json(TrainConfig, json.loads(trained_config), "config.json")
+    model = GPT(config.model, vocab_size)
+    return model, AdamW(model.named_parameters(), config.optim)
+
+
+def save_filled(run: Path, step: int, best: int | None) -> None:
+    """A checkpoint in a run's folder whose every number is its step, for tests that make many."""
+    tokenizer = json.loads((run / "tokenizer.json").read_bytes())
+    model, optimizer = _model_of((run / "config.json").read_bytes(), len(tokenizer["chars"]))
+    state = optimizer.state()
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *state.values()):
+            tensor.fill_(step)
+    checkpoint.save(run, step, model, state, meta_at(step), best)
 
 
 def preset(size: str, arch: str, **changes: object) -> ModelConfig:

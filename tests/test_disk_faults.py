@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from conftest import TEXT, TINY, Ran, Run
-from torch import nn
+from conftest import TEXT, TINY, Ran, Run, save_filled
 
 from microgpt_cli.errors import UserError
 from microgpt_cli.runs import folder as layout
@@ -99,9 +97,7 @@ def calls_of(work: Callable[[], object]) -> list[str]:
 
 
 def save(run: Path, step: int) -> None:
-    model = nn.Linear(1, 1)
-    nn.init.constant_(model.weight, step)
-    checkpoint.save(run, step, model, {"adamw/weight/exp_avg": torch.full((1,), step)}, {"state": {}}, best=step)
+    save_filled(run, step, best=step)
 
 
 def test_a_save_that_fails_at_any_call_loses_nothing_and_the_next_one_succeeds(trained: Path, tmp_path: Path) -> None:

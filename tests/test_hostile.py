@@ -54,6 +54,7 @@ def _watch(event: str, _args: tuple[object, ...]) -> None:
         watching.append(event)
 
 
+choose("cpu", "float32")  # opens the C library, once
 sys.addaudithook(_watch)
 
 

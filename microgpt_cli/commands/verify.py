@@ -83,6 +83,7 @@ def _trained_again(began: checkpoint.Checkpoint, steps: int) -> dict[str, torch.
         raise UserError(f"{corpus.name}: the text has changed since the run, so its steps can't be repeated")
     splits = split(ids, config.data.val_fraction, config.model.block_size)
     with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / layout.CHECKPOINTS).mkdir()
         for name in (layout.CONFIG, layout.TOKENIZER):
             storage.write_new(Path(scratch) / name, storage.read_bytes(began.path / name))
         model = checkpoint.build_model(began, compute.device)

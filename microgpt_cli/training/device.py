@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -60,6 +61,7 @@ def choose(
     return Compute(place, kind, compiled, compile == "auto", count, reasons)
 
 
+@functools.cache
 def _keep_freed_memory() -> None:
     """Tell glibc to keep the memory of freed tensors for the next ones.
 
