@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import yaml
 from microgpt_cli import cli
 from microgpt_cli.config import ModelConfig, OptimConfig, TrainConfig, from_json
 from microgpt_cli.model.gpt import GPT
+from microgpt_cli.runs import storage
 from microgpt_cli.training import checkpoint
 from microgpt_cli.training.optimizers import AdamW
 from microgpt_cli.training.trainer import State
@@ -131,15 +131,15 @@ def meta_at(step: int) -> dict[str, object]:
 
 @functools.cache
 def _model_of(trained_config: bytes, vocab_size: int) -> tuple[GPT, AdamW]:
-    config = from_json(TrainConfig, json.loads(trained_config), "config.json")
+    config = from_json(TrainConfig, storage.parse_json(trained_config, "config.json"), "config.json")
     model = GPT(config.model, vocab_size)
     return model, AdamW(model.named_parameters(), config.optim)
 
 
 def save_filled(run: Path, step: int, best: int | None) -> None:
     """A checkpoint in a run's folder whose every number is its step, for tests that make many."""
-    tokenizer = json.loads((run / "tokenizer.json").read_bytes())
-    model, optimizer = _model_of((run / "config.json").read_bytes(), len(tokenizer["chars"]))
+    tokenizer = storage.parse_json(storage.read_bytes(run / "tokenizer.json"), "tokenizer.json")
+    model, optimizer = _model_of(storage.read_bytes(run / "config.json"), len(tokenizer["chars"]))
     state = optimizer.state()
     with torch.no_grad():
         for tensor in (*model.parameters(), *state.values()):

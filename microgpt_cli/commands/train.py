@@ -169,8 +169,6 @@ def _resumed_config(typed: TrainConfig, stored: TrainConfig, names: tuple[str, .
             f"resume={run_folder}: can't be changed in a run: {', '.join(refused)}{hint}; leave it out, or begin a new "
             f"run with it: from_run={run_folder}"
         )
-    if "max_steps" in changes and stored.optim.schedule != "constant":
-        say("note      the learning rate follows max_steps: from here on it is that of the longer or shorter run")
     here = {"data.cache_dir": typed.data.cache_dir}  # where to write is for this machine to say, not for the run
     return _changed(stored, here | {name: new for name, (_, new) in changes.items()}, str(run_folder / layout.CONFIG))
 
@@ -216,6 +214,8 @@ def _session(
             _drop_samples_after(run_folder / layout.SAMPLES, trainer.state.step - trainer.is_finished)
         _point_latest(run_folder)
         _introduce(trainer, tokenizer, compare, text_name)
+        if resumed is not None and resumed.config.max_steps != config.max_steps and config.optim.schedule != "constant":
+            say("note      the learning rate follows max_steps: from here on it is that of a run of another length")
         with _stop_signals(trainer):
             _drive(trainer, tokenizer, compare)
         text = ""
