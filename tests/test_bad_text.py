@@ -14,6 +14,7 @@ from conftest import TINY, Ran, Run
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from microgpt_cli.commands import sample
 from microgpt_cli.config import TokenizerConfig
 from microgpt_cli.data import tokens
 from microgpt_cli.data.corpus import Corpus
@@ -135,11 +136,14 @@ def test_prompts_of_any_length(kind: str, length: int, runs: dict[str, Path], mi
 
 
 def test_a_prompt_of_megabytes_costs_no_more_than_reading_it(
-    runs: dict[str, Path], microgpt: Run, tmp_path: Path
+    runs: dict[str, Path], microgpt: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    unpacked: list[int] = []
+    monkeypatch.setattr(sample, "unpack", lambda ids, size: unpacked.append(len(ids)) or unpack(ids, size))
     (tmp_path / "p").write_text("The fox " * (1 << 20))
     ran = microgpt("sample", str(runs["char"]), "prompt_file=p", "max_new_tokens=1", "out=made")
     assert "the prompt has 8,388,608 tokens" in ran.err
+    assert unpacked == [T]
     (tmp_path / "p").write_text("The fox " * (1 << 22))
     assert "larger than the 16,777,216 bytes" in microgpt("sample", str(runs["char"]), "prompt_file=p").err
 
@@ -160,6 +164,13 @@ def test_texts_of_any_length(kind: str, length: int, microgpt: Run, tmp_path: Pa
     assert (ran.status, ran.out, ran.err.count("\n")) == (2, "", 1)
     assert ("empty, 0 bytes" if length == 0 else f"of the text's {length} tokens") in ran.err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_may_have_any_name(microgpt: Run, text_file: Path, tmp_path: Path) -> None:
+    """Its name is the title of a picture, where dollars would begin a formula."""
+    for name in ("$\\frac$ ", 'a\'b "c"', "${HOME}", "{x}", "-m"):
+        assert microgpt("train", *TINY, f"data.path={text_file}", "max_steps=1", f"out_dir={name}").status == 0
+        assert (tmp_path / name / "loss.png").is_file()
 
 
 def test_a_text_of_one_character_trains(microgpt: Run, tmp_path: Path) -> None:
