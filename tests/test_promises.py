@@ -98,7 +98,7 @@ MANY_INSTANTS = [n for n in range(1, 51) if n not in INSTANTS]
 def test_a_signal_at_any_instant_loses_no_step(
     instant: int, train: Callable[..., Path], microgpt: Run, monkeypatch: pytest.MonkeyPatch, tried: Tried
 ) -> None:
-    words = ("sample_interval=0",)
+    words = ("sample_interval=7",)
     whole = train("whole", *words)
     number = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)[instant % 3]
     steps: list[int] = []

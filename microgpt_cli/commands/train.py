@@ -1,6 +1,7 @@
 """`microgpt train`: text in, a run's folder out."""
 
 import dataclasses
+import itertools
 import platform
 import re
 import shlex
@@ -18,7 +19,8 @@ from tqdm import tqdm
 from microgpt_cli import __version__, randomness
 from microgpt_cli.commands import Invocation
 from microgpt_cli.commands.console import bytes_bar, duration, say, thousands
-from microgpt_cli.config import TrainConfig, from_json, leaves
+from microgpt_cli.commands.old_runs import config_from_run, resumed_config
+from microgpt_cli.config import TrainConfig
 from microgpt_cli.data.baselines import Baselines, baselines
 from microgpt_cli.data.corpus import open_corpus
 from microgpt_cli.data.tokenizers import Tokenizer
@@ -36,14 +38,6 @@ from microgpt_cli.training.trainer import Evaluated, Logged, Saved, State, Stepp
 
 SAMPLE_TOKENS, LAST_SAMPLE_TOKENS = 150, 500
 SAMPLE_HEADER = "=== step {} ==="
-# What may change when a run is resumed; the text itself is compared by its checksum.
-CHANGEABLE = {
-    *("max_steps", "log_interval", "eval_interval", "eval_tokens", "checkpoint_interval", "sample_interval"),
-    *("early_stop_patience", "device", "dtype", "compile", "threads"),
-    *("data.source", "data.path", "data.folder", "data.cache_dir"),
-}
-BATCH = {"batch_size", "grad_accum_steps"}  # together they may: see _same_batch
-IDENTITY = {"resume"}  # says which run is meant
 STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
 
 
@@ -61,11 +55,11 @@ def run(config: TrainConfig, invocation: Invocation) -> None:
             resumed, problems = checkpoint.newest(run_folder)
             for problem in problems:
                 say(f"warning   {problem}; falling back to step {resumed.step:,}")
-            config = _resumed_config(config, resumed.config, invocation.typed, run_folder)
+            config = resumed_config(config, resumed.config, invocation.typed, run_folder)
             _train(config, invocation, run_folder, resumed)
         return
     if config.from_run is not None:
-        config = _config_from_run(config, invocation.typed)
+        config = config_from_run(config, invocation.typed)
     _train(config, invocation, None, None)
 
 
@@ -132,62 +126,6 @@ def _check_same(resumed: checkpoint.Checkpoint, facts: dict[str, Any]) -> None:
         say(f"note      not bit for bit what one uninterrupted run gives: {', '.join(changed)}")
 
 
-def _typed_changes(typed: TrainConfig, stored: TrainConfig, names: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
-    """The keys that were typed, themselves or through a group, with another value than the run's: key → (old, new)."""
-    old, new = dataclasses.asdict(stored), dataclasses.asdict(typed)
-    changes = {}
-    for leaf in leaves(TrainConfig):
-        node, _, key = leaf.name.rpartition(".")
-        told = {leaf.name, node, "experiment"} | ({"arch"} if node == "model" else set())
-        before, after = (old[node][key], new[node][key]) if node else (old[key], new[key])
-        if told & set(names) and before != after:
-            changes[leaf.name] = (before, after)
-    return changes
-
-
-def _changed(config: TrainConfig, values: dict[str, Any], where: str) -> TrainConfig:
-    """A config with some of its keys, dotted, changed."""
-    data = dataclasses.asdict(config)
-    for name, value in values.items():
-        node, _, key = name.rpartition(".")
-        (data[node] if node else data)[key] = value
-    return from_json(TrainConfig, data, where)
-
-
-def _resumed_config(typed: TrainConfig, stored: TrainConfig, names: tuple[str, ...], run_folder: Path) -> TrainConfig:
-    """The config of the run, with those of the typed keys that may change.
-
-    Raises:
-        UserError: a typed key that may not change has another value than the run's.
-    """
-    changes = {name: pair for name, pair in _typed_changes(typed, stored, names).items() if name not in IDENTITY}
-    may_change = CHANGEABLE | (BATCH if _same_batch(stored, changes) else set())
-    refused = [f"{name}={new} (the run has {old})" for name, (old, new) in changes.items() if name not in may_change]
-    if refused:
-        hint = " (batch_size × grad_accum_steps must stay)" if BATCH & set(changes) else ""
-        raise UserError(
-            f"resume={run_folder}: can't be changed in a run: {', '.join(refused)}{hint}; leave it out, or begin a new "
-            f"run with it: from_run={run_folder}"
-        )
-    here = {"data.cache_dir": typed.data.cache_dir}  # where to write is for this machine to say, not for the run
-    return _changed(stored, here | {name: new for name, (_, new) in changes.items()}, str(run_folder / layout.CONFIG))
-
-
-def _same_batch(stored: TrainConfig, changes: dict[str, tuple[Any, Any]]) -> bool:
-    """Whether a step still has as many sequences: how it is cut into micro-batches changes rounding alone."""
-    batch_size, grad_accum_steps = (changes.get(name, (None, getattr(stored, name)))[1] for name in sorted(BATCH))
-    return bool(batch_size * grad_accum_steps == stored.batch_size * stored.grad_accum_steps)
-
-
-def _config_from_run(typed: TrainConfig, names: tuple[str, ...]) -> TrainConfig:
-    """The full configuration of another run, with everything that was typed changed."""
-    assert typed.from_run is not None
-    path = layout.find_run(typed.from_run, "from_run") / layout.CONFIG
-    stored = from_json(TrainConfig, storage.parse_json(storage.read_bytes(path), str(path)), str(path))
-    changes = {name: new for name, (_, new) in _typed_changes(typed, stored, names).items()}
-    return _changed(stored, {"out_dir": None, "resume": None, "from_run": typed.from_run} | changes, str(path))
-
-
 def _session(
     config: TrainConfig,
     run_folder: Path,
@@ -220,7 +158,7 @@ def _session(
             _drive(trainer, tokenizer, compare)
         text = ""
         if _status(trainer) != "interrupted":
-            text = sample_text(trainer.model, tokenizer, LAST_SAMPLE_TOKENS, config.seed, trainer.state.step)
+            text = sample_text(trainer, tokenizer, LAST_SAMPLE_TOKENS)
             _append_sample(run_folder / layout.SAMPLES, trainer.state.step, text)
         _draw(trainer, compare)
         _write_result(trainer, _status(trainer))
@@ -360,8 +298,9 @@ def _drive(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines) -> None:
                 case Stepped(step):
                     bar.update()
                     if config.sample_interval and step % config.sample_interval == 0 and step < config.max_steps:
-                        text = sample_text(trainer.model, tokenizer, SAMPLE_TOKENS, config.seed, step)
-                        _append_sample(trainer.run_folder / layout.SAMPLES, step, text)
+                        text = sample_text(trainer, tokenizer, SAMPLE_TOKENS)
+                        if trainer.stop_signal is None:
+                            _append_sample(trainer.run_folder / layout.SAMPLES, step, text)
                         say("          " + " ".join(text.split())[:100])
                 case Logged(_, loss, learning_rate, _, tokens_per_sec):
                     bar.set_postfix_str(
@@ -378,12 +317,14 @@ def _drive(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines) -> None:
                     pass
 
 
-def sample_text(model: GPT, tokenizer: Tokenizer, tokens: int, seed: int, step: int) -> str:
-    """A text that a model writes from nothing, as it stands at a step of its training."""
+def sample_text(trainer: Trainer, tokenizer: Tokenizer, tokens: int) -> str:
+    """A text that the model writes from nothing, as it stands; cut short by a stop signal."""
+    model, draws = trainer.model, Draws(trainer.config.seed, 1, trainer.state.step)
     was_training = model.training
     model.eval()
     try:
-        columns = generate(model, [tokenizer.start_id], tokens, Sampler(temperature=0.8), Draws(seed, 1, step))
+        columns = generate(model, [tokenizer.start_id], tokens, Sampler(temperature=0.8), draws)
+        columns = itertools.takewhile(lambda _: trainer.stop_signal is None, columns)
         return "".join(text_of(columns, 0, tokenizer.text_stream()))
     finally:
         model.train(was_training)
