@@ -348,7 +348,10 @@ class Recovery:
                 assert path.read_bytes() in versions, f"{name} is neither old nor new"
         steps = layout.step_folders(run)
         for path in steps:
-            assert contents(path) == recorded.saved[path.name], f"{path.name} is not whole"
+            same = (
+                contents(path) == recorded.saved[path.name]
+            )  # apart, for pytest takes minutes to tell how bytes differ
+            assert same, f"{path.name} is not whole"
         if promise.step is None and not steps:
             return
         found, problems = checkpoint.newest(run)
