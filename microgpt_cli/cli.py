@@ -25,9 +25,9 @@ from microgpt_cli.config import EvalConfig, Leaf, ParamsConfig, SampleConfig, Tr
 from microgpt_cli.errors import Interrupted, UserError
 
 HERE = Path(__file__).resolve().parent
-# In a wheel conf/ lies inside the package, in a checkout beside it.
-LONGEST_LINE = 2000
+LONGEST_LINE = 2000  # characters of an error that are shown
 MOST_CHECKED = 64  # values of a sweep that are looked at before it begins
+# In a wheel conf/ lies inside the package, in a checkout beside it.
 CONF = next((path for path in (HERE / "conf", HERE.parent / "conf") if (path / "train.yaml").is_file()), HERE / "conf")
 
 

@@ -299,19 +299,25 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
+def refusal(run: Path) -> str:
+    """What is said of a run that must not be taken for sound."""
+    said: list[str] = []
+    with guarded():
+        try:
+            use(run)
+        except UserError as error:
+            said.append(str(error))
+    assert said, "it was taken for sound"
+    return said[0]
+
+
 @pytest.mark.parametrize(("attack", "says"), CASES.values(), ids=CASES)
 def test_a_kept_attack_is_answered_in_one_line(
     attack: Callable[[Path], None], says: str, step: Path, tmp_path: Path
 ) -> None:
     attack(step)
-    said: list[str] = []
-    with guarded():
-        try:
-            use(tmp_path / "run")
-        except UserError as error:
-            said.append(str(error))
-    assert said, "it was taken for sound"
-    assert says in said[0]
+    said = refusal(tmp_path / "run")
+    assert says in said
     assert not list(tmp_path.rglob("canary"))
 
 
@@ -446,15 +452,9 @@ def test_kept_tensors_are_answered_in_one_line(
     attack: Callable[[bytes], bytes], says: str, step: Path, tmp_path: Path
 ) -> None:
     forge(step, MODEL, attack((step / MODEL).read_bytes()))
-    said: list[str] = []
-    with guarded():
-        try:
-            use(tmp_path / "run")
-        except UserError as error:
-            said.append(str(error))
-    assert said, "they were taken for sound"
-    assert said[0].startswith(str(step / MODEL))
-    assert says in said[0]
+    said = refusal(tmp_path / "run")
+    assert said.startswith(str(step / MODEL))
+    assert says in said
     assert not list(tmp_path.rglob("canary"))
 
 

@@ -255,7 +255,7 @@ class Trainer:
         steps, seconds = state.step - self._logged_at[0], state.train_seconds - self._logged_at[1]
         self._logged_at = (state.step, state.train_seconds)
         speed = steps * state.tokens / state.step / seconds
-        if state.step and math.isfinite(loss):
+        if math.isfinite(loss):  # not so where float16 overflowed in every step since
             self.metrics.append(
                 step=state.step, tokens=state.tokens, loss=loss, learning_rate=learning_rate, grad_norm=norm
             )
