@@ -28,15 +28,17 @@ from microgpt_cli.data.tokens import Splits, build_tokenizer, encode, split
 from microgpt_cli.errors import Interrupted, RunStopped, UserError
 from microgpt_cli.generation.generate import generate, text_of
 from microgpt_cli.generation.sampling import Draws, Sampler
-from microgpt_cli.model.accounting import total_parameters
+from microgpt_cli.model.accounting import parameter_rows, total_parameters
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.runs import folder as layout
 from microgpt_cli.runs import plots, storage
+from microgpt_cli.runs.judge import judge, setting_of
 from microgpt_cli.training import checkpoint, metrics
 from microgpt_cli.training.device import Compute, choose
 from microgpt_cli.training.trainer import Evaluated, Logged, Saved, State, Stepped, Trainer, Warned
 
 SAMPLE_TOKENS, LAST_SAMPLE_TOKENS = 150, 500
+UNITS = {"char": "characters", "byte": "bytes"}  # what a token is
 SAMPLE_HEADER = "=== step {} ==="
 STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
 
@@ -151,6 +153,8 @@ def _session(
             # The last sample of all follows the last checkpoint, so it is written again.
             _drop_samples_after(run_folder / layout.SAMPLES, trainer.state.step - trainer.is_finished)
         _point_latest(run_folder)
+        about = _about(trainer, tokenizer, compare, text_name)
+        storage.replace(run_folder / layout.ABOUT, storage.json_bytes(about))
         _introduce(trainer, tokenizer, compare, text_name)
         if resumed is not None and resumed.config.max_steps != config.max_steps and config.optim.schedule != "constant":
             say("note      the learning rate follows max_steps: from here on it is that of a run of another length")
@@ -178,7 +182,7 @@ def _session(
         assert trainer.stop_signal is not None  # nothing else ends a run before its end
         where = f"stopped at step {trainer.state.step:,}, saved"
         raise Interrupted(f"{where}; {_go_on(run_folder, config, resumed)}", trainer.stop_signal)
-    _conclude(trainer, compare, text)
+    _conclude(trainer, about, text)
 
 
 def _is_concluded(trainer: Trainer) -> bool:
@@ -233,12 +237,27 @@ def _smaller_batch(config: TrainConfig, run_folder: Path) -> str:
     return f"as many tokens a step in smaller parts: microgpt train {how}={shlex.quote(str(run_folder))} {cut}"
 
 
+def _about(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines, text_name: str) -> dict[str, Any]:
+    """What a run is held against when it is judged or reported, so that neither needs the text or torch again."""
+    return {
+        "text": text_name,
+        "unit": UNITS[tokenizer.kind],
+        "vocab_size": tokenizer.vocab_size,
+        "train_tokens": len(trainer.splits.train),
+        "val_tokens": trainer.eval_tokens,
+        "baselines": dataclasses.asdict(compare),
+        "parameters": total_parameters(trainer.model),
+        "parts": {row.name: row.count for row in parameter_rows(trainer.model)},
+        "machine": trainer.compute.reasons,
+    }
+
+
 def _introduce(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines, text_name: str) -> None:
     """What was chosen and why, and what loss to compare with."""
     config, splits, reasons = trainer.config, trainer.splits, trainer.compute.reasons
     size = config.model
     total = len(splits.train) + len(splits.val)
-    unit = {"char": "characters", "byte": "bytes"}[tokenizer.kind]
+    unit = UNITS[tokenizer.kind]
     say(f"text      {text_name}: {total:,} {unit}, {tokenizer.vocab_size} different")
     held = (
         f"evaluated on {trainer.eval_tokens:,} of them"
@@ -370,18 +389,18 @@ def _write_result(trainer: Trainer, status: str) -> None:
     storage.replace(trainer.run_folder / layout.RESULT, storage.json_bytes(result))
 
 
-def _conclude(trainer: Trainer, compare: Baselines, text: str) -> None:
-    """The last sample, the loss, the best step, the time, and what to type next."""
+def _conclude(trainer: Trainer, about: dict[str, Any], text: str) -> None:
+    """The last sample, the loss, the best step, the time, what the numbers say, and what to type next."""
     state, run_folder = trainer.state, trainer.run_folder
     say(f"\n{text}\n")
     if trainer.stopped_early:
         say(f"stopped early: {state.stale_evaluations} evaluations without a better one")
-    assert state.val_loss is not None  # a run that has ended was evaluated
-    gap = state.val_loss - compare.bigram
     say(
         f"val_loss {state.val_loss:.4f} after {state.step:,} steps in {duration(state.train_seconds)} "
-        f"({thousands(state.tokens / state.train_seconds)} tokens/s), {abs(gap):.3f} {'below' if gap < 0 else 'above'} "
-        f"the bigram; best {state.best_val_loss:.4f} at step {state.best_step:,}"
+        f"({thousands(state.tokens / state.train_seconds)} tokens/s); best {state.best_val_loss:.4f} at step "
+        f"{state.best_step:,}"
     )
+    for finding in judge(metrics.read(run_folder / layout.METRICS), trainer.config, setting_of(about)):
+        say(f"judged    {finding}")
     say(f"curve     {run_folder / layout.PLOT}")
     say(f"next      microgpt sample ckpt={shlex.quote(str(run_folder))}")

@@ -3,6 +3,7 @@
 outputs/latest                       → the newest run
 outputs/train/DATE_TIME/
     config.json  tokenizer.json      all that is needed to rebuild the model
+    about.json                       the text, what counting reaches on it, the model's parts
     metrics.jsonl  timings.jsonl     a line a log step; what depends on the clock stands apart
     samples.txt  loss.png  result.json
     ckpt/step-00003000/              see training/checkpoint.py
@@ -23,6 +24,7 @@ from microgpt_cli.runs import storage
 OUTPUTS = Path("outputs")
 LINK_BYTES = 4096  # of outputs/latest where it is no link
 CONFIG, TOKENIZER, RESULT = "config.json", "tokenizer.json", "result.json"
+ABOUT = "about.json"
 METRICS, TIMINGS, SAMPLES, PLOT = "metrics.jsonl", "timings.jsonl", "samples.txt", "loss.png"
 CHECKPOINTS, BEST, MANIFEST = "ckpt", "best.json", "MANIFEST.json"
 STEP_NAME = re.compile(r"step-(\d{8})")
