@@ -1,8 +1,8 @@
 """Passages of a text that stand, token for token, in another: does the model recite, was the held-out text seen before?
 
 Every `least` tokens of the source are hashed (a polynomial, modulo 2⁶⁴) and sorted, in parts, so that memory does not
-grow with it. The text is read from left to right: where its next `least` tokens are found, each match is followed as far
-as the tokens agree, to both sides, and reading goes on at the first place whose tokens reach beyond the longest of
+grow with it. The text is read from left to right: where its next `least` tokens are found, each match is followed to
+both sides as far as the tokens agree, and reading goes on at the first place whose tokens reach beyond the longest of
 them. A match that goes further has that place in it, so none is missed; but of what the source repeats more than
 MOST_TRIED times in a part (rows of dashes), only so many are followed.
 """

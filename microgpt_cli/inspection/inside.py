@@ -6,15 +6,18 @@ is the model's last norm and head on what that layer left in the residual ("logi
 L layers, H heads, T positions, V vocabulary, K guesses.
 """
 
+import base64
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from microgpt_cli.model.gpt import GPT
-from microgpt_cli.model.layers import CausalSelfAttention
+from microgpt_cli.model.layers import Block, CausalSelfAttention
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ def look(model: GPT, ids: Tensor, count: int) -> Inside:
     x = model.embed(ids[None].long())  # (1, T, C)
     guesses.append(guess(model.lm_head(model.ln_f(x))[0], ids, count))
     for block in model.blocks:
+        assert isinstance(block, Block)
         q, k, _ = block.attention.project(block.ln1(x))
         attention.append(attention_weights(q, k)[0].cpu())  # (H, T, T)
         x = block(x)
@@ -104,7 +108,7 @@ def look(model: GPT, ids: Tensor, count: int) -> Inside:
 
 
 def focus(weights: Tensor) -> Focus | None:
-    """Where a head (T, T) looks; over positions from the third on, where itself, previous and first are three tokens."""
+    """Where a head (T, T) looks; over the positions from the third on, which have three to tell apart."""
     T = weights.size(-1)
     if T < 3:
         return None
@@ -122,3 +126,31 @@ def packed(attention: Tensor) -> bytes:
     """Attention (L, H, T, T) as bytes: of each head the lower triangle, row by row, 255 for all."""
     rows, columns = torch.tril_indices(attention.size(-2), attention.size(-1))
     return (attention[..., rows, columns] * 255).round().to(torch.uint8).numpy().tobytes()
+
+
+def to_json(seen: Inside, name: Callable[[int], str]) -> dict[str, Any]:
+    """All of it for a page: numbers of four digits, the attention packed and in base64, names of the tokens in it."""
+    guesses = [
+        {
+            "tokens": guess.tokens.tolist(),
+            "probs": _rounded(guess.probs),
+            "entropy": _rounded(guess.entropy),
+            "losses": _rounded(guess.losses),
+        }
+        for guess in seen.guesses
+    ]
+    used = {*seen.ids.tolist(), *(token for guess in seen.guesses for token in guess.tokens.unique().tolist())}
+    found = [[focus(head) for head in layer] for layer in seen.attention]
+    return {
+        "ids": seen.ids.tolist(),
+        "names": {str(token): name(token) for token in sorted(used)},
+        "layers": seen.attention.size(0),
+        "heads": seen.attention.size(1),
+        "attention": base64.b64encode(packed(seen.attention)).decode(),
+        "focus": [[head and asdict(head) | {"name": head.name()} for head in layer] for layer in found],
+        "guesses": guesses,
+    }
+
+
+def _rounded(values: Tensor) -> Any:
+    return (values * 10_000).round().div(10_000).tolist()
