@@ -21,7 +21,16 @@ from typing import Any
 
 import microgpt_cli
 from microgpt_cli import overrides
-from microgpt_cli.config import EvalConfig, Leaf, ParamsConfig, SampleConfig, TrainConfig, VerifyConfig, leaves
+from microgpt_cli.config import (
+    EvalConfig,
+    InspectConfig,
+    Leaf,
+    ParamsConfig,
+    SampleConfig,
+    TrainConfig,
+    VerifyConfig,
+    leaves,
+)
 from microgpt_cli.errors import Interrupted, UserError
 
 HERE = Path(__file__).resolve().parent
@@ -63,6 +72,13 @@ VERBS = {
         "microgpt eval ckpt=outputs/latest",
         "microgpt_cli.commands.eval:run",
         EvalConfig,
+        positional=("ckpt",),
+    ),
+    "inspect": Verb(
+        "look inside a model as it reads: attention, what each layer expects, losses",
+        "microgpt inspect ckpt=outputs/latest prompt='The function '",
+        "microgpt_cli.commands.inspect:run",
+        InspectConfig,
         positional=("ckpt",),
     ),
     "params": Verb(

@@ -260,6 +260,27 @@ class SampleConfig(Node):
 
 
 @dataclass
+class InspectConfig(Node):
+    """`microgpt inspect`."""
+
+    ckpt: str = key("a run's folder, one of its ckpt/step-… folders, or latest")
+    prompt: str = key("text to look at as the model reads it", may_be_empty=True)
+    prompt_file: str | None = key("a file to read the text from")
+    max_tokens: int = key("look at so many tokens of its end at most; the page grows with the square", at_least=1)
+    out: str | None = key("the HTML page to write, in place of an older one (null: none)")
+    device: str = key(f"where to compute: {DEVICE}")
+    dtype: str = key("precision of the arithmetic", choices=DTYPES)
+    threads: int | None = key("CPU threads (null: torch's choice)", at_least=1, at_most=MOST_THREADS)
+
+    def check(self) -> None:
+        check_device(self.device)
+        if self.prompt and self.prompt_file is not None:
+            raise UserError(f"prompt_file={self.prompt_file}: give prompt or prompt_file, not both")
+        if not self.prompt and self.prompt_file is None:
+            raise UserError("prompt is required, for example: microgpt inspect prompt='The function '")
+
+
+@dataclass
 class ParamsConfig(Node):
     """`microgpt params`."""
 
@@ -281,6 +302,9 @@ class EvalConfig(Node):
         "auto: held-out split of the run's text, the whole of another", choices=("auto", "train", "val", "all")
     )
     batch_size: int = key("windows evaluated at once", at_least=1, at_most=1 << 20)
+    per_token: bool = key("also show where the loss lies: by token, by position, on a page, and what is copied")
+    shown_tokens: int = key("per_token: show so many tokens of the text's beginning", at_least=0, at_most=200_000)
+    out: str | None = key("per_token: the HTML page to write, in place of an older one (null: none)")
     device: str = key(f"where to compute: {DEVICE}")
     dtype: str = key("precision of the arithmetic", choices=DTYPES)
     threads: int | None = key("CPU threads (null: torch's choice)", at_least=1, at_most=MOST_THREADS)

@@ -3,10 +3,11 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import browser as browsers
 import pytest
 import torch
 import yaml
@@ -120,6 +121,17 @@ def shakespeare() -> Path:
     if path is None:
         pytest.skip("set MICROGPT_SHAKESPEARE to the path of tinyshakespeare.txt")
     return Path(path)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[browsers.Browser]:
+    """A real browser without a window, see browser.py; started once for all tests that ask."""
+    executable = browsers.find()
+    if executable is None:
+        pytest.skip("no browser on the PATH to open the page in; install chromium (apt-get install chromium)")
+    running = browsers.Browser(executable)
+    yield running
+    running.close()
 
 
 def meta_at(step: int) -> dict[str, object]:

@@ -10,8 +10,9 @@ from typing import Protocol
 from tqdm import tqdm
 
 from microgpt_cli.commands import Invocation
+from microgpt_cli.commands.prompts import encode_prompt, read_prompt
 from microgpt_cli.config import SampleConfig
-from microgpt_cli.data.tokenizers import Tokenizer, unpack
+from microgpt_cli.data.tokenizers import Tokenizer
 from microgpt_cli.errors import UserError
 from microgpt_cli.generation.generate import cut_at, generate, text_of
 from microgpt_cli.generation.sampling import Draws, Sampler
@@ -33,9 +34,9 @@ def run(config: SampleConfig, invocation: Invocation) -> None:
     path = layout.find_checkpoint(config.ckpt)
     compute = choose(config.device, config.dtype, threads=config.threads)
     loaded = checkpoint.load(path)
-    prompt = _prompt(config)
+    prompt = read_prompt(config.prompt, config.prompt_file)
     context = loaded.config.model.block_size
-    ids, count = _encode(prompt, loaded.tokenizer, context)
+    ids, count = encode_prompt(prompt, loaded.tokenizer, context)
     model = checkpoint.build_model(loaded, compute.device).eval()
     if "ckpt" not in invocation.typed or config.ckpt == "latest":
         print(f"from {path}, step {loaded.step:,}", file=sys.stderr)
@@ -45,26 +46,6 @@ def run(config: SampleConfig, invocation: Invocation) -> None:
         _write(config, compute, model, loaded.tokenizer, prompt, ids, sink)
     if config.out is not None:
         print(f"written to {config.out}", file=sys.stderr)
-
-
-def _prompt(config: SampleConfig) -> str:
-    if config.prompt_file is None:
-        return config.prompt
-    data = storage.read_bytes(Path(os.path.expanduser(config.prompt_file)))
-    # What is not UTF-8 stays, as in words from the command line, and is refused by tokenizers that need characters.
-    return data.decode("utf-8", "surrogateescape")
-
-
-def _encode(prompt: str, tokenizer: Tokenizer, context: int) -> tuple[list[int], int]:
-    """The last `context` token ids, and how many there are in all; a prompt of nothing begins a new line."""
-    if prompt == "":
-        return [tokenizer.start_id], 1
-    try:
-        encoded = tokenizer.encode(prompt)
-    except UserError as error:
-        raise UserError(f"prompt: {error}") from None
-    size = tokenizer.itemsize
-    return unpack(encoded[-context * size :], size), len(encoded) // size
 
 
 @contextmanager

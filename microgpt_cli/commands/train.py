@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import platform
-import re
 import shlex
 import signal
 import threading
@@ -33,13 +32,13 @@ from microgpt_cli.model.gpt import GPT
 from microgpt_cli.runs import folder as layout
 from microgpt_cli.runs import plots, storage
 from microgpt_cli.runs.judge import judge, setting_of
+from microgpt_cli.runs.samples import Sample, append_sample, drop_samples_after
 from microgpt_cli.training import checkpoint, metrics
 from microgpt_cli.training.device import Compute, choose
 from microgpt_cli.training.trainer import Evaluated, Logged, Saved, State, Stepped, Trainer, Warned
 
 SAMPLE_TOKENS, LAST_SAMPLE_TOKENS = 150, 500
 UNITS = {"char": "characters", "byte": "bytes"}  # what a token is
-SAMPLE_HEADER = "=== step {} ==="
 STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
 
 
@@ -151,7 +150,7 @@ def _session(
             storage.replace(run_folder / layout.CONFIG, storage.json_bytes(dataclasses.asdict(config)))
             storage.replace(run_folder / layout.TOKENIZER, storage.json_bytes(tokenizer.to_json()))
             # The last sample of all follows the last checkpoint, so it is written again.
-            _drop_samples_after(run_folder / layout.SAMPLES, trainer.state.step - trainer.is_finished)
+            drop_samples_after(run_folder, trainer.state.step - trainer.is_finished)
         _point_latest(run_folder)
         about = _about(trainer, tokenizer, compare, text_name)
         storage.replace(run_folder / layout.ABOUT, storage.json_bytes(about))
@@ -163,7 +162,7 @@ def _session(
         text = ""
         if _status(trainer) != "interrupted":
             text = sample_text(trainer, tokenizer, LAST_SAMPLE_TOKENS)
-            _append_sample(run_folder / layout.SAMPLES, trainer.state.step, text)
+            append_sample(run_folder, Sample(trainer.state.step, text))
         _draw(trainer, compare)
         _write_result(trainer, _status(trainer))
     except BaseException as error:
@@ -319,7 +318,7 @@ def _drive(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines) -> None:
                     if config.sample_interval and step % config.sample_interval == 0 and step < config.max_steps:
                         text = sample_text(trainer, tokenizer, SAMPLE_TOKENS)
                         if trainer.stop_signal is None:
-                            _append_sample(trainer.run_folder / layout.SAMPLES, step, text)
+                            append_sample(trainer.run_folder, Sample(step, text))
                         say("          " + " ".join(text.split())[:100])
                 case Logged(_, loss, learning_rate, _, tokens_per_sec):
                     bar.set_postfix_str(
@@ -347,21 +346,6 @@ def sample_text(trainer: Trainer, tokenizer: Tokenizer, tokens: int) -> str:
         return "".join(text_of(columns, 0, tokenizer.text_stream()))
     finally:
         model.train(was_training)
-
-
-def _append_sample(path: Path, step: int, text: str) -> None:
-    storage.append(path, f"{SAMPLE_HEADER.format(step)}\n{text}\n\n".encode())
-
-
-def _drop_samples_after(path: Path, step: int) -> None:
-    """Cut off the samples that an interrupted run wrote after the checkpoint that it is resumed from."""
-    if not path.exists():
-        return
-    data = path.read_bytes()  # the last character may be torn, so it is not taken for text
-    for header in re.finditer(SAMPLE_HEADER.format(r"(\d+)").encode(), data):
-        if int(header[1]) > step:
-            storage.replace(path, data[: header.start()])
-            return
 
 
 def _draw(trainer: Trainer, compare: Baselines) -> None:
