@@ -22,10 +22,12 @@ from typing import Any
 import microgpt_cli
 from microgpt_cli import overrides
 from microgpt_cli.config import (
+    CompareConfig,
     EvalConfig,
     InspectConfig,
     Leaf,
     ParamsConfig,
+    RunsConfig,
     SampleConfig,
     TrainConfig,
     VerifyConfig,
@@ -94,6 +96,20 @@ VERBS = {
         "microgpt_cli.commands.verify:run",
         VerifyConfig,
         positional=("ckpt",),
+    ),
+    "runs": Verb(
+        "list the runs, the best first, with the settings in which they differ",
+        "microgpt runs outputs filter='status=finished'",
+        "microgpt_cli.commands.runs:run",
+        RunsConfig,
+        positional=("paths",),
+    ),
+    "compare": Verb(
+        "two runs or more side by side: settings, curves, losses, samples",
+        "microgpt compare outputs/train/A outputs/train/B",
+        "microgpt_cli.commands.compare:run",
+        CompareConfig,
+        positional=("paths",),
     ),
 }
 

@@ -62,6 +62,8 @@ def _problem(value: Any, limits: Any) -> str:
     """What is wrong with a value, or nothing. NaN fails every bound."""
     if value is None or not limits:
         return ""
+    if isinstance(value, list):
+        return next(filter(None, (_problem(item, limits) for item in value)), "")
     if limits["choices"] and value not in limits["choices"]:
         quoted = " (in YAML, in quotes)" if str(value).lower() in limits["choices"] else ""
         return f"choose one of {', '.join(limits['choices'])}{quoted}"
@@ -321,12 +323,47 @@ class VerifyConfig(Node):
     replay: int = key("steps to train again from a checkpoint, to compare the bits (0: none)", at_least=0)
 
 
+@dataclass
+class RunsConfig(Node):
+    """`microgpt runs`."""
+
+    paths: list[str] = key("folders to look for runs in; bare words")
+    sort: str = key("column or setting to sort by; - before it turns the order round")
+    filter: str | None = key("which runs, as in model.n_layer>4 and status=finished")
+    format: str = key("how to print", choices=("table", "csv", "json", "md"))
+    plot: bool = key("draw val_loss against the step, and the best one against each setting that differs")
+    out: str | None = key("folder for the plots (null: the one that the runs lie in)")
+
+    def check(self) -> None:
+        if not self.paths:
+            raise UserError("paths=[]: give a folder to look for runs in, such as outputs")
+
+
+@dataclass
+class CompareConfig(Node):
+    """`microgpt compare`."""
+
+    paths: list[str] = key("the runs to compare, two or more: their folders, as bare words")
+    sample: bool = key("let each of them go on from the prompt")
+    prompt: str = key("text to go on from", may_be_empty=True)
+    max_new_tokens: int = key("tokens that each writes", at_least=0)
+    temperature: float = key("0: always the likeliest token; 1: as learnt; above: bolder", at_least=0)
+    seed: int = key("of the samples; the same for each run", at_least=0)
+    device: str = key(f"where to compute: {DEVICE}")
+    out: str | None = key("folder for the plot (null: the one that the runs lie in)")
+
+    def check(self) -> None:
+        check_device(self.device)
+        if len(self.paths) < 2:
+            raise UserError("give two runs or more: microgpt compare RUN RUN; microgpt runs lists them")
+
+
 @dataclass(frozen=True)
 class Leaf:
     """One key of a schema, for help, completion and suggestions."""
 
     name: str  # dotted, as typed: "optim.learning_rate"
-    type_name: str  # "int", "float", "bool", "str"
+    type_name: str  # "int", "float", "bool", "str", "list" (of texts)
     optional: bool  # takes null
     meaning: str
     choices: tuple[str, ...]
@@ -342,6 +379,19 @@ def leaves(schema: type[Any], prefix: str = "") -> Iterator[Leaf]:
         else:
             meta = item.metadata
             yield Leaf(prefix + item.name, kind.__name__, optional, meta["meaning"], meta["choices"])
+
+
+def absent_values(schema: type[Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key → what runs had that are older than the key, for the keys that say so."""
+    values: dict[str, Any] = {}
+    hints = typing.get_type_hints(schema)
+    for item in dataclasses.fields(schema):
+        kind, _ = _required(hints[item.name])
+        if dataclasses.is_dataclass(kind):
+            values |= absent_values(typing.cast(type[Any], kind), f"{prefix}{item.name}.")
+        elif item.metadata["absent"] is not dataclasses.MISSING:
+            values[prefix + item.name] = item.metadata["absent"]
+    return values
 
 
 def _required(hint: Any) -> tuple[Any, bool]:
@@ -380,7 +430,13 @@ def from_json(schema: type[ConfigT], data: Any, where: str, prefix: str = "") ->
             value = from_json(typing.cast(type[Any], kind), value, where, f"{prefix}{name}.")
         elif kind is float and type(value) is int and abs(value) <= LARGEST_INT:
             value = float(value)
-        elif not (type(value) is kind or (value is None and optional)):
+        elif not (_is_a(value, kind) or (value is None and optional)):
             raise UserError(f"{where}: {prefix}{name}={value!r} must be of type {kind.__name__}")
         values[name] = value
     return schema(**values)
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if typing.get_origin(kind) is list:
+        return type(value) is list and all(type(item) is str for item in value)
+    return type(value) is kind

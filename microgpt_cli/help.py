@@ -63,7 +63,9 @@ def verb(
         says = [" " * indent + line for line in textwrap.wrap(meaning, max(width - indent, NARROWEST_MEANING))]
         lines += [head.rstrip(), *says] if indent == 8 else [head + says[0].strip(), *says[1:]]
     if spec.positional:
-        lines += ["", f"A bare word is {spec.positional[0]}: microgpt {name} outputs/latest"]
+        several = spec.positional[0] == "paths"
+        example = "Bare words are paths" if several else f"A bare word is {spec.positional[0]}"
+        lines += ["", f"{example}: {spec.example if several else f'microgpt {name} outputs/latest'}"]
     lines += ["", "Flags, anywhere: --cfg job, --info, --multirun or -m, --config-dir FOLDER, --hydra-help"]
     return "\n".join(lines)
 
@@ -86,4 +88,6 @@ def _shown(value: Any) -> str:
         return "(required)"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, list):
+        return f"[{','.join(value)}]"
     return repr(value) if value == "" else str(value)

@@ -14,6 +14,7 @@ outputs/train/DATE_TIME/
 import contextlib
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +23,7 @@ from microgpt_cli.errors import UserError
 from microgpt_cli.runs import storage
 
 OUTPUTS = Path("outputs")
+LOOKS, LOOK_SEC = 3, 0.05  # how often a lock is tried, and how long after each other
 LINK_BYTES = 4096  # of outputs/latest where it is no link
 CONFIG, TOKENIZER, RESULT = "config.json", "tokenizer.json", "result.json"
 ABOUT = "about.json"
@@ -29,6 +31,7 @@ METRICS, TIMINGS, SAMPLES, PLOT = "metrics.jsonl", "timings.jsonl", "samples.txt
 CHECKPOINTS, BEST, MANIFEST = "ckpt", "best.json", "MANIFEST.json"
 STEP_NAME = re.compile(r"step-(\d{8})")
 HYDRA, LOCK = ".hydra", ".lock"
+MARKS = {CONFIG, RESULT, METRICS, CHECKPOINTS}  # any of them makes a folder a run's
 NOT_A_RUN = {HYDRA, LOCK}  # what may lie in a folder before a run begins there, besides Hydra's log
 
 
@@ -121,7 +124,14 @@ def locked(folder: Path) -> Iterator[None]:
         raise UserError(storage.explain(error)) from error
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for looks in reversed(range(LOOKS)):
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:  # of a writer, or of `is_in_use` for a moment
+                    if not looks:
+                        raise
+                    time.sleep(LOOK_SEC)
         except BlockingIOError as error:
             raise UserError(f"{folder}: another process is writing to this run; wait for it or stop it") from error
         except OSError as error:
@@ -131,6 +141,27 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def is_in_use(folder: Path) -> bool:
+    """Whether a process writes to a run, found without writing: whoever begins to in this very moment waits for us."""
+    if os.name != "posix":
+        return False
+    import fcntl
+
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def refuse_if_in_use(name: str) -> None:
@@ -176,6 +207,20 @@ def find_run(name: str, key: str, outputs: Path = OUTPUTS) -> Path:
         raise UserError(f"{key}={name}: {kind}; give a run's folder, or one of its ckpt/step-… folders")
     if not os.path.isdir(folder):
         raise UserError(f"{key}={name}: no such folder")
+    return folder
+
+
+def find_run_folder(name: str, key: str, outputs: Path = OUTPUTS) -> Path:
+    """The run's folder that is meant, where one of its checkpoints may have been named.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = find_run(name, key, outputs)
+    if STEP_NAME.fullmatch(folder.name) and (folder / MANIFEST).is_file():
+        folder = folder.parent.parent
+    if not any((folder / mark).exists() for mark in MARKS):
+        raise UserError(f"{key}={name}: no run in this folder; give a run's folder, as in outputs/train/…")
     return folder
 
 
