@@ -62,6 +62,12 @@ VERBS = {
         TrainConfig,
         makes_run_folder=True,
     ),
+    "doctor": Verb(
+        "look before a run: machine, text, memory and time; writes nothing",
+        "microgpt doctor model=small data.path=my.txt",
+        "microgpt_cli.commands.doctor:run",
+        TrainConfig,
+    ),
     "sample": Verb(
         "write text with a trained model",
         "microgpt sample ckpt=outputs/latest prompt='The '",
@@ -246,6 +252,9 @@ def group_choices(verb: str) -> dict[str, list[str]]:
     import yaml
 
     defaults = yaml.safe_load((CONF / f"{verb}.yaml").read_text(encoding="utf-8"))["defaults"]
+    bases = [entry for entry in defaults if isinstance(entry, str) and not entry.startswith("_")]  # doctor: train
+    if bases:
+        return group_choices(bases[0])
     names = [name for entry in defaults if isinstance(entry, dict) for name in entry]
     return {name: sorted(path.stem for path in (CONF / name).glob("[!_]*.yaml")) for name in names}
 
@@ -257,10 +266,11 @@ def _version_base() -> str | None:
     return "1.3" if hydra.__version__.startswith("1.3") else None
 
 
-def _register(verb: str) -> None:
+def _register() -> None:
     from hydra.core.config_store import ConfigStore
 
-    ConfigStore.instance().store(name=f"_{verb}", node=VERBS[verb].schema)
+    for name, verb in VERBS.items():
+        ConfigStore.instance().store(name=f"_{name}", node=verb.schema)
 
 
 def _flag(flags: Sequence[str], name: str) -> str | None:
@@ -274,7 +284,7 @@ def _compose(verb: str, words: overrides.Words) -> Any:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
 
-    _register(verb)
+    _register()
     conf = Path(_flag(words.flags, "--config-path") or CONF).absolute()
     extra = _flag(words.flags, "--config-dir")
     search = [f"hydra.searchpath=[{overrides.quote('file://' + os.path.abspath(extra))}]"] if extra else []
@@ -367,7 +377,7 @@ def _hydra_main(verb: str, words: overrides.Words) -> None:
 
         if OmegaConf.select(_compose(verb, words), package) is None:
             raise UserError(f"--package {package}: no such node in the config")
-    _register(verb)
+    _register()
     _mend_argparse()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, whole
     with tempfile.TemporaryDirectory() as scratch:

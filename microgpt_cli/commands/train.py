@@ -67,7 +67,7 @@ def run(config: TrainConfig, invocation: Invocation) -> None:
 def _train(
     config: TrainConfig, invocation: Invocation, run_folder: Path | None, resumed: checkpoint.Checkpoint | None
 ) -> None:
-    compute = choose(config.device, config.dtype, config.compile, config.threads, _work_flops(config))
+    compute = choose(config.device, config.dtype, config.compile, config.threads, work_flops(config))
     with bytes_bar("reading the text") as progress:
         corpus = open_corpus(config.data, progress)
         cache = Path(config.data.cache_dir)
@@ -92,7 +92,7 @@ def _train(
         _session(config, run_folder, model, tokenizer, splits, compute, facts, compare, corpus.name, None)
 
 
-def _work_flops(config: TrainConfig) -> float:
+def work_flops(config: TrainConfig) -> float:
     """About how much a run computes: 6 FLOPs a token for each weight of the blocks."""
     size = config.model
     tokens = config.max_steps * config.batch_size * config.grad_accum_steps * size.block_size

@@ -89,6 +89,15 @@ def create(out_dir: str | None, sweep_dir: Path | None, outputs: Path = OUTPUTS)
     return folder
 
 
+def refuse_unless_free(name: str) -> None:
+    """Raises `UserError` if a new run could not have `out_dir=name`; makes nothing."""
+    folder = Path(os.path.expanduser(name))
+    if os.path.isdir(folder):
+        _refuse_unless_empty(folder)
+    elif os.path.lexists(folder):
+        raise UserError(f"out_dir={name}: that is a file; choose another out_dir")
+
+
 def _refuse_unless_empty(folder: Path) -> None:
     found = sorted(p.name for p in folder.iterdir() if p.name not in NOT_A_RUN and p.suffix != ".log")
     if step_folders(folder):
