@@ -1,6 +1,7 @@
 """The shared room of the pages: escaping, and what every page does in a real browser."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from browser import Browser
 from hypothesis import given
 from hypothesis import strategies as st
 
+from microgpt_cli.pages.charts import line_chart, ticks
 from microgpt_cli.pages.page import facts, html, json_script, page, table, tag
 
 HOSTILE = '</script><script>document.title = "broken"</script><img src=x onerror=\'document.title = "broken"\'>&amp;"'
@@ -67,3 +69,26 @@ def test_the_fixture_notices_errors_and_requests(browser: Browser, tmp_path: Pat
     file.write_text("<img src='other.png'>", encoding="utf-8")
     with pytest.raises(AssertionError), browser.open(file):
         pass
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
+def test_ticks_are_few_and_inside(low: float, span: float) -> None:
+    made = ticks(low, low + span)
+    assert 1 <= len(made) <= 8
+    assert made == sorted(set(made))
+    assert all(low - 1e-6 * span <= tick <= low + span * (1 + 1e-6) for tick in made)
+
+
+def test_a_chart_has_its_lines_and_leaves_out_what_is_no_number() -> None:
+    chart = line_chart(
+        {"train <": [(0, 3.0), (1, float("nan")), (2, 1.0)], "val": [(1, 2.0)]}, "step", "loss", {"bigram": 2.5}
+    )
+    assert chart.count("<polyline") == 2
+    assert "train &lt;" in chart
+    assert "bigram 2.500" in chart
+    [points] = re.findall(r'<polyline points="([^"]+ [^"]+)"', chart)
+    (x0, y0), (x1, y1) = (map(float, point.split(",")) for point in points.split())
+    assert x0 < x1
+    assert y0 < y1  # down is up in SVG
+    assert "<polyline" in line_chart({"nothing": []}, "x", "y")
+    assert "<polyline" in line_chart({"flat": [(1, 1), (2, 1)]}, "x", "y")

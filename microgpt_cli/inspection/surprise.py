@@ -16,6 +16,7 @@ from microgpt_cli.data.tokens import windows
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.training.device import Compute
 
+AT_ONCE = 1024  # tokens whose whole distributions are held at once, beside the logits
 GUESSES = 3  # kept of each token that is shown
 
 
@@ -118,9 +119,9 @@ class Surprise:
         wanted = min(self.shown - len(self.losses), losses.numel())
         if wanted > 0:
             self.losses += piece.losses.flatten()[:wanted].tolist()
-            probs = piece.logits.flatten(0, 1)[:wanted].float().softmax(-1)  # (wanted, V)
-            best = probs.topk(min(GUESSES, self.vocab_size), dim=-1)
-            self.guesses += zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            for logits in piece.logits.flatten(0, 1)[:wanted].split(AT_ONCE):
+                best = logits.float().softmax(-1).topk(min(GUESSES, self.vocab_size), dim=-1)  # (AT_ONCE, GUESSES)
+                self.guesses += zip(best.indices.tolist(), best.values.tolist(), strict=True)
         self.tokens += losses.numel()
         self.nats += losses.sum().item()
 

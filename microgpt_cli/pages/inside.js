@@ -8,7 +8,6 @@ let at = T - 1, layer = L - 1, head = 0, column = null;
 
 const weight = (l, h, from, to) => weights[(l * H + h) * TRIANGLE + from * (from + 1) / 2 + to] / 255;
 const name = token => data.names[token];
-const percent = share => share >= 0.0995 ? `${(100 * share).toFixed(0)}%` : `${(100 * share).toFixed(1)}%`;
 const layerName = l => l === 0 ? "embedding" : `layer ${l}`;
 
 // A share from 0 to 1 as a colour: paper to ink by day, night to flame by night. Small shares are spread out.
@@ -22,22 +21,6 @@ function heat(share) {
 }
 const rgb = colour => `rgb(${colour.join(" ")})`;
 const ink = colour => 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2] > 140 ? "#15171a" : "#ffffff";
-const alarm = loss => loss === undefined ? "none" : `color-mix(in oklab, #e5484d ${Math.min(85, Math.max(0, loss - 0.3) * 16)}%, transparent)`;
-
-// A token in running text: spaces are spaces, and a newline is shown and breaks the line.
-function flow(box, paint) {
-  const spans = data.ids.map((token, i) => {
-    const span = el("span", {role: "option", "data-at": i, id: `${box.id}-${i}`}, name(token).replaceAll("␣", " "));
-    paint(span, i);
-    return span;
-  });
-  box.replaceChildren(...spans.flatMap(span => span.textContent.endsWith("↵") ? [span, "\n"] : [span]));
-  box.addEventListener("click", event => {
-    const chosen = event.target.closest("[data-at]");
-    if (chosen) choose(Number(chosen.dataset.at));
-  });
-  return spans;
-}
 
 function bars(guess, came) {
   const rows = guess.tokens.map((token, i) => {
@@ -47,8 +30,8 @@ function bars(guess, came) {
   return el("div", {id: "bars"}, ...rows);
 }
 
-const textSpans = flow(find("text"), (span, i) => { span.style.background = alarm(i ? own.losses[i - 1] : undefined); });
-const shadedSpans = flow(find("shaded"), () => {});
+const textSpans = flow(find("text"), choose, (span, i) => { span.style.background = alarm(i ? own.losses[i - 1] : undefined); });
+const shadedSpans = flow(find("shaded"), choose, () => {});
 
 function showNext() {
   const came = data.ids[at + 1], loss = own.losses[at], read = data.ids.slice(Math.max(0, at - 23), at + 1).map(name).join("");
@@ -162,13 +145,6 @@ function choose(position, to = null) {
   find("where").replaceChildren(`${at + 1} of ${T} `, el("b", {class: "mono"}, name(data.ids[at])), ` ${loss}; next `, el("b", {class: "mono"}, name(own.tokens[at][0])), ` ${percent(own.probs[at][0])}`);
   reveal(find("text"), textSpans[at], "Top", "Height");
   reveal(find("lens"), lensCells[0][at], "Left", "Width");
-}
-
-// Scroll a box, and not the page, until one of its parts is in sight.
-function reveal(box, part, side, size) {
-  const start = part[`offset${side}`] - (part.offsetParent === box ? 0 : box[`offset${side}`]);
-  const seen = box[`scroll${side}`], room = box[`client${size}`];
-  if (start < seen + 40 || start + part[`offset${size}`] > seen + room - 10) box[`scroll${side}`] = start - room / 2;
 }
 
 function chooseHead(l, h) {

@@ -60,5 +60,10 @@ def inside_page(subtitle: str, summary: Iterable[tuple[str, str]], data: Mapping
         ),
     ]
     return page(
-        "Inside the model", body, subtitle=subtitle, script=asset("inside.js"), style=asset("inside.css"), data=data
+        "Inside the model",
+        body,
+        subtitle=subtitle,
+        script=asset("text.js") + asset("inside.js"),
+        style=asset("inside.css"),
+        data=data,
     )
