@@ -27,6 +27,7 @@ from microgpt_cli.config import (
     InspectConfig,
     Leaf,
     ParamsConfig,
+    ReportConfig,
     RunsConfig,
     SampleConfig,
     TrainConfig,
@@ -95,6 +96,13 @@ VERBS = {
         "microgpt_cli.commands.params:run",
         ParamsConfig,
         positional=("ckpt",),
+    ),
+    "report": Verb(
+        "one HTML page of a run or a sweep: curves, verdict, samples, settings",
+        "microgpt report outputs/latest",
+        "microgpt_cli.commands.report:run",
+        ReportConfig,
+        positional=("run",),
     ),
     "verify": Verb(
         "check every byte of a run's checkpoints, and that training repeats to the bit",
@@ -199,7 +207,8 @@ def _run_verb(verb: str, words: list[str]) -> None:
         else:
             composed = _compose(verb, sorted_words)
             config = _to_config(verb, composed)
-            _call(spec, config, typed=sorted_words.typed, hydra_files=_hydra_files(composed))
+            files = _hydra_files(composed)
+            _call(spec, config, typed=sorted_words.typed, hydra_files=files, defaults=_defaults)
     except UserError:
         raise
     except Exception as error:
@@ -210,6 +219,11 @@ def load_config(verb: str, words: Sequence[str]) -> Any:
     """The config that a command line would run with, for programs: `load_config("train", ["model=mini"])`."""
     schema_leaves = {leaf.name: leaf for leaf in leaves(VERBS[verb].schema)}
     return _to_config(verb, _compose(verb, overrides.sort_words(words, schema_leaves, group_choices(verb), ())))
+
+
+def _defaults(verb: str) -> dict[str, Any]:
+    """Dotted key → value of a verb's config where nothing is typed, for those that compare with it."""
+    return _select(_compose(verb, overrides.Words((), (), ())))
 
 
 def _names(flags: Sequence[str]) -> list[str]:

@@ -262,6 +262,14 @@ class SampleConfig(Node):
 
 
 @dataclass
+class ReportConfig(Node):
+    """`microgpt report`."""
+
+    run: str = key("a run's folder, a sweep's or any that holds runs, or latest")
+    out: str | None = key("the HTML page to write, in place of an older one (null: report.html in that folder)")
+
+
+@dataclass
 class InspectConfig(Node):
     """`microgpt inspect`."""
 

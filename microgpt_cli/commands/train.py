@@ -6,6 +6,7 @@ import platform
 import shlex
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,7 +32,8 @@ from microgpt_cli.model.accounting import parameter_rows, total_parameters
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.runs import folder as layout
 from microgpt_cli.runs import plots, storage
-from microgpt_cli.runs.judge import judge, setting_of
+from microgpt_cli.runs.about import setting_of
+from microgpt_cli.runs.judge import judge
 from microgpt_cli.runs.samples import Sample, append_sample, drop_samples_after
 from microgpt_cli.training import checkpoint, metrics
 from microgpt_cli.training.device import Compute, choose
@@ -316,7 +318,9 @@ def _drive(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines) -> None:
                 case Stepped(step):
                     bar.update()
                     if config.sample_interval and step % config.sample_interval == 0 and step < config.max_steps:
+                        began = time.perf_counter()
                         text = sample_text(trainer, tokenizer, SAMPLE_TOKENS)
+                        trainer.note_time("sampling", began)
                         if trainer.stop_signal is None:
                             append_sample(trainer.run_folder, Sample(step, text))
                         say("          " + " ".join(text.split())[:100])

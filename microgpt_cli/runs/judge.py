@@ -29,7 +29,7 @@ SLOW_RATE, SAFE_RATE = 3e-4, 3e-3  # learning rates: one below can be ten times 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a run's numbers are held against."""
+    """What a run's numbers are held against; runs/about.py reads it."""
 
     uniform: float  # nats a token, as data/baselines.py counts them
     unigram: float
@@ -38,12 +38,6 @@ class Setting:
     train_tokens: int  # of the split to learn from
     val_tokens: int  # that an evaluation predicts
     parameters: int
-
-
-def setting_of(about: Mapping[str, Any]) -> Setting:
-    """From what `about.json` of a run says."""
-    counts = {name: about[name] for name in ("unit", "train_tokens", "val_tokens", "parameters")}
-    return Setting(**about["baselines"], **counts)
 
 
 @dataclass(frozen=True)
@@ -180,8 +174,8 @@ def _overfitting(held_out: Points, training: Points, config: TrainConfig, settin
     )
     if setting.parameters > setting.train_tokens:
         words += (
-            f", for {setting.train_tokens:,} {setting.unit} are little for {setting.parameters:,} parameters "
-            "(more text helps most)"
+            f"; {setting.train_tokens:,} {setting.unit} are little for {setting.parameters:,} parameters, and more "
+            "text would help most"
         )
     less = "early_stop_patience=3" if config.model.dropout else "model.dropout=0.2"
     return Finding("overfitting", words, less)

@@ -360,12 +360,12 @@ def side_by_side(runs: Sequence[Run], heads: Sequence[str]) -> str:
         [short, *(shown(run.settings[name]) if name in run.settings else MISSING for run in runs)]
         for name, short in zip(names, short_names(names), strict=True)
     ]
-    facts = [_facts(run) for run in runs]
-    rows += [[name, *(fact[name] for fact in facts)] for name in facts[0]]
+    told = [facts(run) for run in runs]
+    rows += [[name, *(fact[name] for fact in told)] for name in told[0]]
     return "\n".join(_aligned(["", *heads], rows))
 
 
-def _facts(run: Run) -> dict[str, str]:
+def facts(run: Run) -> dict[str, str]:
     """What became of a run, by the name of its column."""
     last_step = run.settings.get("max_steps")
     steps = MISSING if run.step is None else f"{run.step:,}"
@@ -383,15 +383,21 @@ def _facts(run: Run) -> dict[str, str]:
     }
 
 
+def cells(runs: Sequence[Run], where: Path | None) -> tuple[list[str], list[list[str]]]:
+    """The head and the rows of the table, for those who draw it themselves; runs are named as seen from `where`."""
+    head, names, rows = _rows(runs, where)
+    return [*head, *names], rows
+
+
 def _rows(runs: Sequence[Run], where: Path | None) -> tuple[list[str], list[str], list[list[str]]]:
     """What is told of every run, the settings that differ, and the cells of both."""
     names = differing(runs)
     rows = []
     for run in runs:
-        facts = _facts(run)
+        became = facts(run)
         told = printable(os.path.relpath(run.path, where) if where else str(run.path))
         cells = [shown(run.settings[name]) if name in run.settings else MISSING for name in names]
-        rows.append([told, *(facts[name] for name in FACTS), *cells])
+        rows.append([told, *(became[name] for name in FACTS), *cells])
     return ["run", *FACTS], short_names(names), rows
 
 
