@@ -83,18 +83,18 @@ VERBS = {
         EvalConfig,
         positional=("ckpt",),
     ),
-    "inspect": Verb(
-        "look inside a model as it reads: attention, what each layer expects, losses",
-        "microgpt inspect ckpt=outputs/latest prompt='The function '",
-        "microgpt_cli.commands.inspect:run",
-        InspectConfig,
-        positional=("ckpt",),
-    ),
     "params": Verb(
         "count a model's parameters, FLOPs and bytes, part by part",
         "microgpt params model=gpt2 arch=gpt2 vocab_size=50257",
         "microgpt_cli.commands.params:run",
         ParamsConfig,
+        positional=("ckpt",),
+    ),
+    "inspect": Verb(
+        "look inside a model as it reads: attention, what each layer expects, losses",
+        "microgpt inspect ckpt=outputs/latest prompt='The function '",
+        "microgpt_cli.commands.inspect:run",
+        InspectConfig,
         positional=("ckpt",),
     ),
     "report": Verb(

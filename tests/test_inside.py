@@ -38,6 +38,14 @@ def test_the_weights_are_those_that_the_attention_uses(arch: str) -> None:
             x = block(x)
 
 
+def test_the_weights_are_exact_where_the_model_computes_in_half_precision() -> None:
+    q, k = torch.randn(2, 1, 2, 9, 8).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        weights = attention_weights(q, k)
+    assert weights.dtype == torch.float32
+    assert torch.equal(weights, attention_weights(q.float(), k.float()))
+
+
 @given(st.integers(1, 9), st.integers(0, 1000), st.sampled_from([0.1, 1.0, 100.0]))
 def test_rows_sum_to_1_and_the_future_is_0(time: int, seed: int, scale: float) -> None:
     q, k = torch.randn(2, 3, 2, time, 4, generator=torch.Generator().manual_seed(seed)) * scale
@@ -106,4 +114,4 @@ def test_packed_attention_is_the_lower_triangle_row_by_row() -> None:
     weights[1, 0] = torch.tensor([[1, 0, 0], [0.2, 0.8, 0], [0.1, 0.3, 0.6]])
     data = packed(weights)
     assert len(data) == 2 * 2 * 6
-    assert list(data[12:18]) == [255, 51, 204, 26, 76, 153]
+    assert list(data[12:18]) == [255, 114, 228, 81, 140, 198]

@@ -118,6 +118,13 @@ def test_the_page_shows_the_numbers_and_is_moved_by_keys(browser: Browser, page:
         assert tab.text("#chosen") == "Layer 1, head 2"
         tab.press("ArrowRight")
         assert tab.js("[at, layer, head]") == [5, 0, 0]
+        pale = "find('map').getContext('2d').getImageData(0, 7, 8, 1).data.join()"
+        before = tab.js(pale)
+        tab.click("#relative")
+        assert tab.js(pale) != before
+        assert tab.js("document.activeElement.id") == "relative"
+        tab.press("ArrowRight")
+        tab.press("ArrowLeft")
         tab.js("document.activeElement.blur()")
         for key in ("ArrowUp", "ArrowDown"):
             tab.press(key)  # those scroll the page

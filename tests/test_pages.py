@@ -45,7 +45,7 @@ def test_a_page_in_a_browser(browser: Browser, tmp_path: Path, dark: bool) -> No
     """Hostile text stays text, the switch of light and dark works, nothing is wider than a phone."""
     file = tmp_path / "page.html"
     script = "document.querySelector('main').append(el('p', {id: 'made'}, data.text));"
-    body = [tag("p", HOSTILE, id="given"), table(["a"], [["x" * 300]])]
+    body = [tag("p", HOSTILE, id="given"), tag("p", "x" * 300), table(["a"], [["x" * 300]])]
     file.write_text(page(HOSTILE, body, subtitle=HOSTILE, script=script, data={"text": HOSTILE}), encoding="utf-8")
     with browser.open(file, width=390, dark=dark) as tab:
         assert tab.js("document.title") == HOSTILE

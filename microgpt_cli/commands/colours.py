@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 RESET = "\x1b[0m"
 HEAT = (234, 17, 18, 54, 90, 126, 162, 204, 209, 215, 222, 229)  # a share from 0 to 1, dark to bright
-ALARM = (None, 230, 229, 223, 222, 216, 209, 203, 197)  # a loss, unmarked to red
+ALARM = (None, 230, 224, 223, 217, 216, 210, 203, 196)  # a loss, unmarked to red
 SHADES = " ·░▒▓█"
 WORST = 6.0  # nats from which on a loss is as red as can be
 

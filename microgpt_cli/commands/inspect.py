@@ -47,6 +47,19 @@ def run(config: InspectConfig, invocation: Invocation) -> None:
     def name(token: int) -> str:
         return visible(tokenizer, token)
 
+    written = None
+    if page is not None:
+        losses = seen.guesses[-1].losses
+        size = loaded.config.model
+        summary = [
+            ("tokens", f"{len(ids):,}" if count == len(ids) else f"the last {len(ids):,} of {count:,}"),
+            ("loss", f"{losses.mean():.3f} nats" if len(losses) else "–"),
+            ("perplexity", f"{math.exp(losses.mean()):.2f}" if len(losses) else "–"),
+            ("model", f"{size.n_layer} layers, {size.n_head} heads"),
+            ("context", f"{context:,}"),
+            ("step", f"{loaded.step:,}"),
+        ]
+        written = write_page(page, inside_page(str(path), summary, to_json(seen, name)))
     coloured = wanted()
     width = shutil.get_terminal_size().columns
     for part in (
@@ -55,18 +68,8 @@ def run(config: InspectConfig, invocation: Invocation) -> None:
         _heads(seen.attention, coloured, width),
     ):
         print("\n".join(part), end="\n\n")
-    if page is not None:
-        losses = seen.guesses[-1].losses
-        size = loaded.config.model
-        summary = [
-            ("tokens", f"{len(ids):,}"),
-            ("loss", f"{losses.mean():.3f} nats" if len(losses) else "–"),
-            ("perplexity", f"{math.exp(losses.mean()):.2f}" if len(losses) else "–"),
-            ("model", f"{size.n_layer} layers, {size.n_head} heads"),
-            ("context", f"{context:,}"),
-            ("step", f"{loaded.step:,}"),
-        ]
-        write_page(page, inside_page(str(path), summary, to_json(seen, name)))
+    if written is not None:
+        print(written)
 
 
 def _positions(seen: Inside, name: Name, coloured: bool) -> list[str]:
@@ -82,7 +85,7 @@ def _positions(seen: Inside, name: Name, coloured: bool) -> list[str]:
     for t in range(first, len(ids)):
         loss = losses[t]
         cost = "    –" if loss is None else f"{loss:5.2f}"
-        token = alarm(padded(names[t], wide), loss, coloured)
+        token = alarm(names[t], loss, coloured) + " " * (wide - columns(names[t]))
         lines.append(f"{t + 1:4}  {token}  {cost}  {own.entropy[t]:7.2f}  {_guessed(own, t, name)}")
     return lines
 

@@ -18,10 +18,13 @@ def page_path(out: str | None) -> Path | None:
     return target
 
 
-def write_page(target: Path, text: str) -> None:
-    """Put a page there and say so."""
+def write_page(target: Path, text: str) -> str:
+    """Put a page there, and give the line that says so.
+
+    Write first and print after: `| head` ends a command at any line that it prints.
+    """
     try:
         storage.replace(target, text.encode())
     except OSError as error:
         raise UserError(f"out={target}: {error.strerror or error}; give another place with out=") from error
-    print(f"page      {target} (open it in a browser; it needs no network)")
+    return f"page      {target} (open it in a browser; it needs no network)"

@@ -52,22 +52,6 @@ def tell(found: Surprise, read: Read, subtitle: str, summary: list[tuple[str, st
     by_token, hardest, by_context = _costs(found, read.name)
     places = [_place(place, loss, expected, read) for place, loss, expected in found.places()]
     context = _context(found)
-    _print_text(found, read)
-    print(f"\nloss after so many tokens of context\n{_stretches(found)}\n{context}")
-    for title, costs in (("tokens that cost most", by_token), ("after which most is lost", by_context)):
-        print(f"\n{title}")
-        for cost in costs[:ROWS_ON_SCREEN]:
-            print(f"  {padded(cost.name, 4)}{cost.count:>9,} times {cost.loss:7.3f} nats {cost.share:6.1%} of the loss")
-    print("\nthe worst places")
-    for place in places[:ROWS_ON_SCREEN]:
-        words = f"{place.before}[{place.token}]{place.after}"
-        print(f"  {place.loss:5.2f} nats at {place.number:>9,}  {words}  expected {place.expected}")
-    for one in read_before:
-        print(f"\n{one.text}: {one.sentence}")
-        for words, count, here, there in one.rows[:ROWS_ON_SCREEN]:
-            print(f"  {count} tokens at {here}, in training at {there}: {words[:80]}")
-    if page is None:
-        return
     shown = min(len(read.part), len(found.losses) + 1)
     rest = "All of it is shown." if shown == len(read.part) else f"Shown are the first {shown:,} of {len(read.part):,} "
     told = Map(
@@ -84,8 +68,23 @@ def tell(found: Surprise, read: Read, subtitle: str, summary: list[tuple[str, st
         context=context,
         copied=read_before,
     )
-    print()
-    write_page(page, surprise_page(told))
+    written = write_page(page, surprise_page(told)) if page is not None else None
+    _print_text(found, read)
+    print(f"\nloss after so many tokens of context\n{_stretches(found)}\n{context}")
+    for title, costs in (("tokens that cost most", by_token), ("after which most is lost", by_context)):
+        print(f"\n{title}")
+        for cost in costs[:ROWS_ON_SCREEN]:
+            print(f"  {padded(cost.name, 4)}{cost.count:>9,} times {cost.loss:7.3f} nats {cost.share:6.1%} of the loss")
+    print("\nthe worst places")
+    for place in places[:ROWS_ON_SCREEN]:
+        words = f"{place.before}[{place.token}]{place.after}"
+        print(f"  {place.loss:5.2f} nats at {place.number:>9,}  {words}  expected {place.expected}")
+    for one in read_before:
+        print(f"\n{one.text}: {one.sentence}")
+        for words, count, here, there in one.rows[:ROWS_ON_SCREEN]:
+            print(f"  {count} tokens at {here}, in training at {there}: {words[:80]}")
+    if written is not None:
+        print(f"\n{written}")
 
 
 def _data(found: Surprise, read: Read, shown: int) -> dict[str, object]:

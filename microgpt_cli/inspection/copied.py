@@ -11,7 +11,6 @@ import bisect
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 LEAST = 24  # tokens of the shortest passage that counts
@@ -48,14 +47,12 @@ def copied(text: Tensor, source: Tensor, most: int, least: int = LEAST) -> Copie
     """
     text = text.long()
     wanted = _hashes(text, least)  # (M - least + 1,)
-    ended = F.pad((text < 0).cumsum(0), (1, 0))  # (M + 1,) how many passages were ended before each place
-    whole = ended[least:] == ended[:-least]  # whether the `least` ids from a place on are of one passage
     found: dict[int, Passage] = {}  # of each place where a match begins, the longest
     for part in range(0, max(0, len(source) - least + 1), PART):
         hashes, order = _hashes(source[part : part + PART + least - 1].long(), least).sort(stable=True)
         first = torch.searchsorted(hashes, wanted)
         past = torch.searchsorted(hashes, wanted, right=True)
-        seeds = ((past > first) & whole).nonzero()[:, 0].tolist()
+        seeds = (past > first).nonzero()[:, 0].tolist()
         place = 0
         while (index := bisect.bisect_left(seeds, place)) < len(seeds):
             start = seeds[index]

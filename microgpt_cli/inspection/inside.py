@@ -64,7 +64,8 @@ def attention_weights(q: Tensor, k: Tensor) -> Tensor:
     Returns:
         (B, H, T, T) in float32; rows sum to 1.
     """
-    scores = q.float() @ k.float().transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, H, T, T)
+    with torch.autocast(q.device.type, enabled=False):  # which would round the products to q's own precision
+        scores = q.float() @ k.float().transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, H, T, T)
     future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
     return scores.masked_fill(future, -math.inf).softmax(-1)
 
@@ -123,9 +124,9 @@ def focus(weights: Tensor) -> Focus | None:
 
 
 def packed(attention: Tensor) -> bytes:
-    """Attention (L, H, T, T) as bytes: of each head the lower triangle, row by row, 255 for all."""
+    """Attention (L, H, T, T) as bytes: of each head the lower triangle, row by row; 255 · √share: most are small."""
     rows, columns = torch.tril_indices(attention.size(-2), attention.size(-1))
-    return (attention[..., rows, columns] * 255).round().to(torch.uint8).numpy().tobytes()
+    return (attention[..., rows, columns].sqrt() * 255).round().to(torch.uint8).numpy().tobytes()
 
 
 def to_json(seen: Inside, name: Callable[[int], str]) -> dict[str, Any]:

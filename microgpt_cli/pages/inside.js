@@ -4,9 +4,9 @@ const T = data.ids.length, L = data.layers, H = data.heads, TRIANGLE = T * (T + 
 const weights = Uint8Array.from(atob(data.attention), char => char.charCodeAt(0));
 const own = data.guesses[L];
 const find = id => document.getElementById(id);
-let at = T - 1, layer = L - 1, head = 0, column = null;
+let at = T - 1, layer = L - 1, head = 0, column = null, relative = false;
 
-const weight = (l, h, from, to) => weights[(l * H + h) * TRIANGLE + from * (from + 1) / 2 + to] / 255;
+const weight = (l, h, from, to) => (weights[(l * H + h) * TRIANGLE + from * (from + 1) / 2 + to] / 255) ** 2;
 const name = token => data.names[token];
 const layerName = l => l === 0 ? "embedding" : `layer ${l}`;
 
@@ -79,10 +79,11 @@ function showLayers() {
 function draw(canvas, l, h) {
   canvas.width = canvas.height = T;
   const context = canvas.getContext("2d"), image = context.createImageData(T, T);
-  const ramp = Array.from({length: 256}, (_, byte) => heat(byte / 255));
-  let next = (l * H + h) * TRIANGLE;
-  for (let from = 0; from < T; from++) {
-    for (let to = 0; to <= from; to++) image.data.set([...ramp[weights[next++]], 255], 4 * (from * T + to));
+  const ramp = Array.from({length: 256}, (_, byte) => heat((byte / 255) ** 2));
+  let start = (l * H + h) * TRIANGLE;
+  for (let from = 0; from < T; start += ++from) {
+    const row = weights.subarray(start, start + from + 1), most = relative ? row.reduce((a, b) => Math.max(a, b)) : 255;
+    row.forEach((byte, to) => image.data.set([...ramp[Math.round(255 * byte / most)], 255], 4 * (from * T + to)));
   }
   context.putImageData(image, 0, 0);
 }
@@ -116,7 +117,7 @@ function showHead() {
 function showAttention() {
   const row = Array.from({length: at + 1}, (_, to) => weight(layer, head, at, to));
   shadedSpans.forEach((span, i) => {
-    const colour = i <= at ? heat(row[i]) : null;
+    const colour = i <= at ? heat(row[i] / (relative ? Math.max(...row) : 1)) : null;
     span.style.background = colour ? rgb(colour) : "none";
     span.style.color = colour ? ink(colour) : "";
     span.classList.toggle("later", i > at);
@@ -158,6 +159,13 @@ find("map").addEventListener("click", event => {
   const box = find("map").getBoundingClientRect();
   const cell = (x, size) => Math.max(0, Math.min(T - 1, Math.floor(x / size * T)));
   choose(cell(event.clientY - box.top, box.height), cell(event.clientX - box.left, box.width));
+});
+find("relative").addEventListener("click", event => {
+  relative = !relative;
+  event.currentTarget.setAttribute("aria-pressed", relative);
+  drawHeads();
+  showHead();
+  showAttention();
 });
 find("back").addEventListener("click", () => choose(at - 1));
 find("on").addEventListener("click", () => choose(at + 1));

@@ -40,6 +40,14 @@ def inside_page(subtitle: str, summary: Iterable[tuple[str, str]], data: Mapping
             class_="quiet",
         ),
         tag(
+            "button",
+            "scale each row to its largest",
+            id="relative",
+            type="button",
+            aria_pressed="false",
+            class_="screen",
+        ),
+        tag(
             "div",
             tag("div", tag("div", id="heads", aria_label="heads"), class_="scroll"),
             tag(
