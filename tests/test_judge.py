@@ -139,6 +139,15 @@ def test_a_flat_course_with_noise_is_neither_improving_nor_overfitting() -> None
         assert not kinds & {"improving", "overfitting", "spikes", "stuck"}
 
 
+def test_a_loss_that_falls_all_along_is_not_stuck_even_if_its_gradient_shrinks() -> None:
+    lines: list[dict[str, float]] = []
+    for step in range(10, 610, 10):
+        lines.append({"step": step, "loss": 4.6 - step / 400, "grad_norm": 2 - step / 310})
+        if step % 50 == 0:
+            lines.append({"step": step, "val_loss": 4.6 - step / 400})
+    assert [finding.kind for finding in judge(lines, config_of("600 steps"), MANUAL)] == ["bigram", "improving"]
+
+
 def test_a_run_that_was_stopped_says_what_was_left() -> None:
     lines = [line for line in lines_of("600 steps") if line["step"] <= 300]
     assert str(verdict("600 steps", lines)[1]).endswith("in the last quarter of the steps, and 300 were left")

@@ -60,7 +60,8 @@ def run(config: TrainConfig, invocation: Invocation) -> None:
         _time(config, compute, whole.size_bytes / corpus.size_bytes, tokenizer, splits)
     if problems:
         raise RunStopped("this run would not get through: " + "; ".join(problems))
-    print(f"go        {_command(config, invocation)}")
+    if invocation.hydra_files:  # in a sweep nobody knows what was typed for this job
+        print(f"go        {_command(config, invocation)}")
 
 
 def _survey(corpus: Corpus, tokenizer: Tokenizer) -> Survey | None:
@@ -197,8 +198,9 @@ def _time(config: TrainConfig, compute: Compute, scale: float, tokenizer: Tokeni
     state = costs["weights"].value + costs["optimizer"].value
     whole = probe.forecast(config, pace, eval_tokens, SAMPLE_TOKENS, LAST_SAMPLE_TOKENS, state)
     tokens = config.batch_size * config.grad_accum_steps * config.model.block_size
+    step = f"{1000 * pace.step:.3g} ms" if pace.step < 1 else f"{pace.step:.3g} s"
     print(
-        f"pace      {1000 * pace.step:.3g} ms a step, {thousands(tokens / pace.step)} tokens/s, by {pace.steps} steps"
+        f"pace      {step} a step, {thousands(tokens / pace.step)} tokens/s, by {pace.steps} steps"
         + (" without the compiler" if compute.compile else "")
     )
     print(
@@ -213,7 +215,7 @@ def _time(config: TrainConfig, compute: Compute, scale: float, tokenizer: Tokeni
 def _command(config: TrainConfig, invocation: Invocation) -> str:
     """The run that was looked at, as it is typed."""
     keys = {leaf.name for leaf in leaves(TrainConfig)}
-    words = yaml.safe_load(invocation.hydra_files.get("overrides.yaml", "[]"))
+    words = yaml.safe_load(invocation.hydra_files["overrides.yaml"])
     names = [word.partition("=")[0] for word in words]
     typed = [
         f"{name}={_typed(config, name)}" if name in keys else word for name, word in zip(names, words, strict=True)

@@ -86,17 +86,16 @@ def _summary(run: table.Run, about: Mapping[str, Any] | None) -> list[tuple[str,
     """What a reader wants to know first."""
     facts = table.facts(run)
     found = [
-        ("best val_loss", f"{facts['best val loss']} at step {facts['at step']}"),
+        (f"best val_loss, step {facts['at step']}", facts["best val loss"]),
         ("last val_loss", facts["last val loss"]),
         ("steps", facts["steps"]),
         ("time in steps", facts["time"]),
         ("tokens/s", facts["tokens/s"]),
     ]
     if about:
-        read = f"{about['train_tokens']:,} {about['unit']}"
         found += [
             ("parameters", f"{about['parameters']:,}"),
-            ("learnt from", read),
+            (f"{table.printable(about['unit'])} to learn from", f"{about['train_tokens']:,}"),
             ("vocabulary", f"{about['vocab_size']:,}"),
         ]
     return found
