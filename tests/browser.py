@@ -27,7 +27,9 @@ KEYS = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Home
 
 
 def find() -> str | None:
-    """The path of a browser of Chromium's family, if one is installed."""
+    """The path of a browser of Chromium's family, if one is installed and can be given pipes."""
+    if os.name != "posix":
+        return None
     return next((path for path in map(shutil.which, NAMES) if path), None)
 
 

@@ -25,7 +25,7 @@ def matches(text: list[int], source: list[int], start: int) -> list[tuple[int, i
     return found
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(texts, texts, st.integers(1, 4), st.sampled_from([3, 1 << 20]))
 def test_the_passages_are_those_that_a_search_of_everything_finds(
     text: list[int], source: list[int], least: int, size: int

@@ -9,6 +9,8 @@ import torch
 from conftest import Run, optim, preset
 
 from microgpt_cli.config import DataConfig, TokenizerConfig, TrainConfig
+from microgpt_cli.inspection.inside import look
+from microgpt_cli.inspection.surprise import Surprise, token_losses
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.training.device import choose
 from microgpt_cli.training.optimizers import AdamW
@@ -111,3 +113,21 @@ def test_dropout_is_drawn_anew_at_each_replay() -> None:
         True, steps=3, model=preset("micro", "gpt2", dropout=0.5), optim=optim(weight_decay=0.0), rate=0.0
     )
     assert len(set(losses)) == 3
+
+
+def test_what_is_seen_inside_is_what_the_cpu_sees() -> None:
+    torch.manual_seed(0)
+    model = GPT(preset("micro", "modern"), 256).eval()
+    ids = torch.arange(70) * 7 % 251
+    here, seen, sums = choose("cpu", "float32"), [], []
+    for compute in (here, choose("cuda", "float32")):
+        model = model.to(compute.device)
+        seen.append(look(model, ids[:32].to(compute.device), 5))
+        surprise = Surprise(256, 32, 10, 3)
+        for piece in token_losses(model, ids.to(torch.uint8), compute, 2):
+            surprise.add(piece)
+        sums.append(surprise)
+    torch.testing.assert_close(seen[0].attention, seen[1].attention, atol=1e-3, rtol=0)
+    torch.testing.assert_close(seen[0].guesses[-1].losses, seen[1].guesses[-1].losses, atol=1e-2, rtol=0)
+    assert sums[0].loss == pytest.approx(sums[1].loss, abs=1e-2)
+    assert sums[0].losses == pytest.approx(sums[1].losses, abs=1e-2)

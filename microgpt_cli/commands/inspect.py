@@ -81,7 +81,10 @@ def _positions(seen: Inside, name: Name, coloured: bool) -> list[str]:
     losses = [None, *own.losses.tolist()]
     mean = f"loss {own.losses.mean():.4f} nats a token over {len(ids) - 1}; " if len(ids) > 1 else ""
     kept = f"the last {ROWS} of " if first else ""
-    lines = [f"{mean}{kept}{len(ids)} tokens:", f"{'':6}{padded('token', wide)}   loss  entropy  expected next"]
+    lines = [
+        f"{mean}{kept}{len(ids)} token{'' if len(ids) == 1 else 's'}:",
+        f"{'':6}{padded('token', wide)}   loss  entropy  expected next",
+    ]
     for t in range(first, len(ids)):
         loss = losses[t]
         cost = "    –" if loss is None else f"{loss:5.2f}"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from microgpt_cli.pages.page import Html, tag
 
 WIDTH, HEIGHT = 720, 300
-LEFT, RIGHT, TOP, BOTTOM = 48, 16, 26, 40
+LEFT, RIGHT, TOP, BOTTOM = 52, 16, 30, 48
 COLOURS = 5  # --c1 to --c5 of page.css
 
 Points = Sequence[tuple[float, float]]
@@ -44,7 +44,7 @@ def line_chart(
     for tick in x_ticks:
         if x_low <= tick <= x_high:
             x, _ = place(tick, y_low)
-            parts.append(tag("text", f"{tick:,g}", x=x, y=HEIGHT - BOTTOM + 16, text_anchor="middle"))
+            parts.append(tag("text", f"{tick:,g}", x=x, y=HEIGHT - BOTTOM + 18, text_anchor="middle"))
     for name, level in (levels or {}).items():
         _, y = place(x_low, level)
         parts.append(tag("line", class_="level", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y))
@@ -60,7 +60,7 @@ def line_chart(
             x = LEFT + 130 * number
             parts.append(tag("line", x1=x, x2=x + 18, y1=12, y2=12, style=f"stroke:{colour};stroke-width:3"))
             parts.append(tag("text", name, x=x + 24, y=16))
-    parts.append(tag("text", x_label, x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 6, text_anchor="middle"))
+    parts.append(tag("text", x_label, x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 5, text_anchor="middle"))
     parts.append(
         tag(
             "text",

@@ -59,15 +59,27 @@ def tag(name: str, /, *content: Content, **attributes: str | float | bool | None
     return Html(start if name in VOID else f"{start}{html(content)}</{name}>")
 
 
-def table(head: Iterable[Content], rows: Iterable[Iterable[Content]], numbers: Iterable[int] = ()) -> Html:
-    """A table that scrolls sideways where it is too wide; the columns `numbers` are set flush right."""
+def table(
+    head: Iterable[Content], rows: Iterable[Iterable[Content]], numbers: Iterable[int] = (), words: bool = False
+) -> Html:
+    """A table that scrolls sideways where it is too wide.
+
+    Args:
+        numbers: the columns that are set flush right.
+        words: the last of four columns is long: on a phone it has a line of its own.
+    """
     right = set(numbers)
 
     def row(kind: str, cells: Iterable[Content]) -> Html:
         return tag("tr", [tag(kind, cell, class_="n" if i in right else None) for i, cell in enumerate(cells)])
 
     body = tag("tbody", [row("td", cells) for cells in rows])
-    return tag("div", tag("table", tag("thead", row("th", head)), body), class_="scroll", tabindex=0)
+    return tag(
+        "div",
+        tag("table", tag("thead", row("th", head)), body),
+        class_="scroll words" if words else "scroll",
+        tabindex=0,
+    )
 
 
 def facts(pairs: Iterable[tuple[str, Content]]) -> Html:

@@ -91,7 +91,7 @@ def surprise_page(told: Map) -> str:
             class_="columns",
         ),
         tag("h2", "The worst places"),
-        table(["loss", "place", "expected", "text"], [_place(place) for place in told.places], numbers=[0, 1]),
+        table(["loss", "place", "expected", "text"], [_place(place) for place in told.places], [0, 1], words=True),
         tag("h2", "Read before"),
         [_found(found) for found in told.copied],
         tag(
@@ -123,5 +123,5 @@ def _found(found: Found) -> list[Html]:
     parts = [tag("h3", found.text), tag("p", found.sentence)]
     if found.rows:
         rows: list[list[Content]] = [[str(n), here, there, tag("code", words)] for words, n, here, there in found.rows]
-        parts.append(table(["tokens", "here at", "in training at", "passage"], rows, numbers=[0, 1, 2]))
+        parts.append(table(["tokens", "here at", "in training at", "passage"], rows, [0, 1, 2], words=True))
     return parts
