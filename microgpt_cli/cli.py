@@ -21,7 +21,16 @@ from typing import Any
 
 import microgpt_cli
 from microgpt_cli import overrides
-from microgpt_cli.config import EvalConfig, Leaf, ParamsConfig, SampleConfig, TrainConfig, VerifyConfig, leaves
+from microgpt_cli.config import (
+    EvalConfig,
+    Leaf,
+    ParamsConfig,
+    SampleConfig,
+    ShapesConfig,
+    TrainConfig,
+    VerifyConfig,
+    leaves,
+)
 from microgpt_cli.errors import Interrupted, UserError
 
 HERE = Path(__file__).resolve().parent
@@ -70,6 +79,13 @@ VERBS = {
         "microgpt params model=gpt2 arch=gpt2 vocab_size=50257",
         "microgpt_cli.commands.params:run",
         ParamsConfig,
+        positional=("ckpt",),
+    ),
+    "shapes": Verb(
+        "follow one forward pass: every operation, its shapes, parameters and FLOPs",
+        "microgpt shapes model=micro batch=4",
+        "microgpt_cli.commands.shapes:run",
+        ShapesConfig,
         positional=("ckpt",),
     ),
     "verify": Verb(
