@@ -22,6 +22,7 @@ from typing import Any
 import microgpt_cli
 from microgpt_cli import overrides
 from microgpt_cli.config import (
+    DiagramConfig,
     EvalConfig,
     Leaf,
     ParamsConfig,
@@ -86,6 +87,13 @@ VERBS = {
         "microgpt shapes model=micro batch=4",
         "microgpt_cli.commands.shapes:run",
         ShapesConfig,
+        positional=("ckpt",),
+    ),
+    "diagram": Verb(
+        "draw the architecture of a model, as it runs",
+        "microgpt diagram arch=modern out=modern.png",
+        "microgpt_cli.commands.diagram:run",
+        DiagramConfig,
         positional=("ckpt",),
     ),
     "verify": Verb(
