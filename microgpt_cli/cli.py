@@ -26,6 +26,7 @@ from microgpt_cli.config import (
     EvalConfig,
     Leaf,
     ParamsConfig,
+    ReplayConfig,
     SampleConfig,
     ShapesConfig,
     TrainConfig,
@@ -95,6 +96,13 @@ VERBS = {
         "microgpt_cli.commands.diagram:run",
         DiagramConfig,
         positional=("ckpt",),
+    ),
+    "replay": Verb(
+        "play what a model wrote as it learnt, from gibberish to text",
+        "microgpt replay outputs/latest speed=2",
+        "microgpt_cli.commands.replay:run",
+        ReplayConfig,
+        positional=("run",),
     ),
     "verify": Verb(
         "check every byte of a run's checkpoints, and that training repeats to the bit",

@@ -326,6 +326,14 @@ class EvalConfig(Node):
 
 
 @dataclass
+class ReplayConfig(Node):
+    """`microgpt replay`."""
+
+    run: str = key("a run's folder, or latest")
+    speed: float = key("2: twice as fast; + and - change it while it plays", above=0, at_most=1000)
+
+
+@dataclass
 class VerifyConfig(Node):
     """`microgpt verify`."""
 

@@ -33,6 +33,10 @@ def test_pages_about_a_verb_do_not_import_torch(words: tuple[str, ...]) -> None:
     assert "torch" not in imported(*words)
 
 
+def test_replay_needs_no_torch(trained: Path) -> None:
+    assert "torch" not in imported("replay", str(trained))
+
+
 def test_help_lists_every_verb_with_an_example(microgpt: Run) -> None:
     for words in ((), ("--help",), ("-h",)):
         page = microgpt(*words).out
@@ -152,6 +156,14 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["diagram", "model=nano"], "model=nano: no such choice"),
     (["diagram", "nope"], "ckpt=nope: no such folder"),
     (["diagram", "run", "arch=modern"], "the run tells its own model"),
+    (["replay"], "no run under outputs/ yet"),
+    (["replay", "nope"], "run=nope: no such folder"),
+    (["replay", "full"], "no samples in this folder"),
+    (["replay", "model.pt"], "microgpt reads no pickle"),
+    (["replay", "run", "speed=0"], "must be above 0"),
+    (["replay", "run", "speed=fast"], "must be of type float"),
+    (["replay", "run", "spede=2"], "did you mean 'speed'?"),
+    (["replay", "run/config.json"], "that is a file"),
     # words
     ([""], "unknown verb ''"),
     (["help"], "verbs: train, sample, eval, params"),
