@@ -132,6 +132,10 @@ def test_nothing_lies_on_anything_else(arch: str, big: bool) -> None:
         assert left > 0
         assert left + width < picture.WIDTH
         spans.append((words, left, left + width))
+        for rect in rects:
+            outside = words.y < rect.y or words.y - words.size * 0.75 > rect.y + rect.height
+            inside = rect.y < words.y - words.size * 0.75 and words.y < rect.y + rect.height
+            assert outside or inside or left > rect.x + rect.width or left + width < rect.x, words
     for (a, left, right), (b, other_left, other_right) in combinations(spans, 2):
         assert abs(a.y - b.y) > 10 or right < other_left or other_right < left, (a, b)
     points = [point for each in drawing.shapes if isinstance(each, Line) for point in each.points]

@@ -8,7 +8,6 @@ from microgpt_cli.runs.samples import Sample
 
 CHARACTERS_PER_SEC, LONGEST_SEC = 90, 60  # of typing; a film of many samples is typed faster
 PAUSE_SEC, PAUSES_SEC = 1.2, 20  # after a sample, and after all of them together
-BAR = 24  # characters of the bar that stands for the loss
 
 
 @dataclass(frozen=True)
@@ -44,12 +43,10 @@ def visible(text: str) -> str:
 
 
 def _loss(step: int, losses: Mapping[int, float]) -> str:
-    """The val_loss of the last evaluation until then, and how much of the highest of all that is, as a bar."""
+    """The val_loss of the last evaluation until then."""
     steps = sorted(losses)
     known = bisect.bisect_right(steps, step)
     if not known:
         return ""
-    at, loss = steps[known - 1], losses[steps[known - 1]]
-    when = "" if at == step else f" (of step {at:,})"
-    filled = round(BAR * loss / max(losses.values())) if max(losses.values()) > 0 else 0
-    return f"  val_loss {loss:.4f}  {'█' * filled}{'░' * (BAR - filled)}{when}"
+    at = steps[known - 1]
+    return f"  val_loss {losses[at]:.4f}" + ("" if at == step else f" at step {at:,}")
