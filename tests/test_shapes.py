@@ -76,7 +76,7 @@ def test_what_takes_long_is_run_without_numbers(microgpt: Run) -> None:
 def test_a_narrow_screen_gets_the_shapes_on_lines_of_their_own(microgpt: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shapes, "UNBOUNDED", 80)
     lines = microgpt("shapes", "backward=true").out.splitlines()
-    assert max(map(len, lines)) <= 90
+    assert max(map(len, lines)) <= 80
     at = lines.index(next(line for line in lines if line.lstrip().startswith("qkv: linear")))
     assert lines[at + 1 : at + 3] == [
         " " * 12 + "in  (B, T, C) = (4, 32, 64)",

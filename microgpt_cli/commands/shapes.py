@@ -5,7 +5,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from microgpt_cli.commands import Invocation
@@ -42,7 +42,7 @@ def _page(model: GPT, call: Call, config: ShapesConfig, screen: int) -> Iterator
     size, device = model.config, model.token_embedding_table.weight.device.type
     B, T = call.inputs[0].shape
     where = {"cpu": "on the CPU", "meta": "on the meta device (shapes without numbers)"}[device]
-    yield f"One forward pass of {B} sequences of {T} tokens, {where}: what was called, in order"
+    yield f"What one forward pass calls, in order; {B} sequences of {T} tokens, {where}"
     yield (
         f"B batch {B}, T time {T}, C n_embd {size.n_embd}, H heads {size.n_head}, D head size "
         f"{size.n_embd // size.n_head}, V vocabulary {model.vocab_size}"
@@ -75,13 +75,13 @@ def _back(call: Call, config: ShapesConfig, screen: int) -> Iterator[str]:
         (
             INDENT * row.level + row.label,
             _shapes(_arrived(row.step)),
-            ", ".join(f"{w.name.rpartition('.')[2]} {_shape(w.value)}" for w in _moved(row.step)),
+            ", ".join(f"{name.rpartition('.')[2]} {_shape(gradient)}" for name, gradient in _moved(row.step)),
             _count(backward_flops(row.step)),
         )
         for row in _rows([Folded(call, call)], config.depth, reverse=True)
         if _arrived(row.step)
     ]
-    yield from _table(("operation", "gradient that arrives", "gradients of its weights", "FLOPs"), rows, screen)
+    yield from _table(("operation", "gradient", "of weights", "FLOPs"), rows, screen)
 
 
 def _rows(
@@ -128,10 +128,12 @@ def _arrived(step: Step) -> list[Value]:
     return [g for op in step.ops() for value in op.outputs if value.number in numbers for g in op.gradients]
 
 
-def _moved(step: Step) -> list[Weight]:
-    """The weights that a single operation reads and that get a gradient."""
+def _moved(step: Step) -> Iterator[tuple[str, Value]]:
+    """The gradients of the weights that a single operation reads."""
     ops = _ops(step)
-    return [weight for weight in ops[0].weights if weight.gradient is not None] if len(ops) == 1 else []
+    for weight in ops[0].weights if len(ops) == 1 else []:
+        if weight.gradient is not None:
+            yield weight.name, replace(weight.value, shape=weight.gradient)
 
 
 def _shape(value: Value) -> str:

@@ -199,21 +199,24 @@ class _Tracer(TorchFunctionMode):
     def watch(self, path: str, module: nn.Module) -> list[RemovableHandle]:
         """Note when a module begins and ends."""
 
-        def begin(module: nn.Module, args: Any) -> None:
+        def begin(module: nn.Module, args: Any, kwargs: Any) -> None:
             above = self.open[-1] if self.open else None
             name = path.removeprefix(f"{above[0]}.") if above else path
-            call = Call(path, name, type(module).__name__, [self.value(t) for t in _tensors(args)])
+            call = Call(path, name, type(module).__name__, [self.value(t) for t in _tensors((args, kwargs))])
             if above is None:
                 self.root = call
             else:
                 above[1].steps.append(call)
             self.open.append((path, call))
 
-        def end(module: nn.Module, args: Any, result: Any) -> None:
+        def end(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
             _, call = self.open.pop()
             call.outputs = [self.value(t) for t in _tensors(result)]
 
-        return [module.register_forward_pre_hook(begin), module.register_forward_hook(end)]
+        return [
+            module.register_forward_pre_hook(begin, with_kwargs=True),
+            module.register_forward_hook(end, with_kwargs=True),
+        ]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = _tensors((args, kwargs or {}))
@@ -316,7 +319,7 @@ def _name(call: Call, twin: Call, own: dict[str, int], other: dict[str, int]) ->
     Where the two went different ways, each of its sizes that can stand for one thing alone is named all the same.
     """
     ops, twins = list(call.ops()), list(twin.ops())
-    same_way = [op.name for op in ops] == [op.name for op in twins]
+    same_way = [_kind(op) for op in ops] == [_kind(op) for op in twins]
     expressions = _expressions(other if same_way else own)
     names: dict[int, tuple[str, ...]] = {}
     for op, beside in zip(ops, twins if same_way else ops, strict=True):
@@ -324,6 +327,10 @@ def _name(call: Call, twin: Call, own: dict[str, int], other: dict[str, int]) ->
             sizes = zip(shown.shape, value.shape, strict=True)
             names[value.number] = tuple(_only(expressions.get(size, []), str(number)) for size, number in sizes)
     _put_names(call, names)
+
+
+def _kind(op: Op) -> tuple[str, list[int]]:
+    return op.name, [len(value.shape) for value in _values(op)]
 
 
 def _only(names: list[str], otherwise: str) -> str:
