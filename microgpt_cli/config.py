@@ -303,6 +303,42 @@ class ParamsConfig(Node):
 
 
 @dataclass
+class ShapesConfig(Node):
+    """`microgpt shapes`."""
+
+    model: ModelConfig
+    vocab_size: int = key("tokens in the vocabulary (65: the article's)", at_least=1, at_most=1 << 24)
+    ckpt: str | None = key("trace the model of this run instead")
+    batch: int = key("sequences, B", at_least=1, at_most=1 << 20)
+    time: int | None = key("tokens in each, T (null: block_size)", at_least=1)
+    depth: int | None = key(
+        "how far to open the modules, every block by itself (null: all, equal ones once)", at_least=0
+    )
+    backward: bool = key("go back from the loss too, and show the gradients")
+    device: str = key("meta: shapes without numbers; auto: the CPU if that is quick", choices=("auto", "cpu", "meta"))
+    format: str = key("how to print", choices=("table", "json"))
+
+
+@dataclass
+class DiagramConfig(Node):
+    """`microgpt diagram`."""
+
+    model: ModelConfig
+    vocab_size: int = key("tokens in the vocabulary (65: the article's)", at_least=1, at_most=1 << 24)
+    ckpt: str | None = key("draw the model of this run instead")
+    batch: int = key("sequences, B", at_least=1, at_most=1 << 20)
+    time: int | None = key("tokens in each, T (null: block_size)", at_least=1)
+    out: str | None = key("the picture to write, .svg or .png (null: only the drawing on the terminal)")
+    theme: str = key(
+        "colours; auto: an SVG follows its reader's system, a PNG is light", choices=("auto", "light", "dark")
+    )
+
+    def check(self) -> None:
+        if self.out is not None and not self.out.lower().endswith((".svg", ".png")):
+            raise UserError(f"out={self.out}: a picture's name ends in .svg or .png")
+
+
+@dataclass
 class EvalConfig(Node):
     """`microgpt eval`."""
 
@@ -321,6 +357,14 @@ class EvalConfig(Node):
 
     def check(self) -> None:
         check_device(self.device)
+
+
+@dataclass
+class ReplayConfig(Node):
+    """`microgpt replay`."""
+
+    run: str = key("a run's folder, or latest")
+    speed: float = key("2: twice as fast; + and - change it while it plays", above=0, at_most=1000)
 
 
 @dataclass

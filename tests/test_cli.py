@@ -33,6 +33,10 @@ def test_pages_about_a_verb_do_not_import_torch(words: tuple[str, ...]) -> None:
     assert "torch" not in imported(*words)
 
 
+def test_replay_needs_no_torch(trained: Path) -> None:
+    assert "torch" not in imported("replay", str(trained))
+
+
 def test_help_lists_every_verb_with_an_example(microgpt: Run) -> None:
     for words in ((), ("--help",), ("-h",)):
         page = microgpt(*words).out
@@ -187,6 +191,37 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["compare", "run", "broken", "device=gpu"], "device=gpu: choose one of auto, cpu"),
     (["params", "vocab_size=0"], "must be at least 1"),
     (["params", "format=xml"], "choose one of table, plain, json"),
+    (["shapes", "time=33"], "time=33: the model sees 32 tokens at once"),
+    (["shapes", "time=0"], "must be at least 1"),
+    (["shapes", "batch=0"], "must be at least 1"),
+    (["shapes", "vocab_size=0"], "must be at least 1"),
+    (["shapes", "depth=-1"], "must be at least 0"),
+    (["shapes", "format=plain"], "choose one of table, json"),
+    (["shapes", "device=cuda"], "choose one of auto, cpu, meta"),
+    (["shapes", "backward=maybe"], "must be of type bool"),
+    (["shapes", "batch_size=3"], "did you mean 'batch'?"),
+    (["shapes", "model=nano"], "model=nano: no such choice"),
+    (["shapes", "nope"], "ckpt=nope: no such folder"),
+    (["shapes", "run", "model.n_layer=3"], "the run tells its own model"),
+    (["shapes", "broken"], "MANIFEST.json: not a valid JSON file"),
+    (["diagram", "out=picture.jpg"], "out=picture.jpg: a picture's name ends in .svg or .png"),
+    (["diagram", "out="], "out=: "),
+    (["diagram", "out=nope/x.svg"], "out=nope/x.svg: no such folder"),
+    (["diagram", "out=/proc/x.svg"], "/proc/x.svg: No such file"),
+    (["diagram", "time=33"], "time=33: the model sees 32 tokens at once"),
+    (["diagram", "theme=pink"], "choose one of auto, light, dark"),
+    (["diagram", "batch=0"], "must be at least 1"),
+    (["diagram", "model=nano"], "model=nano: no such choice"),
+    (["diagram", "nope"], "ckpt=nope: no such folder"),
+    (["diagram", "run", "arch=modern"], "the run tells its own model"),
+    (["replay"], "no run under outputs/ yet"),
+    (["replay", "nope"], "run=nope: no such folder"),
+    (["replay", "full"], "no samples in this folder"),
+    (["replay", "model.pt"], "microgpt reads no pickle"),
+    (["replay", "run", "speed=0"], "must be above 0"),
+    (["replay", "run", "speed=fast"], "must be of type float"),
+    (["replay", "run", "spede=2"], "did you mean 'speed'?"),
+    (["replay", "run/config.json"], "that is a file"),
     # words
     ([""], "unknown verb ''"),
     (["help"], "verbs: train, doctor, "),

@@ -1,15 +1,14 @@
 """`microgpt sample`: a trained model goes on from a prompt. Only the text goes to standard output."""
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Protocol
 
 from tqdm import tqdm
 
 from microgpt_cli.commands import Invocation
+from microgpt_cli.commands.console import file_to_write
 from microgpt_cli.commands.prompts import encode_prompt, read_prompt
 from microgpt_cli.config import SampleConfig
 from microgpt_cli.data.tokenizers import Tokenizer
@@ -58,10 +57,7 @@ def _output(out: str | None) -> Iterator[Sink]:
         if sys.stdout.isatty():
             sys.stdout.write("\n")
         return
-    target = Path(os.path.expanduser(out))
-    if os.path.isdir(target) or not os.path.isdir(target.absolute().parent):
-        what = "a folder" if os.path.isdir(target) else "no such folder"
-        raise UserError(f"out={out}: {what}; give a file in a folder that exists")
+    target = file_to_write(out)
     parts: list[str] = []
 
     class Parts:
