@@ -54,6 +54,9 @@ def test_a_page_in_a_browser(browser: Browser, tmp_path: Path, dark: bool) -> No
         assert tab.js("document.querySelectorAll('img').length") == 0
         assert tab.overflow() == 0
         assert tab.js("isDark()") == dark
+        tab.js("document.addEventListener('theme', () => { window.seen = [...(window.seen || []), isDark()]; })")
+        tab.call("Page.printToPDF")
+        assert tab.js("window.seen") == [False, dark]
         colours = [tab.js("getComputedStyle(document.body).backgroundColor")]
         tab.tap("#theme")
         colours.append(tab.js("getComputedStyle(document.body).backgroundColor"))

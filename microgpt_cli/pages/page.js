@@ -14,7 +14,9 @@ function el(name, attributes = {}, ...children) {
   return node;
 }
 
+let printing = false; // paper is white
 function isDark() {
+  if (printing) return false;
   const root = document.documentElement.classList;
   return root.contains("dark") || (!root.contains("light") && matchMedia("(prefers-color-scheme: dark)").matches);
 }
@@ -39,3 +41,6 @@ document.getElementById("theme").addEventListener("click", () => {
   remembered(isDark() ? "dark" : "light");
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => document.dispatchEvent(new Event("theme")));
+for (const [event, now] of [["beforeprint", true], ["afterprint", false]]) {
+  addEventListener(event, () => { printing = now; document.dispatchEvent(new Event("theme")); });
+}
