@@ -53,7 +53,7 @@ def main(words: list[str]) -> None:
 
 
 def compare(config: TrainConfig, size: str, vocab_size: int, plain_compile: str) -> dict[str, object]:
-    compute = choose(config.device, config.dtype, config.compile, config.threads)
+    compute = choose(config.device, config.dtype, config.compile, config.threads, 0.0, config.model.n_embd)
     cuda = compute.device.type == "cuda"
     ids = torch.randint(vocab_size, (1_000_000,)).to(torch.uint8 if vocab_size <= 256 else torch.int32)
     T, B = config.model.block_size, config.batch_size

@@ -105,6 +105,7 @@ class ModelConfig(Node):
     block_size: int = key("context: tokens that the model sees at once", at_least=1, at_most=1 << 24)
     dropout: float = key("share of activations dropped in training", at_least=0, below=1)
     position: str = key("how a token's place is told", choices=("learned", "rotary"))
+    token_shift: bool = key("each token also carries a learnt share of the one before it", absent=False)
     norm: str = key("normalisation before each sublayer", choices=("layernorm", "rmsnorm"))
     activation: str = key("nonlinearity of the MLP", choices=("relu", "gelu", "relu2"))
     qk_norm: bool = key("normalise queries and keys")

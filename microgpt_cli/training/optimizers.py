@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from microgpt_cli.config import OptimConfig
 
-
 # The quintic that Jordan et al. (2024) found to bring singular values near 1 in few steps.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
@@ -104,7 +103,8 @@ class Muon:
     def __init__(self, named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig) -> None:
         everything = list(named)
         matrices = {name: p for name, p in everything if name.startswith("blocks.") and p.ndim == 2}
-        assert config.adamw_learning_rate is not None and config.momentum is not None  # the config has checked it
+        assert config.adamw_learning_rate is not None  # the config has checked both
+        assert config.momentum is not None
         self.weight_decay, self.momentum = config.weight_decay, config.momentum
         self.params = [p for _, p in everything]
         self.adamw = AdamW([(name, p) for name, p in everything if name not in matrices], config)
@@ -132,7 +132,9 @@ class Muon:
         keep = 1 - skip
         rate = learning_rate * keep
         for shape, members in self._groups.items():
-            grads = torch.cat([_stacked(name, p.grad) for name, p in members.items() if p.grad is not None])  # (n, rows, columns)
+            grads = torch.cat(
+                [_stacked(name, p.grad) for name, p in members.items() if p.grad is not None]
+            )  # (n, rows, columns)
             grads = torch.where(keep > 0, grads / divide_by, 0.0)
             mean = self._means[shape]
             mean.lerp_(grads, keep * (1 - self.momentum))
