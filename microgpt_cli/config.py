@@ -107,6 +107,7 @@ class ModelConfig(Node):
     block_size: int = key("context: tokens that the model sees at once", at_least=1, at_most=1 << 24)
     dropout: float = key("share of activations dropped in training", at_least=0, below=1)
     position: str = key("how a token's place is told", choices=("learned", "rotary"))
+    token_shift: bool = key("each token also carries a learnt share of the one before it", absent=False)
     norm: str = key("normalisation before each sublayer", choices=("layernorm", "rmsnorm"))
     activation: str = key("nonlinearity of the MLP", choices=("relu", "gelu", "relu2"))
     qk_norm: bool = key("normalise queries and keys")
@@ -173,14 +174,20 @@ class OptimConfig(Node):
 
     NODE: ClassVar[str] = "optim."
 
+    kind: str = key(
+        "adamw, or muon: Muon for the blocks' matrices, AdamW for the rest", choices=("adamw", "muon"), absent="adamw"
+    )
     learning_rate: float = key("peak learning rate", above=0)
+    adamw_learning_rate: float | None = key("muon: peak learning rate of AdamW's part", above=0, absent=None)
     warmup_steps: int = key("steps of linear rise to the peak", at_least=0)
     schedule: str = key("course after the warm-up", choices=("constant", "linear", "cosine"))
+    decay_fraction: float = key("share of the run over which it falls, at its end", above=0, at_most=1, absent=1.0)
     min_learning_rate: float = key("learning rate at max_steps", at_least=0)
     weight_decay: float = key("decoupled decay of matrices and tables (biases and gains are spared)", at_least=0)
     beta1: float = key("decay of the gradient's running mean", at_least=0, below=1)
     beta2: float = key("decay of the squared gradient's running mean", at_least=0, below=1)
     eps: float = key("added to the denominator", above=0)
+    momentum: float | None = key("muon: decay of the matrices' running mean", at_least=0, below=1, absent=None)
     grad_clip: float = key("largest gradient norm (0: no clipping)", at_least=0)
 
     def check(self) -> None:
@@ -188,6 +195,11 @@ class OptimConfig(Node):
             raise UserError(
                 f"optim.min_learning_rate={self.min_learning_rate:g}: above optim.learning_rate={self.learning_rate:g}"
             )
+        for name in ("adamw_learning_rate", "momentum"):
+            value = getattr(self, name)
+            if (value is None) == (self.kind == "muon"):
+                remedy = "muon needs a number" if value is None else "only optim=muon has it"
+                raise UserError(f"optim.{name}={'null' if value is None else value}: {remedy}")
 
 
 DEVICE = "auto, cpu, cuda, cuda:N or mps"

@@ -13,7 +13,7 @@ from microgpt_cli.inspection.inside import look
 from microgpt_cli.inspection.surprise import Surprise, token_losses
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.training.device import choose
-from microgpt_cli.training.optimizers import AdamW
+from microgpt_cli.training.optimizers import make_optimizer
 from microgpt_cli.training.update import Update
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")]
@@ -37,7 +37,7 @@ def trained(graph: bool, steps: int = 20, rate: float = 1e-3, **changes: object)
     torch.manual_seed(0)
     model = GPT(settings.model, 256).to("cuda")
     ids = (torch.arange(10_000) * 7 % 251).to(torch.uint8)
-    update = Update(model, AdamW(model.named_parameters(), settings.optim), ids, settings, compute)
+    update = Update(model, make_optimizer(model.named_parameters(), settings.optim), ids, settings, compute)
     update._wants_graph = graph
     losses = []
     for step in range(steps):
@@ -63,7 +63,7 @@ def test_after_a_step_that_is_not_finite_nothing_changes_any_more() -> None:
     model, _ = trained(True, steps=3)
     settings = config()
     update = Update(
-        model, AdamW(model.named_parameters(), settings.optim), torch.zeros(9999, dtype=torch.uint8), settings,
+        model, make_optimizer(model.named_parameters(), settings.optim), torch.zeros(9999, dtype=torch.uint8), settings,
         choose("cuda", "float32"),
     )  # fmt: skip
     starts = torch.zeros(16, 1, dtype=torch.long)

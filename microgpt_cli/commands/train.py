@@ -69,7 +69,9 @@ def run(config: TrainConfig, invocation: Invocation) -> None:
 def _train(
     config: TrainConfig, invocation: Invocation, run_folder: Path | None, resumed: checkpoint.Checkpoint | None
 ) -> None:
-    compute = choose(config.device, config.dtype, config.compile, config.threads, work_flops(config))
+    compute = choose(
+        config.device, config.dtype, config.compile, config.threads, work_flops(config), config.model.n_embd
+    )
     with bytes_bar("reading the text") as progress:
         corpus = open_corpus(config.data, progress)
         cache = Path(config.data.cache_dir)

@@ -24,7 +24,7 @@ from microgpt_cli.runs import folder as layout
 from microgpt_cli.training import checkpoint
 from microgpt_cli.training.device import Compute
 from microgpt_cli.training.metrics import JsonLines
-from microgpt_cli.training.optimizers import AdamW
+from microgpt_cli.training.optimizers import make_optimizer
 from microgpt_cli.training.schedule import lr_at
 from microgpt_cli.training.update import CompilerFailed, Update
 
@@ -123,7 +123,7 @@ class Trainer:
     ) -> None:
         self.run_folder, self.config, self.model, self.compute = run, config, model, compute
         self.splits, self.facts = splits, facts
-        self.optimizer = AdamW(model.named_parameters(), config.optim)
+        self.optimizer = make_optimizer(model.named_parameters(), config.optim)
         self.state = State(loss_scale=FIRST_LOSS_SCALE if compute.dtype == torch.float16 else 1.0)
         self.stop_signal: int | None = None  # set by whoever wants the run to stop; it stops within a micro-step
         if resumed is not None:
