@@ -1,9 +1,9 @@
 """`microgpt sample`: a trained model goes on from a prompt. Only the text goes to standard output."""
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -13,7 +13,7 @@ from microgpt_cli.commands import Invocation
 from microgpt_cli.config import SampleConfig
 from microgpt_cli.data.tokenizers import Tokenizer, unpack
 from microgpt_cli.errors import UserError
-from microgpt_cli.generation.generate import cut_at, generate, text_of
+from microgpt_cli.generation.generate import Stops, cut_at, generate, text_of
 from microgpt_cli.generation.sampling import Draws, Sampler
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.runs import folder as layout
@@ -67,7 +67,7 @@ def _encode(prompt: str, tokenizer: Tokenizer, context: int) -> tuple[list[int],
     return unpack(encoded[-context * size :], size), len(encoded) // size
 
 
-@contextmanager
+@contextlib.contextmanager
 def _output(out: str | None) -> Iterator[Sink]:
     """Standard output, or a file that is there only when it is whole."""
     if out is None:
@@ -101,12 +101,19 @@ def _write(
     sampler = Sampler(config.temperature, config.top_k, config.top_p)
     draws = Draws(config.seed, config.num_samples)
     live = config.stream and config.out is None and config.num_samples == 1
-    with compute.autocast():
-        columns = generate(model, ids, config.max_new_tokens, sampler, draws, config.num_samples)
+    stops = Stops(config.num_samples, tokenizer.text_stream, None if live else config.stop)
+    with contextlib.nullcontext() if config.cache else compute.autocast():
+        columns = generate(
+            model, ids, config.max_new_tokens, sampler, draws, config.num_samples,
+            cache=config.cache, dtype=compute.dtype, stopped=stops.reached,
+        )  # fmt: skip
         if live:
             _stream(prompt, cut_at(text_of(columns, 0, tokenizer.text_stream()), config.stop), sink)
             return
-        made = list(tqdm(columns, total=config.max_new_tokens, unit="token", disable=None, leave=False, delay=0.5))
+        made = []
+        for tokens in tqdm(columns, total=config.max_new_tokens, unit="token", disable=None, leave=False, delay=0.5):
+            made.append(tokens)
+            stops.see(tokens)
     for row in range(config.num_samples):
         text = "".join(cut_at(text_of(iter(made), row, tokenizer.text_stream()), config.stop))
         if row:
