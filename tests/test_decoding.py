@@ -8,6 +8,7 @@ from torch import Tensor
 from microgpt_cli.data.tokenizers import CharTokenizer
 from microgpt_cli.generation.decoding import Cache, decode_one_token, has_half_products, prefill, prepare
 from microgpt_cli.generation.generate import Stops, generate
+from microgpt_cli.generation.replay import decode_anywhere, stretch_for
 from microgpt_cli.generation.sampling import Draws, Sampler
 from microgpt_cli.model.gpt import GPT
 
@@ -160,3 +161,25 @@ def test_stops_are_found_across_tokens() -> None:
         stops.see(tokens)
         seen.append([stops.reached(row) for row in range(3)])
     assert seen == [[False] * 3, [True, False, False], [True, True, False], [True, True, False]]
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+def test_the_step_that_a_gpu_replays_is_the_same_step(arch: str) -> None:
+    model = lively("micro", arch)
+    idx = torch.randint(V, (3, 32), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        exact, _ = model(idx)
+    weights = prepare(model, torch.float32)
+    cache = Cache(weights, 3, 32)
+    prefill(weights, cache, idx[:, :20])
+    for position in range(20, 32):
+        for stretch in (position + 1, 32):
+            logits = decode_anywhere(weights, cache, idx[:, position], torch.tensor([position]), stretch)
+            torch.testing.assert_close(logits, exact[:, position], atol=1e-4, rtol=1e-4)
+
+
+def test_a_stretch_holds_the_position_and_ends_with_the_cache() -> None:
+    for position in range(1024):
+        assert position < stretch_for(position, 1024) <= 1024
+    assert {stretch_for(position, 1024) for position in range(1024)} == {64, 128, 256, 512, 1024}
+    assert stretch_for(31, 32) == 32

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from microgpt_cli.generation.decoding import Cache, Weights, decode_one_token, prefill, prepare
+from microgpt_cli.generation.replay import FEWEST_TOKENS, Replay
 from microgpt_cli.generation.sampling import Draws, Sampler
 from microgpt_cli.model.gpt import GPT
 
@@ -75,6 +76,7 @@ def _cached(
     """Next tokens (B,), without end, after columns of tokens (B,), to which they are added."""
     block_size = weights.block_size
     cache = Cache(weights, len(columns[0]), min(block_size, len(columns) + at_most))
+    step = _step(weights, cache, sampler, at_most)
     while True:
         if len(columns) > block_size:
             del columns[: -max(1, block_size // 2)]
@@ -82,21 +84,26 @@ def _cached(
         columns.append(tokens)
         yield tokens
         for position in range(len(columns) - 1, block_size):
-            tokens = _next_token(weights, cache, tokens, position, sampler, next(numbers))
+            tokens = step(tokens, position, next(numbers))
             columns.append(tokens)
             yield tokens
+
+
+def _step(weights: Weights, cache: Cache, sampler: Sampler, at_most: int) -> Callable[[Tensor, int, Tensor], Tensor]:
+    """The function from tokens (B,), their position and a draw for each to the next tokens (B,): replayed, or eager."""
+    if cache.kv.is_cuda and at_most >= FEWEST_TOKENS:
+        return torch.inference_mode()(Replay(weights, cache, sampler).__call__)
+
+    @torch.inference_mode()
+    def step(tokens: Tensor, position: int, number: Tensor) -> Tensor:
+        return sampler.pick(decode_one_token(weights, cache, tokens, position), number)
+
+    return step
 
 
 @torch.inference_mode()
 def _first_token(weights: Weights, cache: Cache, columns: list[Tensor], sampler: Sampler, number: Tensor) -> Tensor:
     return sampler.pick(prefill(weights, cache, torch.stack(columns, dim=1)), number)
-
-
-@torch.inference_mode()
-def _next_token(
-    weights: Weights, cache: Cache, tokens: Tensor, position: int, sampler: Sampler, number: Tensor
-) -> Tensor:
-    return sampler.pick(decode_one_token(weights, cache, tokens, position), number)
 
 
 def _cropped(model: GPT, columns: list[Tensor], sampler: Sampler, numbers: Iterator[Tensor]) -> Iterator[Tensor]:
