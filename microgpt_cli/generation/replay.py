@@ -1,8 +1,9 @@
 """On a GPU: the step from one token to the next, recorded as a CUDA graph and replayed.
 
 A token of a small model is dozens of kernels of a few microseconds each, and launching them one by one takes longer
-than they run. A graph needs shapes and addresses that never change: so the position is a number on the device, a step looks
-at a fixed stretch of the cache and masks what has not been written, and the token that was chosen stays on the device.
+than they run. A graph needs shapes and addresses that never change: so the position is a number on the device, a step
+looks at a fixed stretch of the cache and masks what has not been written, and the token that was chosen stays on the
+device.
 """
 
 import torch
