@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from tqdm import tqdm
 
 from microgpt_cli.commands import Invocation
@@ -14,6 +15,7 @@ from microgpt_cli.config import SampleConfig
 from microgpt_cli.data.tokenizers import Tokenizer, unpack
 from microgpt_cli.errors import UserError
 from microgpt_cli.generation.generate import Stops, cut_at, generate, text_of
+from microgpt_cli.generation.precision import choose_dtype
 from microgpt_cli.generation.sampling import Draws, Sampler
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.runs import folder as layout
@@ -31,7 +33,7 @@ class Sink(Protocol):
 def run(config: SampleConfig, invocation: Invocation) -> None:
     """Write the prompt and its continuation to standard output or to a file."""
     path = layout.find_checkpoint(config.ckpt)
-    compute = choose(config.device, config.dtype, threads=config.threads)
+    compute = choose(config.device, "auto" if config.cache else config.dtype, threads=config.threads)
     loaded = checkpoint.load(path)
     prompt = _prompt(config)
     context = loaded.config.model.block_size
@@ -102,10 +104,13 @@ def _write(
     draws = Draws(config.seed, config.num_samples)
     live = config.stream and config.out is None and config.num_samples == 1
     stops = Stops(config.num_samples, tokenizer.text_stream, None if live else config.stop)
+    dtype, why = choose_dtype(config.dtype, model, config.num_samples)
+    if config.dtype == "auto" and dtype == torch.float16 and compute.device.type == "cpu":
+        print(f"dtype float16: {why}", file=sys.stderr)
     with contextlib.nullcontext() if config.cache else compute.autocast():
         columns = generate(
             model, ids, config.max_new_tokens, sampler, draws, config.num_samples,
-            cache=config.cache, dtype=compute.dtype, stopped=stops.reached,
+            cache=config.cache, dtype=dtype, stopped=stops.reached,
         )  # fmt: skip
         if live:
             _stream(prompt, cut_at(text_of(columns, 0, tokenizer.text_stream()), config.stop), sink)

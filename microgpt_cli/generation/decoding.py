@@ -165,7 +165,7 @@ def turns(rotary: Rotary) -> Tensor:
 class Place:
     """Where T positions from `start` on are worked out: scratch, and what each layer writes and sees."""
 
-    position_embedding: Tensor | None  # (T, C)
+    position_embedding: Tensor | None  # (B·T, C)
     turns: Tensor | None  # (T, D, D)
     qkv: Tensor  # (B·T, 3C)
     qk: Tensor  # (B, T, 2H, D), of qkv
@@ -182,17 +182,24 @@ class Cache:
         shape = (len(weights.layers), 2, batch_size, H, positions, C // H)
         self.weights = weights
         self.kv = weights.token_embedding.new_zeros(shape)  # (L, 2, B, H, positions, D)
-        self._steps: dict[int, Place] = {}
+        self._places: dict[tuple[int, int], Place] = {}
 
     def place(self, start: int, T: int) -> Place:
-        """Room for T tokens."""
+        """Room for T tokens; it is kept, since the windows of a long text come back to it."""
+        if (start, T) not in self._places:
+            self._places[start, T] = self._make_place(start, T)
+        return self._places[start, T]
+
+    def _make_place(self, start: int, T: int) -> Place:
         L, _, B, H, _, D = self.kv.shape
         weights = self.weights
         qkv = self.kv.new_empty(B * T, 3 * H * D)
         parts = qkv.view(B, T, 3, H, D)
         end = start + T
         return Place(
-            position_embedding=None if weights.position_embedding is None else weights.position_embedding[start:end],
+            position_embedding=None
+            if weights.position_embedding is None
+            else weights.position_embedding[start:end].repeat(B, 1),
             turns=None if weights.turns is None else weights.turns[start:end],
             qkv=qkv,
             qk=parts[:, :, :2].flatten(2, 3),
@@ -204,12 +211,6 @@ class Cache:
             ],
         )
 
-    def step(self, position: int) -> Place:
-        """The place of one token, made when the position is first reached and then kept."""
-        if position not in self._steps:
-            self._steps[position] = self.place(position, 1)
-        return self._steps[position]
-
 
 def prefill(weights: Weights, cache: Cache, idx: Tensor) -> Tensor:
     """Take in the first tokens (B, T) of every sample in one pass → logits (B, V) after the last."""
@@ -220,14 +221,14 @@ def prefill(weights: Weights, cache: Cache, idx: Tensor) -> Tensor:
 
 def decode_one_token(weights: Weights, cache: Cache, tokens: Tensor, position: int) -> Tensor:
     """One more token (B,) of every sample, at a position after those taken in → logits (B, V)."""
-    return weights.lm_head(weights.ln_f(_through_blocks(weights, cache.step(position), tokens, 1)))
+    return weights.lm_head(weights.ln_f(_through_blocks(weights, cache.place(position, 1), tokens, 1)))
 
 
 def _through_blocks(weights: Weights, place: Place, tokens: Tensor, T: int) -> Tensor:
     """What the blocks make of tokens (B·T,): (B·T, C). Their keys and values are kept."""
     x = weights.token_embedding.index_select(0, tokens)  # (B·T, C)
     if place.position_embedding is not None:
-        x.view(-1, T, x.size(1)).add_(place.position_embedding)
+        x.add_(place.position_embedding)
     q, kv, causal, activation = place.q, place.kv, T > 1, weights.activation
     for layer, (here, keys, values) in zip(weights.layers, place.layers, strict=True):
         layer.qkv.into(place.qkv, layer.ln1(x))
@@ -237,6 +238,6 @@ def _through_blocks(weights: Weights, place: Place, tokens: Tensor, T: int) -> T
             place.qk.copy_(torch.matmul(place.qk, place.turns))
         here.copy_(kv)
         y = F.scaled_dot_product_attention(q, keys, values, is_causal=causal)  # (B, H, T, D)
-        layer.proj.added_to(x, y.transpose(1, 2).reshape(x.shape))
+        layer.proj.added_to(x, y.view(x.shape) if T == 1 else y.transpose(1, 2).reshape(x.shape))
         layer.fc_proj.added_to(x, activation(layer.fc(layer.ln2(x))))
     return x
