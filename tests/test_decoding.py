@@ -1,13 +1,17 @@
 """Tokens from the cache are those of the plain forward pass, whatever the model, the batch and the draws."""
 
+from pathlib import Path
+
 import pytest
 import torch
-from conftest import ARCHES, preset
+from conftest import ARCHES, Run, preset
 from torch import Tensor
 
 from microgpt_cli.data.tokenizers import CharTokenizer
+from microgpt_cli.errors import UserError
 from microgpt_cli.generation.decoding import Cache, decode_one_token, has_half_products, prefill, prepare
 from microgpt_cli.generation.generate import Stops, generate
+from microgpt_cli.generation.precision import choose_dtype
 from microgpt_cli.generation.replay import decode_anywhere, stretch_for
 from microgpt_cli.generation.sampling import Draws, Sampler
 from microgpt_cli.model.gpt import GPT
@@ -152,6 +156,28 @@ def test_samples_that_have_stopped_cost_no_more_work(
     alone = plainly(model, [1], 20, Sampler(), 3, 8)
     for row, count in enumerate(until):
         assert [column[row] for column in made[:count]][:20] == [column[row] for column in alone][:count]
+
+
+def test_auto_takes_float16_weights_for_few_samples_of_a_large_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    micro, small = lively("micro", "gpt2"), lively("small", "gpt2")
+    for has in (True, False):
+        monkeypatch.setattr("microgpt_cli.generation.precision.has_half_products", lambda has=has: has)
+        assert choose_dtype("auto", micro, 1)[0] == torch.float32
+        assert choose_dtype("auto", small, 64)[0] == torch.float32
+        assert choose_dtype("auto", small, 1)[0] == (torch.float16 if has else torch.float32)
+    assert choose_dtype("bfloat16", micro, 1)[0] == torch.bfloat16
+    with pytest.raises(UserError, match="dtype=float16"):
+        choose_dtype("float16", small, 1)
+
+
+@pytest.mark.parametrize("cache", ["true", "false"])
+def test_the_command_cuts_every_sample_at_the_stop(cache: str, microgpt: Run, trained: Path) -> None:
+    words = ["sample", str(trained), "num_samples=4", "max_new_tokens=40", "prompt=The ", f"cache={cache}"]
+    whole, cut = (microgpt(*words, *more) for more in ([], ["stop=o"]))
+    assert (whole.status, cut.status) == (0, 0)
+    assert "o" not in cut.out.replace("The ", "")
+    for text, start in zip(whole.out.split("The ")[1:], cut.out.split("The ")[1:], strict=True):
+        assert text.partition("o")[0].startswith(start.rstrip("\n"))
 
 
 def test_stops_are_found_across_tokens() -> None:

@@ -2,6 +2,7 @@
 
 import torch
 
+from microgpt_cli.errors import UserError
 from microgpt_cli.generation.decoding import has_half_products
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.training.device import DTYPES
@@ -13,10 +14,16 @@ HALF_TO_SAMPLES = 16  # with more at once arithmetic costs, and not reading the 
 
 
 def choose_dtype(wanted: str, model: GPT, num_samples: int) -> tuple[torch.dtype, str]:
-    """The precision for `generation.decoding`, and why. `wanted` is the key `dtype`."""
+    """The precision for `generation.decoding`, and why. `wanted` is the key `dtype`.
+
+    Raises:
+        UserError: what was asked for is not here.
+    """
+    device = model.lm_head.weight.device
+    if wanted == "float16" and device.type == "cpu" and not has_half_products():
+        raise UserError("dtype=float16: this CPU can't multiply by it; try dtype=bfloat16 or float32")
     if wanted != "auto":
         return DTYPES[wanted], "as asked"
-    device = model.lm_head.weight.device
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16, "half of the bytes to read"
