@@ -262,6 +262,7 @@ class SampleConfig(Node):
     num_samples: int = key("how many continuations", at_least=1, at_most=1 << 20)
     seed: int = key("same seed, same text", at_least=0)
     stream: bool = key("write each character as it comes")
+    cache: bool = key("keep keys and values; false: work out the whole context for each token, as the article does")
     out: str | None = key("write to this file and not to the screen")
     device: str = key(f"where to compute: {DEVICE}")
     dtype: str = key("precision of the arithmetic", choices=DTYPES)

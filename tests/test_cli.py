@@ -352,7 +352,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["sample", "run", "prompt_file=full"], "full: Is a directory"),
     (["sample", "run", "prompt_file=nope"], "nope: No such file"),
     (["sample", "run", "prompt_file=pipe"], "pipe: not a plain file"),
-    (["sample", "run", "dtype=float16", "device=cpu"], "needs a GPU"),
+    (["sample", "run", "dtype=float16", "device=cpu", "cache=false"], "needs a GPU"),
 ]
 
 

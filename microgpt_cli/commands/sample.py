@@ -1,10 +1,11 @@
 """`microgpt sample`: a trained model goes on from a prompt. Only the text goes to standard output."""
 
+import contextlib
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Protocol
 
+import torch
 from tqdm import tqdm
 
 from microgpt_cli.commands import Invocation
@@ -13,7 +14,8 @@ from microgpt_cli.commands.prompts import encode_prompt, read_prompt
 from microgpt_cli.config import SampleConfig
 from microgpt_cli.data.tokenizers import Tokenizer
 from microgpt_cli.errors import UserError
-from microgpt_cli.generation.generate import cut_at, generate, text_of
+from microgpt_cli.generation.generate import Stops, cut_at, generate, text_of
+from microgpt_cli.generation.precision import choose_dtype
 from microgpt_cli.generation.sampling import Draws, Sampler
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.runs import folder as layout
@@ -31,7 +33,7 @@ class Sink(Protocol):
 def run(config: SampleConfig, invocation: Invocation) -> None:
     """Write the prompt and its continuation to standard output or to a file."""
     path = layout.find_checkpoint(config.ckpt)
-    compute = choose(config.device, config.dtype, threads=config.threads)
+    compute = choose(config.device, "auto" if config.cache else config.dtype, threads=config.threads)
     loaded = checkpoint.load(path)
     prompt = read_prompt(config.prompt, config.prompt_file)
     context = loaded.config.model.block_size
@@ -47,7 +49,7 @@ def run(config: SampleConfig, invocation: Invocation) -> None:
         print(f"written to {config.out}", file=sys.stderr)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _output(out: str | None) -> Iterator[Sink]:
     """Standard output, or a file that is there only when it is whole."""
     if out is None:
@@ -78,12 +80,22 @@ def _write(
     sampler = Sampler(config.temperature, config.top_k, config.top_p)
     draws = Draws(config.seed, config.num_samples)
     live = config.stream and config.out is None and config.num_samples == 1
-    with compute.autocast():
-        columns = generate(model, ids, config.max_new_tokens, sampler, draws, config.num_samples)
+    stops = Stops(config.num_samples, tokenizer.text_stream, None if live else config.stop)
+    dtype, why = choose_dtype(config.dtype, model, config.num_samples)
+    if config.dtype == "auto" and dtype == torch.float16 and compute.device.type == "cpu":
+        print(f"dtype float16: {why}", file=sys.stderr)
+    with contextlib.nullcontext() if config.cache else compute.autocast():
+        columns = generate(
+            model, ids, config.max_new_tokens, sampler, draws, config.num_samples,
+            cache=config.cache, dtype=dtype, stopped=stops.reached,
+        )  # fmt: skip
         if live:
             _stream(prompt, cut_at(text_of(columns, 0, tokenizer.text_stream()), config.stop), sink)
             return
-        made = list(tqdm(columns, total=config.max_new_tokens, unit="token", disable=None, leave=False, delay=0.5))
+        made = []
+        for tokens in tqdm(columns, total=config.max_new_tokens, unit="token", disable=None, leave=False, delay=0.5):
+            made.append(tokens)
+            stops.see(tokens)
     for row in range(config.num_samples):
         text = "".join(cut_at(text_of(iter(made), row, tokenizer.text_stream()), config.stop))
         if row:
