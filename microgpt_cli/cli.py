@@ -232,7 +232,7 @@ def _run_verb(verb: str, words: list[str]) -> None:
             composed = _compose(verb, sorted_words)
             config = _to_config(verb, composed)
             files = _hydra_files(composed)
-            _call(spec, config, typed=sorted_words.typed, hydra_files=files, defaults=_defaults)
+            _call(spec, config, typed=sorted_words.typed, hydra_files=files, compose=_composed)
     except UserError:
         raise
     except Exception as error:
@@ -245,9 +245,12 @@ def load_config(verb: str, words: Sequence[str]) -> Any:
     return _to_config(verb, _compose(verb, overrides.sort_words(words, schema_leaves, group_choices(verb), ())))
 
 
-def _defaults(verb: str) -> dict[str, Any]:
-    """Dotted key → value of a verb's config where nothing is typed, for those that compare with it."""
-    return _select(_compose(verb, overrides.Words((), (), ())))
+def _composed(verb: str, words: Sequence[str]) -> dict[str, Any]:
+    """Dotted key → value of a verb's config where these words are typed, for those that compare with it."""
+    try:
+        return _select(_compose(verb, overrides.Words((), tuple(words), ())))
+    except Exception as error:  # of words that a file has brought
+        raise UserError(_one_line(error)) from error
 
 
 def _names(flags: Sequence[str]) -> list[str]:
