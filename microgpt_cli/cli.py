@@ -17,6 +17,7 @@ import tempfile
 import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -364,7 +365,8 @@ class Task:
             if resume is not None:
                 config.resume = str(resume)
             try:
-                _call(spec, config, typed=self.typed, sweep_dir=folder)
+                worker = None if self.driver.is_here() else partial(job.worker_number, folder.parent)
+                _call(spec, config, typed=self.typed, sweep_dir=folder, worker=worker)
             except Exception:
                 job.keep_config(folder, settings)
                 raise

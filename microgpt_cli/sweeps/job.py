@@ -11,7 +11,9 @@ A job does not raise: what became of it stands in its folder, and any launcher c
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
+import itertools
 import os
 import signal
 import socket
@@ -106,6 +108,26 @@ def _follow(driver: Driver, sweep: Path) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+@functools.cache
+def worker_number(sweep: Path) -> int:
+    """A number for this process that no other worker of the sweep on this machine has, the lowest that is free.
+
+    It is this process's, by a lock, for as long as it lives.
+    """
+    if os.name != "posix":
+        return 0
+    import fcntl
+
+    for number in itertools.count():
+        descriptor = storage.open_end(sweep / f".worker-{socket.gethostname()}-{number}")
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return number
+        except BlockingIOError:
+            os.close(descriptor)
+    raise AssertionError
 
 
 def _hand_on(stop: KeyboardInterrupt) -> None:
