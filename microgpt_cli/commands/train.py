@@ -3,10 +3,10 @@
 import dataclasses
 import itertools
 import platform
-import re
 import shlex
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,16 +27,19 @@ from microgpt_cli.data.tokens import Splits, split
 from microgpt_cli.errors import Interrupted, RunStopped, UserError
 from microgpt_cli.generation.generate import generate, text_of
 from microgpt_cli.generation.sampling import Draws, Sampler
-from microgpt_cli.model.accounting import total_parameters
+from microgpt_cli.model.accounting import parameter_rows, total_parameters
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.runs import folder as layout
 from microgpt_cli.runs import plots, storage
+from microgpt_cli.runs.about import setting_of
+from microgpt_cli.runs.judge import judge
+from microgpt_cli.runs.samples import Sample, append_sample, drop_samples_after
 from microgpt_cli.training import checkpoint, metrics
 from microgpt_cli.training.device import Compute, choose
 from microgpt_cli.training.trainer import Evaluated, Logged, Saved, State, Stepped, Trainer, Warned
 
 SAMPLE_TOKENS, LAST_SAMPLE_TOKENS = 150, 500
-SAMPLE_HEADER = "=== step {} ==="
+UNITS = {"char": "characters", "byte": "bytes"}  # what a token is
 STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
 
 
@@ -73,7 +76,8 @@ def _run(config: TrainConfig, invocation: Invocation) -> None:
 def _train(
     config: TrainConfig, invocation: Invocation, run_folder: Path | None, resumed: checkpoint.Checkpoint | None
 ) -> None:
-    compute = choose(_device(config, invocation), config.dtype, config.compile, config.threads, _work_flops(config))
+    device, work = _device(config, invocation), work_flops(config)
+    compute = choose(device, config.dtype, config.compile, config.threads, work, config.model.n_embd)
     tokenizer_of_run = resumed.tokenizer if resumed else None
     corpus, tokenizer, ids, text_sha256 = texts.read(config.data, config.tokenizer, tokenizer_of_run)
     splits = split(ids, config.data.val_fraction, config.model.block_size)
@@ -105,7 +109,7 @@ def _device(config: TrainConfig, invocation: Invocation) -> str:
     return f"cuda:{invocation.worker() % torch.cuda.device_count()}"
 
 
-def _work_flops(config: TrainConfig) -> float:
+def work_flops(config: TrainConfig) -> float:
     """About how much a run computes: 6 FLOPs a token for each weight of the blocks."""
     size = config.model
     tokens = config.max_steps * config.batch_size * config.grad_accum_steps * size.block_size
@@ -164,8 +168,10 @@ def _session(
             storage.replace(run_folder / layout.CONFIG, storage.json_bytes(dataclasses.asdict(config)))
             storage.replace(run_folder / layout.TOKENIZER, storage.json_bytes(tokenizer.to_json()))
             # The last sample of all follows the last checkpoint, so it is written again.
-            _drop_samples_after(run_folder / layout.SAMPLES, trainer.state.step - trainer.is_finished)
+            drop_samples_after(run_folder, trainer.state.step - trainer.is_finished)
         _point_latest(run_folder)
+        about = _about(trainer, tokenizer, compare, text_name)
+        storage.replace(run_folder / layout.ABOUT, storage.json_bytes(about))
         _introduce(trainer, tokenizer, compare, text_name)
         if resumed is not None and resumed.config.max_steps != config.max_steps and config.optim.schedule != "constant":
             say("note      the learning rate follows max_steps: from here on it is that of a run of another length")
@@ -174,7 +180,7 @@ def _session(
         text = ""
         if _status(trainer) != "interrupted":
             text = sample_text(trainer, tokenizer, last_sample_tokens)
-            _append_sample(run_folder / layout.SAMPLES, trainer.state.step, text)
+            append_sample(run_folder, Sample(trainer.state.step, text))
         _draw(trainer, compare)
         _write_result(trainer, _status(trainer))
     except BaseException as error:
@@ -193,7 +199,7 @@ def _session(
         assert trainer.stop_signal is not None  # nothing else ends a run before its end
         where = f"stopped at step {trainer.state.step:,}, saved"
         raise Interrupted(f"{where}; {_go_on(run_folder, config, resumed)}", trainer.stop_signal)
-    _conclude(trainer, compare, text)
+    _conclude(trainer, about, text)
 
 
 def _is_concluded(trainer: Trainer) -> bool:
@@ -248,12 +254,27 @@ def _smaller_batch(config: TrainConfig, run_folder: Path) -> str:
     return f"as many tokens a step in smaller parts: microgpt train {how}={shlex.quote(str(run_folder))} {cut}"
 
 
+def _about(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines, text_name: str) -> dict[str, Any]:
+    """What a run is held against when it is judged or reported, so that neither needs the text or torch again."""
+    return {
+        "text": text_name,
+        "unit": UNITS[tokenizer.kind],
+        "vocab_size": tokenizer.vocab_size,
+        "train_tokens": len(trainer.splits.train),
+        "val_tokens": trainer.eval_tokens,
+        "baselines": dataclasses.asdict(compare),
+        "parameters": total_parameters(trainer.model),
+        "parts": {row.name: row.count for row in parameter_rows(trainer.model)},
+        "machine": trainer.compute.reasons,
+    }
+
+
 def _introduce(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines, text_name: str) -> None:
     """What was chosen and why, and what loss to compare with."""
     config, splits, reasons = trainer.config, trainer.splits, trainer.compute.reasons
     size = config.model
     total = len(splits.train) + len(splits.val)
-    unit = {"char": "characters", "byte": "bytes"}[tokenizer.kind]
+    unit = UNITS[tokenizer.kind]
     say(f"text      {text_name}: {total:,} {unit}, {tokenizer.vocab_size} different")
     held = (
         f"evaluated on {trainer.eval_tokens:,} of them"
@@ -319,9 +340,11 @@ def _drive(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines) -> None:
                 case Stepped(step):
                     bar.update()
                     if config.sample_interval and step % config.sample_interval == 0 and step < config.max_steps:
+                        began = time.perf_counter()
                         text = sample_text(trainer, tokenizer, SAMPLE_TOKENS)
+                        trainer.note_time("sampling", began)
                         if trainer.stop_signal is None:
-                            _append_sample(trainer.run_folder / layout.SAMPLES, step, text)
+                            append_sample(trainer.run_folder, Sample(step, text))
                         say("          " + " ".join(text.split())[:100])
                 case Logged(_, loss, learning_rate, _, tokens_per_sec):
                     bar.set_postfix_str(
@@ -351,21 +374,6 @@ def sample_text(trainer: Trainer, tokenizer: Tokenizer, tokens: int) -> str:
         model.train(was_training)
 
 
-def _append_sample(path: Path, step: int, text: str) -> None:
-    storage.append(path, f"{SAMPLE_HEADER.format(step)}\n{text}\n\n".encode())
-
-
-def _drop_samples_after(path: Path, step: int) -> None:
-    """Cut off the samples that an interrupted run wrote after the checkpoint that it is resumed from."""
-    if not path.exists():
-        return
-    data = path.read_bytes()  # the last character may be torn, so it is not taken for text
-    for header in re.finditer(SAMPLE_HEADER.format(r"(\d+)").encode(), data):
-        if int(header[1]) > step:
-            storage.replace(path, data[: header.start()])
-            return
-
-
 def _draw(trainer: Trainer, compare: Baselines) -> None:
     log = metrics.read(trainer.run_folder / layout.METRICS)
     plots.draw_loss(trainer.run_folder / layout.PLOT, log, dataclasses.asdict(compare))
@@ -391,18 +399,18 @@ def _write_result(trainer: Trainer, status: str) -> None:
     storage.replace(trainer.run_folder / layout.RESULT, storage.json_bytes(result))
 
 
-def _conclude(trainer: Trainer, compare: Baselines, text: str) -> None:
-    """The last sample, the loss, the best step, the time, and what to type next."""
+def _conclude(trainer: Trainer, about: dict[str, Any], text: str) -> None:
+    """The last sample, the loss, the best step, the time, what the numbers say, and what to type next."""
     state, run_folder = trainer.state, trainer.run_folder
     say(f"\n{text}\n")
     if trainer.stopped_early:
         say(f"stopped early: {state.stale_evaluations} evaluations without a better one")
-    assert state.val_loss is not None  # a run that has ended was evaluated
-    gap = state.val_loss - compare.bigram
     say(
         f"val_loss {state.val_loss:.4f} after {state.step:,} steps in {duration(state.train_seconds)} "
-        f"({thousands(state.tokens / state.train_seconds)} tokens/s), {abs(gap):.3f} {'below' if gap < 0 else 'above'} "
-        f"the bigram; best {state.best_val_loss:.4f} at step {state.best_step:,}"
+        f"({thousands(state.tokens / state.train_seconds)} tokens/s); best {state.best_val_loss:.4f} at step "
+        f"{state.best_step:,}"
     )
+    for finding in judge(metrics.read(run_folder / layout.METRICS), trainer.config, setting_of(about)):
+        say(f"judged    {finding}")
     say(f"curve     {run_folder / layout.PLOT}")
     say(f"next      microgpt sample ckpt={shlex.quote(str(run_folder))}")
