@@ -18,14 +18,13 @@ import torch
 from tqdm import tqdm
 
 from microgpt_cli import __version__, randomness
-from microgpt_cli.commands import Invocation
-from microgpt_cli.commands.console import bytes_bar, duration, say, thousands
+from microgpt_cli.commands import Invocation, texts
+from microgpt_cli.commands.console import duration, say, thousands
 from microgpt_cli.commands.old_runs import config_from_run, resumed_config
 from microgpt_cli.config import TrainConfig
 from microgpt_cli.data.baselines import Baselines, baselines
-from microgpt_cli.data.corpus import open_corpus
 from microgpt_cli.data.tokenizers import Tokenizer
-from microgpt_cli.data.tokens import Splits, build_tokenizer, encode, split
+from microgpt_cli.data.tokens import Splits, split
 from microgpt_cli.errors import Interrupted, RunStopped, UserError
 from microgpt_cli.generation.generate import generate, text_of
 from microgpt_cli.generation.sampling import Draws, Sampler
@@ -48,6 +47,14 @@ STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(sig
 
 def run(config: TrainConfig, invocation: Invocation) -> None:
     """Train a new run, or go on with an old one."""
+    threads = torch.get_num_threads()
+    try:
+        _run(config, invocation)
+    finally:
+        torch.set_num_threads(threads)  # for the next run in this process
+
+
+def _run(config: TrainConfig, invocation: Invocation) -> None:
     if config.resume is not None:
         if config.from_run is not None:
             raise UserError(f"from_run={config.from_run}: a run is resumed or begun anew from another, not both")
@@ -72,14 +79,10 @@ def _train(
     config: TrainConfig, invocation: Invocation, run_folder: Path | None, resumed: checkpoint.Checkpoint | None
 ) -> None:
     require(config.logger)
-    compute = choose(
-        config.device, config.dtype, config.compile, config.threads, work_flops(config), config.model.n_embd
-    )
-    with bytes_bar("reading the text") as progress:
-        corpus = open_corpus(config.data, progress)
-        cache = Path(config.data.cache_dir)
-        tokenizer = resumed.tokenizer if resumed else build_tokenizer(config.tokenizer, corpus, cache, progress)
-        ids, text_sha256 = encode(corpus, tokenizer, cache, progress)
+    device, work = _device(config, invocation), work_flops(config)
+    compute = choose(device, config.dtype, config.compile, config.threads, work, config.model.n_embd)
+    tokenizer_of_run = resumed.tokenizer if resumed else None
+    corpus, tokenizer, ids, text_sha256 = texts.read(config.data, config.tokenizer, tokenizer_of_run)
     splits = split(ids, config.data.val_fraction, config.model.block_size)
     facts = _facts(compute, text_sha256)
     if resumed is not None:
@@ -90,13 +93,23 @@ def _train(
         model = GPT(config.model, tokenizer.vocab_size).to(compute.device)
     compare = baselines(splits.train, splits.val, tokenizer.vocab_size)
 
+    last_sample = LAST_SAMPLE_TOKENS if invocation.sweep_dir is None else SAMPLE_TOKENS
     if run_folder is not None:  # resumed, and locked already
-        _session(config, run_folder, model, tokenizer, splits, compute, facts, compare, corpus.name, resumed)
+        _session(
+            config, run_folder, model, tokenizer, splits, compute, facts, compare, corpus.name, resumed, last_sample
+        )
         return
     files = {layout.TOKENIZER: tokenizer.to_json(), layout.CONFIG: dataclasses.asdict(config)}
     written = {name: storage.json_bytes(data) for name, data in files.items()}
     with layout.new(config.out_dir, invocation.sweep_dir, written, invocation.hydra_files) as run_folder:
-        _session(config, run_folder, model, tokenizer, splits, compute, facts, compare, corpus.name, None)
+        _session(config, run_folder, model, tokenizer, splits, compute, facts, compare, corpus.name, None, last_sample)
+
+
+def _device(config: TrainConfig, invocation: Invocation) -> str:
+    """Where to compute: jobs of a sweep that run side by side have the GPUs of a machine dealt out to them."""
+    if invocation.worker is None or config.device not in ("auto", "cuda") or torch.cuda.device_count() < 2:
+        return config.device
+    return f"cuda:{invocation.worker() % torch.cuda.device_count()}"
 
 
 def work_flops(config: TrainConfig) -> float:
@@ -145,6 +158,7 @@ def _session(
     compare: Baselines,
     text_name: str,
     resumed: checkpoint.Checkpoint | None,
+    last_sample_tokens: int,
 ) -> None:
     """Train in a folder that is locked and holds `config.json` and `tokenizer.json`."""
     trainer = Trainer(run_folder, config, model, splits, compute, facts, resumed)
@@ -172,7 +186,7 @@ def _session(
             _drive(trainer, tokenizer, compare, trackers)
         text = ""
         if _status(trainer) != "interrupted":
-            text = sample_text(trainer, tokenizer, LAST_SAMPLE_TOKENS)
+            text = sample_text(trainer, tokenizer, last_sample_tokens)
             append_sample(run_folder, Sample(trainer.state.step, text))
             trackers.text(trainer.state.step, text)
         _draw(trainer, compare)
@@ -292,6 +306,12 @@ def _introduce(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines, text_
     say(f"run       {trainer.run_folder}{began}")
 
 
+def _signals_that_stop() -> list[signal.Signals]:
+    """Only SIGUSR2 where somebody waits for it, as submitit does: a queue has its own way with the others."""
+    queue = getattr(signal, "SIGUSR2", None)
+    return [queue] if queue is not None and callable(signal.getsignal(queue)) else STOP_SIGNALS
+
+
 @contextmanager
 def _stop_signals(trainer: Trainer) -> Iterator[None]:
     """Let Ctrl-C, SIGTERM and SIGUSR1 (Slurm) finish the micro-step and save; a second one ends at once."""
@@ -305,7 +325,7 @@ def _stop_signals(trainer: Trainer) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # signals go to the main thread, which is not ours
         return
-    before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
+    before = {number: signal.signal(number, stop) for number in _signals_that_stop()}
     try:
         yield
     finally:
