@@ -174,7 +174,7 @@ class OptimConfig(Node):
     learning_rate: float = key("peak learning rate", above=0)
     warmup_steps: int = key("steps of linear rise to the peak", at_least=0)
     schedule: str = key("course after the warm-up", choices=("constant", "linear", "cosine"))
-    min_learning_rate: float = key("learning rate at max_steps", at_least=0)
+    min_learning_rate: float | None = key("learning rate at max_steps (null: a tenth of the peak)", at_least=0)
     weight_decay: float = key("decoupled decay of matrices and tables (biases and gains are spared)", at_least=0)
     beta1: float = key("decay of the gradient's running mean", at_least=0, below=1)
     beta2: float = key("decay of the squared gradient's running mean", at_least=0, below=1)
@@ -182,10 +182,15 @@ class OptimConfig(Node):
     grad_clip: float = key("largest gradient norm (0: no clipping)", at_least=0)
 
     def check(self) -> None:
-        if self.schedule != "constant" and self.min_learning_rate > self.learning_rate:
+        if self.schedule != "constant" and self.last_learning_rate > self.learning_rate:
             raise UserError(
                 f"optim.min_learning_rate={self.min_learning_rate:g}: above optim.learning_rate={self.learning_rate:g}"
             )
+
+    @property
+    def last_learning_rate(self) -> float:
+        """Where a schedule that falls ends: as given, or in proportion, so that a sweep of the peak moves both."""
+        return self.learning_rate / 10 if self.min_learning_rate is None else self.min_learning_rate
 
 
 DEVICE = "auto, cpu, cuda, cuda:N or mps"
@@ -228,6 +233,7 @@ class TrainConfig(Node):
     out_dir: str | None = key("the run's folder (null: outputs/train/DATE_TIME)")
     resume: str | None = key("go on with the run in this folder, or with the newest: latest")
     from_run: str | None = key("begin a new run with the configuration of this one, and what is typed", absent=None)
+    lr_find: bool = key("find a learning rate with a throw-away model, and train no run", absent=False)
 
     def check(self) -> None:
         check_device(self.device)

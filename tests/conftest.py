@@ -155,10 +155,9 @@ def preset(size: str, arch: str, **changes: object) -> ModelConfig:
     return ModelConfig(**(values | changes))  # type: ignore[arg-type]
 
 
-def optim(**changes: float | int | str) -> OptimConfig:
+def optim(**changes: float | int | str | None) -> OptimConfig:
     """The AdamW of the defaults, with changes."""
     values = yaml.safe_load((cli.CONF / "optim" / "adamw.yaml").read_text(encoding="utf-8"))
-    numbers = {
-        name: float(value) if name not in ("schedule", "warmup_steps") else value for name, value in values.items()
-    }
+    plain = ("schedule", "warmup_steps", "min_learning_rate")
+    numbers = {name: value if name in plain else float(value) for name, value in values.items()}
     return OptimConfig(**(numbers | changes))  # type: ignore[arg-type]

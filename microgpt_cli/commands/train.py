@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from microgpt_cli import __version__, randomness
-from microgpt_cli.commands import Invocation
+from microgpt_cli.commands import Invocation, lr_find
 from microgpt_cli.commands.console import bytes_bar, duration, say, thousands
 from microgpt_cli.commands.old_runs import config_from_run, resumed_config
 from microgpt_cli.config import TrainConfig
@@ -44,6 +44,8 @@ STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(sig
 def run(config: TrainConfig, invocation: Invocation) -> None:
     """Train a new run, or go on with an old one."""
     if config.resume is not None:
+        if config.lr_find:
+            raise UserError(f"lr_find=true resume={config.resume}: it begins with fresh weights; leave resume out")
         if config.from_run is not None:
             raise UserError(f"from_run={config.from_run}: a run is resumed or begun anew from another, not both")
         run_folder = layout.find_run(config.resume, "resume")
@@ -60,6 +62,9 @@ def run(config: TrainConfig, invocation: Invocation) -> None:
         return
     if config.from_run is not None:
         config = config_from_run(config, invocation.typed)
+    if config.lr_find:
+        lr_find.run(config, invocation)
+        return
     _train(config, invocation, None, None)
 
 

@@ -40,3 +40,30 @@ def draw_loss(path: Path, metrics: Sequence[Mapping[str, Any]], baselines: Mappi
     png = io.BytesIO()
     FigureCanvasAgg(figure).print_png(png)
     storage.replace(path, png.getvalue())
+
+
+def draw_lr_find(path: Path, tried: Sequence[tuple[float, float, float]], suggested: float | None) -> None:
+    """The loss of a learning-rate range test against the rate.
+
+    Args:
+        path: where to write the PNG.
+        tried: (learning rate, loss, smoothed loss) of each step.
+        suggested: the rate to mark.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    rates, losses, smoothed = zip(*tried, strict=True)
+    axes.plot(rates, losses, alpha=0.3, label="loss of a batch")
+    axes.plot(rates, smoothed, label="smoothed")
+    if suggested is not None:
+        axes.axvline(suggested, color="grey", linestyle=":", label=f"suggested: {suggested:g}")
+    axes.set(xscale="log", xlabel="optim.learning_rate", ylabel="loss, nats a token")
+    axes.set_ylim(min(smoothed) - 0.2, smoothed[0] * 1.15)
+    axes.legend()
+    axes.grid(alpha=0.2)
+    png = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(png)
+    storage.replace(path, png.getvalue())
