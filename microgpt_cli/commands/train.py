@@ -32,6 +32,7 @@ from microgpt_cli.model.accounting import total_parameters
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.runs import folder as layout
 from microgpt_cli.runs import plots, storage
+from microgpt_cli.sweeps.study import Judge, judge_of
 from microgpt_cli.training import checkpoint, metrics
 from microgpt_cli.training.device import Compute, choose
 from microgpt_cli.training.trainer import Evaluated, Logged, Saved, State, Stepped, Trainer, Warned
@@ -86,14 +87,15 @@ def _train(
         torch.manual_seed(randomness.derive(config.seed, randomness.WEIGHTS))
         model = GPT(config.model, tokenizer.vocab_size).to(compute.device)
     compare = baselines(splits.train, splits.val, tokenizer.vocab_size)
+    judge = judge_of(invocation.sweep_dir) if invocation.sweep_dir is not None else None
 
     if run_folder is not None:  # resumed, and locked already
-        _session(config, run_folder, model, tokenizer, splits, compute, facts, compare, corpus.name, resumed)
+        _session(config, run_folder, model, tokenizer, splits, compute, facts, compare, corpus.name, resumed, judge)
         return
     files = {layout.TOKENIZER: tokenizer.to_json(), layout.CONFIG: dataclasses.asdict(config)}
     written = {name: storage.json_bytes(data) for name, data in files.items()}
     with layout.new(config.out_dir, invocation.sweep_dir, written, invocation.hydra_files) as run_folder:
-        _session(config, run_folder, model, tokenizer, splits, compute, facts, compare, corpus.name, None)
+        _session(config, run_folder, model, tokenizer, splits, compute, facts, compare, corpus.name, None, judge)
 
 
 def _work_flops(config: TrainConfig) -> float:
@@ -142,6 +144,7 @@ def _session(
     compare: Baselines,
     text_name: str,
     resumed: checkpoint.Checkpoint | None,
+    judge: Judge | None,
 ) -> None:
     """Train in a folder that is locked and holds `config.json` and `tokenizer.json`."""
     trainer = Trainer(run_folder, config, model, splits, compute, facts, resumed)
@@ -160,7 +163,7 @@ def _session(
         if resumed is not None and resumed.config.max_steps != config.max_steps and config.optim.schedule != "constant":
             say("note      the learning rate follows max_steps: from here on it is that of a run of another length")
         with _stop_signals(trainer):
-            _drive(trainer, tokenizer, compare)
+            _drive(trainer, tokenizer, compare, judge)
         text = ""
         if _status(trainer) != "interrupted":
             text = sample_text(trainer, tokenizer, LAST_SAMPLE_TOKENS)
@@ -201,6 +204,8 @@ def _status(trainer: Trainer) -> str:
     """A signal that came after the last evaluation has interrupted nothing."""
     if not trainer.is_finished or trainer.state.evaluated_step != trainer.state.step:
         return "interrupted"
+    if trainer.is_pruned:
+        return "pruned"
     return "stopped_early" if trainer.stopped_early else "finished"
 
 
@@ -286,8 +291,8 @@ def _stop_signals(trainer: Trainer) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _drive(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines) -> None:
-    """Run the trainer and show what happens: one bar, and lines above it."""
+def _drive(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines, judge: Judge | None) -> None:
+    """Run the trainer and show what happens: one bar, and lines above it. A judge may end it after an evaluation."""
     config, state = trainer.config, trainer.state
     loss = float("nan")
     with tqdm(
@@ -316,6 +321,9 @@ def _drive(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines) -> None:
                         "best so far" if is_best else f"best {state.best_val_loss:.4f} at step {state.best_step:,}"
                     )
                     say(f"step {step:>6,}  val_loss {val_loss:.4f}  train {loss:.4f}  {verdict}")
+                    # the judge hears of the last evaluation, too, though it comes too late to prune
+                    prunes = judge is not None and judge.prunes(step, val_loss)
+                    trainer.is_pruned = prunes and not trainer.is_finished
                 case Warned(message):
                     say(f"warning   {message}")
                 case Saved():
@@ -379,6 +387,8 @@ def _conclude(trainer: Trainer, compare: Baselines, text: str) -> None:
     """The last sample, the loss, the best step, the time, and what to type next."""
     state, run_folder = trainer.state, trainer.run_folder
     say(f"\n{text}\n")
+    if trainer.is_pruned:
+        say(f"pruned: other settings of this search did better by step {state.step:,}")
     if trainer.stopped_early:
         say(f"stopped early: {state.stale_evaluations} evaluations without a better one")
     assert state.val_loss is not None  # a run that has ended was evaluated

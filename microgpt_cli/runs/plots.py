@@ -1,11 +1,16 @@
 """Pictures of a run, drawn from its log. Matplotlib is imported only when something is drawn."""
 
+from __future__ import annotations
+
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from microgpt_cli.runs import storage
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def draw_loss(path: Path, metrics: Sequence[Mapping[str, Any]], baselines: Mapping[str, float]) -> None:
@@ -16,7 +21,6 @@ def draw_loss(path: Path, metrics: Sequence[Mapping[str, Any]], baselines: Mappi
         metrics: the lines of `metrics.jsonl`.
         baselines: name → nats a token.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
@@ -37,9 +41,7 @@ def draw_loss(path: Path, metrics: Sequence[Mapping[str, Any]], baselines: Mappi
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
     axes.grid(alpha=0.2)
-    png = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(png)
-    storage.replace(path, png.getvalue())
+    _write(path, figure)
 
 
 def draw_lr_find(path: Path, tried: Sequence[tuple[float, float, float]], suggested: float | None) -> None:
@@ -50,7 +52,6 @@ def draw_lr_find(path: Path, tried: Sequence[tuple[float, float, float]], sugges
         tried: (learning rate, loss, smoothed loss) of each step.
         suggested: the rate to mark.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
@@ -64,6 +65,54 @@ def draw_lr_find(path: Path, tried: Sequence[tuple[float, float, float]], sugges
     axes.set_ylim(min(smoothed) - 0.2, smoothed[0] * 1.15)
     axes.legend()
     axes.grid(alpha=0.2)
+    _write(path, figure)
+
+
+def draw_search(path: Path, trials: Sequence[Mapping[str, Any]], axes: Mapping[str, str]) -> None:
+    """What a search found: the losses of its trials one after the other, and against each key searched over.
+
+    Args:
+        path: where to write the PNG.
+        trials: of each its `number`, `best` val_loss, whether it was `pruned`, and its `values`, key → number or text.
+        axes: the keys, each with the scale of its values: "log", "linear" or "text".
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4 * (1 + len(axes)), 4), dpi=120, layout="constrained")
+    panels = figure.subplots(1, 1 + len(axes), sharey=True, squeeze=False)[0]
+    pruned = [trial for trial in trials if trial["pruned"]]
+    complete = [trial for trial in trials if not trial["pruned"]]
+
+    def scatter(panel: Any, where: Callable[[Mapping[str, Any]], Any]) -> None:
+        for some, label, marker, color in ((pruned, "pruned", "x", "grey"), (complete, "to the end", "o", "C0")):
+            losses = [trial["best"] for trial in some]
+            panel.scatter([where(trial) for trial in some], losses, label=label, marker=marker, color=color)
+        panel.grid(alpha=0.2)
+
+    scatter(panels[0], lambda trial: trial["number"])
+    ahead, steps = float("inf"), []
+    for trial in complete:
+        ahead = min(ahead, trial["best"])
+        steps.append((trial["number"], ahead))
+    if steps:
+        panels[0].step(*zip(*steps, strict=True), where="post", label="best so far", linewidth=1)
+    panels[0].set(xlabel="trial", ylabel="best val_loss, nats a token")
+    panels[0].legend()
+    for panel, (key, scale) in zip(panels[1:], axes.items(), strict=True):
+        panel.set_xlabel(key)
+        if scale != "text":
+            scatter(panel, lambda trial, key=key: trial["values"][key])  # type: ignore[misc]
+            panel.set_xscale(scale)
+            continue
+        texts = sorted({trial["values"][key] for trial in trials})
+        scatter(panel, lambda trial, key=key, texts=texts: texts.index(trial["values"][key]))  # type: ignore[misc]
+        panel.set_xticks(range(len(texts)), texts)
+    _write(path, figure)
+
+
+def _write(path: Path, figure: Figure) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     png = io.BytesIO()
     FigureCanvasAgg(figure).print_png(png)
     storage.replace(path, png.getvalue())
