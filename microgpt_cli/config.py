@@ -326,6 +326,19 @@ def leaves(schema: type[Any], prefix: str = "") -> Iterator[Leaf]:
             yield Leaf(prefix + item.name, kind.__name__, optional, meta["meaning"], meta["choices"])
 
 
+def absent_values(schema: type[Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key → what runs had that are older than the key, for the keys that say so."""
+    values: dict[str, Any] = {}
+    hints = typing.get_type_hints(schema)
+    for item in dataclasses.fields(schema):
+        kind, _ = _required(hints[item.name])
+        if dataclasses.is_dataclass(kind):
+            values |= absent_values(typing.cast(type[Any], kind), f"{prefix}{item.name}.")
+        elif item.metadata["absent"] is not dataclasses.MISSING:
+            values[prefix + item.name] = item.metadata["absent"]
+    return values
+
+
 def _required(hint: Any) -> tuple[Any, bool]:
     """`int | None` → (int, True); `int` → (int, False)."""
     if isinstance(hint, types.UnionType):

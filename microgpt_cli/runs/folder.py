@@ -131,6 +131,27 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def is_in_use(folder: Path) -> bool:
+    """Whether a process writes to a run, found without writing: whoever begins to in this very moment waits for us."""
+    if os.name != "posix":
+        return False
+    import fcntl
+
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def refuse_if_in_use(name: str) -> None:
     """Raises `UserError` if another process writes to the run that `resume=name` means, or there is no such run."""
     folder = find_run(name, "resume")

@@ -3,14 +3,15 @@
 What depends on the clock stands in `timings.jsonl` alone, so that equal runs have equal metrics.
 """
 
-import contextlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
-from microgpt_cli.errors import UserError
 from microgpt_cli.runs import storage
+from microgpt_cli.runs.log import read
+
+__all__ = ["JsonLines", "read"]
 
 
 class JsonLines:
@@ -39,15 +40,3 @@ class JsonLines:
 
     def close(self) -> None:
         os.close(self._descriptor)
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """All lines of a file; a torn last line, left by a crash, and what is no line of ours are passed over."""
-    lines = path.read_bytes().split(b"\n") if path.exists() else []
-    found = []
-    for line in lines[:-1]:
-        with contextlib.suppress(UserError):
-            fields = storage.parse_json(line, str(path))
-            if isinstance(fields, dict) and "step" in fields and {*map(type, fields.values())} <= {int, float}:
-                found.append(fields)
-    return found

@@ -1,0 +1,454 @@
+"""The table of runs: read from their folders, compared, sorted, and written for people and programs. No torch here.
+
+A run's folder is read, never written, and a damaged one is a row that says so. A run that has ended costs two open
+files, `config.json` and `result.json`; any other has its lock and its logs looked at, for it may be training right now.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import shutil
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from microgpt_cli.config import TrainConfig, absent_values, leaves
+from microgpt_cli.errors import UserError
+from microgpt_cli.overrides import nearest
+from microgpt_cli.runs import folder as layout
+from microgpt_cli.runs import log, storage
+from microgpt_cli.runs.welch import mean_and_sd, welch
+
+Setting = bool | int | float | str | None
+MARKS = {layout.CONFIG, layout.RESULT, layout.METRICS, layout.CHECKPOINTS}  # any of them makes a folder a run's
+CONCLUDED = ("finished", "stopped_early")  # the others may still get better
+STATUSES = (*CONCLUDED, "interrupted", "failed", "running", "killed", "damaged")
+FORMATS = ("table", "csv", "json", "md")
+# Where things lie and how a run was begun: no setting of the run that the table compares.
+PLACES = {"out_dir", "resume", "from_run", "data.cache_dir", "data.folder", "logger"}
+DETAILS = {"data.url", "data.sha256", "data.size_bytes"}  # of a download whose name says it already
+# What changes no held-out loss, or only its rounding, makes no other configuration.
+NO_EFFECT = {"seed", "device", "compile", "threads", "log_interval", "checkpoint_interval", "sample_interval"}
+UNIT = ("tokenizer.", "data.")  # settings that say what a loss is measured on
+SIGNIFICANT = 0.01  # how rarely chance alone may give such a lead
+LARGEST = 1e60  # number that a result of ours can hold; the same as in training/meta.py
+NARROWEST = 40  # columns of a terminal
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A row: what a run's folder says. What it does not say, or says wrongly, is None."""
+
+    path: Path
+    status: str  # one of STATUSES
+    settings: Mapping[str, Setting] = field(default_factory=dict)  # dotted key → value, all of them
+    step: int | None = None
+    val_loss: float | None = None  # the last one
+    best_val_loss: float | None = None
+    best_step: int | None = None
+    seconds: float | None = None  # in steps: evaluating and saving left out
+    tokens_per_sec: float | None = None
+    parameters: int | None = None
+    problem: str | None = None  # what is damaged
+
+
+COLUMNS = tuple(item.name for item in dataclasses.fields(Run) if item.name not in ("path", "settings", "problem"))
+ALIASES = {"run": "path", "steps": "step", "time": "seconds", "tokens/s": "tokens_per_sec", "loss": "best_val_loss"}
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Runs that differ by their seed alone, concluded ones, one for each seed; the best first."""
+
+    runs: tuple[Run, ...]
+    losses: tuple[float, ...]  # their best val losses
+    mean: float
+    sd: float | None  # of a sample; None for one seed
+
+    @property
+    def settings(self) -> Mapping[str, Setting]:
+        return self.runs[0].settings
+
+
+def read_runs(paths: Sequence[Path | str] = (layout.OUTPUTS,)) -> list[Run]:
+    """All runs in and under some folders, each once, in the order of their names.
+
+    Raises:
+        UserError: one of the folders is not there.
+    """
+    found: dict[str, Path] = {}
+    for path in paths:
+        for folder in find_folders(layout.find_run(str(path), "paths")):
+            found.setdefault(os.path.realpath(folder), folder)
+    return [read_run(folder) for folder in found.values()]
+
+
+def find_folders(top: Path) -> Iterator[Path]:
+    """The runs' folders in and under a folder, in the order of their names; links are not followed."""
+    try:
+        entries = sorted(os.scandir(top), key=lambda entry: _natural(entry.name))
+    except OSError:
+        return  # not for us to read
+    names = {entry.name for entry in entries}
+    if names & MARKS and layout.MANIFEST not in names:
+        yield top
+        return
+    for entry in entries:
+        if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
+            yield from find_folders(top / entry.name)
+
+
+def _natural(name: str) -> tuple[bool, int, str]:
+    """The jobs of a sweep are numbered: 2 comes before 10."""
+    numbered = name.isascii() and name.isdecimal() and len(name) < 10
+    return not numbered, int(name) if numbered else 0, name
+
+
+def read_run(folder: Path) -> Run:
+    """One run, as far as it can be read."""
+    settings, problem = _settings(folder)
+    result, problem_of_result = _result(folder)
+    run = Run(folder, "killed", settings, problem=problem or problem_of_result, **result["numbers"])
+    last_step = settings.get("max_steps")
+    ended = result["status"]
+    if ended == "finished" and (run.step is None or not isinstance(last_step, int) or run.step >= last_step):
+        return dataclasses.replace(run, status=ended)
+    logged = read_log(folder)
+    went_on = ended is None or (logged and logged[-1]["step"] > (run.step or 0))
+    if layout.is_in_use(folder):
+        run = _from_log(dataclasses.replace(run, status="running"), logged)
+    elif went_on or ended == "finished":  # finished, and then resumed to go beyond: its config says so
+        run = _from_log(run, logged)
+    else:
+        return dataclasses.replace(run, status=ended)
+    return dataclasses.replace(run, status="damaged") if problem and run.status == "killed" else run
+
+
+def read_log(folder: Path, name: str = layout.METRICS) -> list[dict[str, Any]]:
+    """The lines of a run's log that can be read."""
+    try:
+        return log.read(folder / name)
+    except OSError:
+        return []
+
+
+def _settings(folder: Path) -> tuple[dict[str, Setting], str | None]:
+    """All settings by dotted key, and what is wrong with the file."""
+    try:
+        data = storage.parse_json(storage.read_bytes(folder / layout.CONFIG), layout.CONFIG)
+    except UserError as error:
+        return {}, str(error)
+    if not isinstance(data, dict):
+        return {}, f"{layout.CONFIG}: must be an object"
+    return absent_values(TrainConfig) | dict(_flat(data)), None
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Setting]]:
+    for name, value in node.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, ", ".join(map(str, value)) if isinstance(value, list) else value
+
+
+def _result(folder: Path) -> tuple[dict[str, Any], str | None]:
+    """`result.json`: its status, and its numbers as far as they are numbers; what is wrong with it."""
+    nothing: dict[str, Any] = {"status": None, "numbers": {}}
+    path = folder / layout.RESULT
+    if not path.exists():
+        return nothing, None
+    try:
+        data = storage.parse_json(storage.read_bytes(path), layout.RESULT)
+    except UserError as error:
+        return nothing, str(error)
+    if not isinstance(data, dict) or data.get("status") not in STATUSES:
+        return nothing, f"{layout.RESULT}: no status in it"
+    kinds = {item.name: (int, float) if "float" in str(item.type) else (int,) for item in dataclasses.fields(Run)}
+    numbers = {name: data[name] for name in COLUMNS[1:] if type(data.get(name)) in kinds[name]}
+    numbers = {name: value for name, value in numbers.items() if abs(value) <= LARGEST}
+    return {"status": data["status"], "numbers": numbers}, None
+
+
+def _from_log(run: Run, logged: Sequence[Mapping[str, Any]]) -> Run:
+    """A run that has not ended: what its logs say is newer than what its result says."""
+    evaluated = [line for line in logged if "val_loss" in line]
+    timed = [line for line in read_log(run.path, layout.TIMINGS) if line.get("seconds", 0) > 0]
+    steps = [line["step"] for line in logged[-1:]]
+    steps += [int(layout.STEP_NAME.fullmatch(path.name)[1]) for path in layout.step_folders(run.path)[:1]]  # type: ignore[index]
+    best = min(evaluated, key=lambda line: line["val_loss"], default={})
+    speed = None
+    if timed:
+        tokens = next((line["tokens"] for line in logged if line["step"] == timed[-1]["step"] and "tokens" in line), 0)
+        speed = tokens / timed[-1]["seconds"] or None
+    return dataclasses.replace(
+        run,
+        step=max(steps, default=0),
+        val_loss=evaluated[-1]["val_loss"] if evaluated else None,
+        best_val_loss=best.get("val_loss"),
+        best_step=best.get("step"),
+        seconds=timed[-1]["seconds"] if timed else None,
+        tokens_per_sec=speed,
+    )
+
+
+def differing(runs: Sequence[Run]) -> list[str]:
+    """The dotted keys in which runs differ, in the order of the schema; where they lie is not one of them."""
+    runs = [run for run in runs if run.settings]
+    order = [leaf.name for leaf in leaves(TrainConfig)]
+    names = [*order, *(name for run in runs for name in run.settings if name not in order)]
+    found = [
+        name
+        for name in dict.fromkeys(names)
+        if name not in PLACES
+        and not name.startswith("sweep.")
+        and len({repr(run.settings.get(name, MISSING)) for run in runs}) > 1
+    ]
+    return [name for name in found if not ("data.file_name" in found and name in DETAILS)]
+
+
+def value_of(run: Run, name: str) -> Any:
+    """A column or a setting of a run, by a name that `resolve` gave; None where it has none."""
+    return str(run.path) if name == "path" else getattr(run, name) if name in COLUMNS else run.settings.get(name)
+
+
+def resolve(name: str, runs: Sequence[Run], key: str) -> str:
+    """The column or the setting that is meant: `n_layer` is `model.n_layer`.
+
+    Args:
+        key: what it was typed for, for messages.
+
+    Raises:
+        UserError: there is none.
+    """
+    settings = [leaf.name for leaf in leaves(TrainConfig)]
+    settings += sorted({setting for run in runs for setting in run.settings} - set(settings))
+    plain = ALIASES.get(name, name).replace(" ", "_")
+    if plain in (*COLUMNS, "path", *settings):
+        return plain
+    by_last = [setting for setting in settings if setting.rpartition(".")[2] == plain]
+    if len(by_last) == 1:
+        return by_last[0]
+    best = nearest(plain, [*COLUMNS, *settings])
+    raise UserError(
+        f"{key}: no column and no setting is called {name!r}{f'; did you mean {best!r}?' if best else ''} "
+        f"(columns: {', '.join(COLUMNS)}; settings as typed for train)"
+    )
+
+
+def sort_runs(runs: Sequence[Run], by: str = "best_val_loss") -> list[Run]:
+    """Runs by a column or a setting, `-` before it turns the order round; those that have none come last."""
+    name = resolve(by.removeprefix("-"), runs, f"sort={by}")
+
+    def rank(run: Run) -> tuple[bool, float, str]:
+        value = value_of(run, name)
+        return isinstance(value, str), 0.0 if isinstance(value, str) else float(value), str(value)
+
+    having = sorted((run for run in runs if value_of(run, name) is not None), key=rank, reverse=by.startswith("-"))
+    return having + [run for run in runs if value_of(run, name) is None]
+
+
+def configurations(runs: Sequence[Run]) -> list[Configuration]:
+    """Concluded runs, those together that differ by their seed alone, in the order of their mean best val loss."""
+    groups: dict[str, dict[Setting, Run]] = {}
+    ignored = PLACES | NO_EFFECT
+    for run in runs:
+        if run.status in CONCLUDED and run.best_val_loss is not None and run.settings:
+            same = sorted((name, repr(value)) for name, value in run.settings.items() if name not in ignored)
+            groups.setdefault(repr(same), {})[run.settings.get("seed")] = run  # the same seed again is no new evidence
+    made = []
+    for by_seed in groups.values():
+        members = tuple(sorted(by_seed.values(), key=_best))
+        losses = tuple(map(_best, members))
+        made.append(Configuration(members, losses, *mean_and_sd(losses)))
+    return sorted(made, key=lambda configuration: configuration.mean)
+
+
+def _best(run: Run) -> float:
+    assert run.best_val_loss is not None
+    return run.best_val_loss
+
+
+def verdict(found: Sequence[Configuration]) -> str | None:
+    """Whether the best configuration leads by more than seeds do; nothing where either of the two has one seed."""
+    if len(found) < 2 or found[0].sd is None or found[1].sd is None:
+        return None
+    first, second = found[0], found[1]
+    if any(name.startswith(UNIT) for name in differing([first.runs[0], second.runs[0]])):
+        return None  # losses of different texts or tokens: no lead
+    test = welch(first.losses, second.losses)
+    beyond = test.p < SIGNIFICANT
+    more = "" if beyond else "; more seeds would tell"
+    return (
+        f"The lead of the first configuration over the second, {second.mean - first.mean:.4f}, "
+        f"{'is' if beyond else 'is not'} beyond seed noise (Welch's t-test: t = {test.t:.2f}, "
+        f"{test.degrees:.1f} degrees of freedom, p = {test.p:.2g}, wanted below {SIGNIFICANT}){more}."
+    )
+
+
+def render(runs: Sequence[Run], format: str = "table", width: int | None = None) -> str:
+    """The table of runs, in the order given, and below it that of configurations where one has several seeds.
+
+    Args:
+        runs: the rows.
+        format: one of FORMATS: for a terminal, for a spreadsheet, for a program, for a page in Markdown.
+        width: columns of the terminal; by default those of this one.
+    """
+    if format == "csv":
+        return _csv(runs)
+    if format == "json":
+        return _json(runs)
+    grouped = configurations(runs)
+    where = _common_folder(runs)
+    parts = [f"In {printable(str(where))}/"] if where else []
+    parts.append(_columns(*_rows(runs, where), format, width))
+    if any(configuration.sd is not None for configuration in grouped):
+        parts.append(_columns(*_grouped_rows(grouped), format, width))
+    notes = [f"damaged: {printable(str(run.path))}: {printable(run.problem)}" for run in runs if run.problem]
+    said = verdict(grouped)
+    notes += [said] if said else []
+    units = [name for name in differing([run for run in runs if run.best_val_loss is not None]) if _is_unit(name)]
+    if units:
+        notes.append(f"Losses are comparable only between runs of equal {', '.join(units)}.")
+    return "\n\n".join([*parts, *notes])
+
+
+def _is_unit(name: str) -> bool:
+    return name.startswith(UNIT)
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Keys without the node they hang in, as far as they stay different."""
+    last = [name.rpartition(".")[2] for name in names]
+    return [short if last.count(short) == 1 else name for name, short in zip(names, last, strict=True)]
+
+
+def shown(value: Any) -> str:
+    """A value of a setting as it would be typed, nothing in it that a terminal obeys."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return f"{value:g}" if isinstance(value, float) else printable(str(value))
+
+
+def printable(text: str) -> str:
+    """A text on one line, with nothing in it that a terminal would obey: a hostile file may have chosen the words."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in " ".join(text.split()))[:300]
+
+
+def _rows(runs: Sequence[Run], where: Path | None) -> tuple[list[str], list[str], list[list[str]]]:
+    """What is told of every run, the settings that differ, and the cells of both."""
+    names = differing(runs)
+    rows = []
+    for run in runs:
+        last_step = run.settings.get("max_steps")
+        steps = MISSING if run.step is None else f"{run.step:,}"
+        if run.status not in CONCLUDED and run.step is not None and isinstance(last_step, int):
+            steps += f" of {last_step:,}"
+        rows.append(
+            [
+                printable(os.path.relpath(run.path, where) if where else str(run.path)),
+                run.status,
+                steps,
+                MISSING if run.best_val_loss is None else f"{run.best_val_loss:.4f}",
+                MISSING if run.seconds is None else _clock(run.seconds),
+                MISSING if run.tokens_per_sec is None else f"{run.tokens_per_sec:,.0f}",
+                *(shown(run.settings[name]) if name in run.settings else MISSING for name in names),
+            ]
+        )
+    return ["run", "status", "steps", "best val loss", "time", "tokens/s"], short_names(names), rows
+
+
+def _grouped_rows(found: Sequence[Configuration]) -> tuple[list[str], list[str], list[list[str]]]:
+    names = [name for name in differing([c.runs[0] for c in found]) if name not in NO_EFFECT]
+    rows = []
+    for number, configuration in enumerate(found, 1):
+        spread = "" if configuration.sd is None else f" ± {configuration.sd:.4f}"
+        cells = [shown(configuration.settings.get(name)) for name in names]
+        rows.append([str(number), str(len(configuration.runs)), f"{configuration.mean:.4f}{spread}", *cells])
+    return ["configuration", "seeds", "best val loss, mean ± sd"], short_names(names), rows
+
+
+def _common_folder(runs: Sequence[Run]) -> Path | None:
+    """The folder that all runs lie in, if there are several and one."""
+    if len(runs) < 2 or len({run.path.is_absolute() for run in runs}) > 1:
+        return None
+    common = os.path.commonpath([run.path.parent for run in runs])
+    return Path(common) if common not in ("", "/") else None
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds))) if seconds < 1e9 else f"{seconds:g} s"
+
+
+def _columns(
+    facts: Sequence[str], settings: Sequence[str], rows: Sequence[Sequence[str]], format: str, width: int | None
+) -> str:
+    """Cells under their headings; where a terminal is too narrow, the settings on lines of their own."""
+    if format == "md":
+        return _markdown([*facts, *settings], rows)
+    width = max(NARROWEST, width or shutil.get_terminal_size().columns)
+    lines = _aligned([facts[0], *settings, *facts[1:]], [[r[0], *r[len(facts) :], *r[1 : len(facts)]] for r in rows])
+    if max(map(len, lines)) <= width or not settings:
+        return "\n".join(lines)
+    lines = _aligned(facts, [row[: len(facts)] for row in rows])
+    folded = lines[:1]
+    for line, row in zip(lines[1:], rows, strict=True):
+        said = "  ".join(f"{name}={cell}" for name, cell in zip(settings, row[len(facts) :], strict=True))
+        folded += [line, *textwrap.wrap(said, width, initial_indent="    ", subsequent_indent="    ")]
+    return "\n".join(folded)
+
+
+def _aligned(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns: the first to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
+    return [
+        "  ".join(
+            f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in [heads, *rows]
+    ]
+
+
+def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def _csv(runs: Sequence[Run]) -> str:
+    names = differing(runs)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", *COLUMNS, *names])
+    for run in runs:
+        writer.writerow([value_of(run, name) for name in ("path", *COLUMNS, *names)])
+    return text.getvalue().rstrip("\n")
+
+
+def _json(runs: Sequence[Run]) -> str:
+    names = differing(runs)
+    grouped = configurations(runs)
+    grouped_names = [name for name in differing([c.runs[0] for c in grouped]) if name not in NO_EFFECT]
+    page = {
+        "runs": [
+            {name: value_of(run, name) for name in ("path", *COLUMNS)}
+            | {"problem": run.problem, "settings": {name: run.settings.get(name) for name in names}}
+            for run in runs
+        ],
+        "configurations": [
+            {
+                "settings": {name: configuration.settings.get(name) for name in grouped_names},
+                "seeds": [run.settings.get("seed") for run in configuration.runs],
+                "runs": [str(run.path) for run in configuration.runs],
+                "mean": configuration.mean,
+                "sd": configuration.sd,
+            }
+            for configuration in grouped
+        ],
+        "verdict": verdict(grouped),
+    }
+    return json.dumps(page, indent=2, ensure_ascii=True)
