@@ -8,25 +8,39 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import importlib
-import itertools
 import os
+import re
 import sys
 import tempfile
 import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import microgpt_cli
 from microgpt_cli import overrides
-from microgpt_cli.config import EvalConfig, Leaf, ParamsConfig, SampleConfig, TrainConfig, VerifyConfig, leaves
-from microgpt_cli.errors import Interrupted, UserError
+from microgpt_cli.config import (
+    EvalConfig,
+    Leaf,
+    ParamsConfig,
+    SampleConfig,
+    SweepConfig,
+    TrainConfig,
+    VerifyConfig,
+    leaves,
+)
+from microgpt_cli.errors import Interrupted, RunStopped, UserError
+
+if TYPE_CHECKING:
+    from microgpt_cli.sweeps.job import Driver
 
 HERE = Path(__file__).resolve().parent
 LONGEST_LINE = 2000  # characters of an error that are shown
-MOST_CHECKED = 64  # values of a sweep that are looked at before it begins
+# Our own sweeper, which says what there is to say: Hydra's lines are not for people, and a job's log is its own.
+SWEEP_DEFAULTS = {"hydra/sweeper": "grid", "hydra/hydra_logging": "none", "hydra/job_logging": "none"}
 # In a wheel conf/ lies inside the package, in a checkout beside it.
 CONF = next((path for path in (HERE / "conf", HERE.parent / "conf") if (path / "train.yaml").is_file()), HERE / "conf")
 
@@ -147,7 +161,11 @@ def _run_verb(verb: str, words: list[str]) -> None:
     groups = group_choices(verb)
     asks_help = any(word in ("--help", "-h") for word in words)
     sorted_words = overrides.sort_words(
-        [word for word in words if word not in ("--help", "-h")], schema_leaves, groups, spec.positional
+        [word for word in words if word not in ("--help", "-h")],
+        schema_leaves,
+        groups,
+        spec.positional,
+        _sweep_keys(spec),
     )
     _check_flags(sorted_words.flags, groups)
     try:
@@ -155,7 +173,9 @@ def _run_verb(verb: str, words: list[str]) -> None:
             from microgpt_cli import help as help_pages
 
             defaults = _compose(verb, sorted_words)
-            print(help_pages.verb(verb, spec, schema_leaves.values(), groups, CONF, _select(defaults)))
+            print(
+                help_pages.verb(verb, spec, schema_leaves.values(), groups, CONF, _select(defaults), _sweep_keys(spec))
+            )
         elif any(not flag.startswith("--config-") and flag != "--run" for flag in _names(sorted_words.flags)):
             _hydra_main(verb, sorted_words)
         else:
@@ -172,6 +192,11 @@ def load_config(verb: str, words: Sequence[str]) -> Any:
     """The config that a command line would run with, for programs: `load_config("train", ["model=mini"])`."""
     schema_leaves = {leaf.name: leaf for leaf in leaves(VERBS[verb].schema)}
     return _to_config(verb, _compose(verb, overrides.sort_words(words, schema_leaves, group_choices(verb), ())))
+
+
+def _sweep_keys(spec: Verb) -> dict[str, Leaf]:
+    """The keys of a sweep itself, for verbs whose jobs have folders."""
+    return {leaf.name: leaf for leaf in leaves(SweepConfig, "sweep.")} if spec.makes_run_folder else {}
 
 
 def _names(flags: Sequence[str]) -> list[str]:
@@ -306,29 +331,69 @@ def _hydra_files(composed: Any) -> dict[str, str]:
     }
 
 
+@dataclass(frozen=True)
+class Task:
+    """What Hydra calls for each job of a sweep: in this process, or in one that a launcher has started somewhere."""
+
+    verb: str
+    typed: tuple[str, ...]
+    driver: Driver
+
+    @property
+    def makes_run_folder(self) -> bool:
+        return VERBS[self.verb].makes_run_folder
+
+    def __call__(self, composed: Any) -> Any:
+        from hydra.core.hydra_config import HydraConfig
+
+        hydra, spec = HydraConfig.get(), VERBS[self.verb]
+        if not spec.makes_run_folder:
+            print(f"# {' '.join(hydra.overrides.task)}", file=sys.stderr, flush=True)
+            _call(spec, self.check(composed), typed=self.typed)
+            print(flush=True)  # a text that a job wrote need not end its line
+            return None
+        from microgpt_cli.sweeps import job
+
+        folder = Path(hydra.runtime.output_dir)
+        if folder.is_relative_to(Path.cwd()):
+            folder = folder.relative_to(Path.cwd())  # shorter to read and to type
+
+        def train(resume: Path | None) -> None:
+            config = self.check(composed)
+            settings = dataclasses.asdict(config)
+            if resume is not None:
+                config.resume = str(resume)
+            try:
+                _call(spec, config, typed=self.typed, sweep_dir=folder)
+            except Exception:
+                job.keep_config(folder, settings)
+                raise
+
+        end = job.run(folder, train, self.driver, bool(hydra.sweeper.get("fail_fast", False)))
+        if hydra.sweeper._target_.startswith("hydra_plugins.microgpt"):
+            return end  # whoever drives the sweep reads the folders
+        if end.status == "failed":
+            raise RunStopped(f"job {folder.name}: {end.error}; its traceback is in {folder / job.TRACEBACK}")
+        return end.best_val_loss  # what sweepers of others minimise
+
+    def check(self, composed: Any) -> Any:
+        """The config of a job. Raises `UserError` for what is wrong with it, or can't be in a job of a sweep."""
+        config = _to_config(self.verb, composed)
+        if self.makes_run_folder and config.out_dir is not None:
+            raise UserError(f"out_dir={config.out_dir}: each job of a sweep has its own folder; use hydra.sweep.dir=")
+        if self.makes_run_folder and config.resume is not None:
+            raise UserError(
+                f"resume={config.resume}: jobs of a sweep are new runs; to go on with a sweep: sweep.resume="
+            )
+        return config
+
+
 def _hydra_main(verb: str, words: overrides.Words) -> None:
     """Sweeps, `--cfg`, `--info` and the like: Hydra's own `main`, with the words in the order that it takes."""
     import hydra
 
-    spec, process = VERBS[verb], os.getpid()
-    begun: list[str] = []
-    failures: list[UserError] = []
+    from microgpt_cli.sweeps.job import Driver
 
-    def job(composed: Any) -> None:
-        from hydra.core.hydra_config import HydraConfig
-
-        folder = HydraConfig.get().runtime.output_dir
-        begun.append(folder)
-        try:
-            sweep_dir = Path(folder) if spec.makes_run_folder else None
-            _call(spec, _to_config(verb, composed), typed=words.typed, sweep_dir=sweep_dir)
-        except UserError as error:
-            if os.getpid() != process:  # a launcher's worker, whose exceptions Hydra brings home
-                raise
-            failures.append(error)  # raised below, for Hydra would print lines of its own
-
-    if "--multirun" in words.flags:
-        _check_sweep(verb, words)
     package = _flag(words.flags, "--package")
     if package is not None:
         from omegaconf import OmegaConf
@@ -339,39 +404,14 @@ def _hydra_main(verb: str, words: overrides.Words) -> None:
     _mend_argparse()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, whole
     with tempfile.TemporaryDirectory() as scratch:
-        # A verb that leaves nothing behind sweeps in a folder that goes away.
-        quiet = [] if spec.makes_run_folder else [f"hydra.sweep.dir={overrides.quote(scratch)}"]
+        defaults = SWEEP_DEFAULTS if "--multirun" in words.flags else {}
+        if not VERBS[verb].makes_run_folder:  # leaves nothing behind, so it sweeps in a folder that goes away
+            defaults = defaults | {"hydra.sweep.dir": overrides.quote(scratch)}
+        typed = {word.partition("=")[0] for word in words.overrides}
+        quiet = [f"{key}={value}" for key, value in defaults.items() if key not in typed]
         sys.argv = [sys.argv[0], *words.flags, *quiet, *words.overrides]
-        try:
-            hydra.main(config_path=str(CONF), config_name=verb, version_base=_version_base())(job)()
-        except OSError as error:
-            if begun or error.errno is None:  # some of Hydra's own are called OSError
-                raise
-            raise UserError(f"{error.filename}: {error.strerror or error}") from error
-        finally:
-            if failures:
-                raise failures[0]
-
-
-def _check_sweep(verb: str, words: overrides.Words) -> None:
-    """Compose with each value of a sweep once: a mistake in the last of them costs no job and leaves no folder."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    if any(word.startswith("hydra/sweeper=") for word in words.overrides):
-        return  # which of the values meet is then for another to say
-    columns = []
-    for override in OverridesParser.create().parse_overrides(list(words.overrides)):
-        if not override.is_sweep_override():
-            columns.append([str(override.input_line)])
-        elif override.is_discrete_sweep():
-            values = itertools.islice(override.sweep_string_iterator(), MOST_CHECKED)
-            columns.append([f"{override.get_key_element()}={value}" for value in values])
-    if not all(columns):
-        raise UserError("a sweep over no values; give at least one")
-    first = tuple(column[0] for column in columns)
-    jobs = [(*first[:i], value, *first[i + 1 :]) for i, column in enumerate(columns) for value in column[1:]]
-    for job in [first, *jobs[:MOST_CHECKED]]:
-        _to_config(verb, _compose(verb, overrides.Words(words.flags, job, words.typed)))
+        task = Task(verb, words.typed, Driver.this_process())
+        hydra.main(config_path=str(CONF), config_name=verb, version_base=_version_base())(task)()
 
 
 def _mend_argparse() -> None:
@@ -411,7 +451,7 @@ def _explained(error: Exception, verb: str, words: overrides.Words, schema: dict
     from omegaconf.errors import OmegaConfBaseException
 
     frames = traceback.extract_tb(error.__traceback__)
-    plugin = next((frame for frame in frames if "hydra_plugins" in frame.filename), None)
+    plugin = next((frame for frame in frames if re.search("hydra_plugins(?!.microgpt)", frame.filename)), None)
     if plugin and not isinstance(error, HydraException | OmegaConfBaseException):
         return UserError(f"a Hydra plugin is broken, uninstall it: {plugin.filename}: {_one_line(error)}")
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:

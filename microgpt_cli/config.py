@@ -240,6 +240,16 @@ class TrainConfig(Node):
 
 
 @dataclass
+class SweepConfig(Node):
+    """How `microgpt train -m` sweeps: no part of a run's config; Hydra has these keys in `hydra.sweeper`."""
+
+    NODE: ClassVar[str] = "sweep."
+
+    resume: str | None = key("go on with the sweep in this folder, or with the newest: latest")
+    fail_fast: bool = key("begin no further job after one has failed")
+
+
+@dataclass
 class SampleConfig(Node):
     """`microgpt sample`."""
 

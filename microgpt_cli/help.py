@@ -40,6 +40,7 @@ def verb(
     groups: Mapping[str, Iterable[str]],
     conf: Path,
     defaults: Mapping[str, Any],
+    sweep_leaves: Mapping[str, Leaf],
 ) -> str:
     """The page of a verb: its keys with type, default and meaning, its groups with their choices."""
     lines = [f"microgpt {name}: {spec.help}", "", f"  $ {spec.example}", ""]
@@ -62,6 +63,9 @@ def verb(
         head = f"  {key:{columns[0]}}  {type_name:{columns[1]}}  {default:{columns[2]}}  "
         says = [" " * indent + line for line in textwrap.wrap(meaning, max(width - indent, NARROWEST_MEANING))]
         lines += [head.rstrip(), *says] if indent == 8 else [head + says[0].strip(), *says[1:]]
+    if sweep_leaves:
+        lines += ["", "Keys of a sweep (-m)", ""]
+        lines += [f"  {leaf.name:20} {leaf.type_name:6} {leaf.meaning}" for leaf in sweep_leaves.values()]
     if spec.positional:
         lines += ["", f"A bare word is {spec.positional[0]}: microgpt {name} outputs/latest"]
     lines += ["", "Flags, anywhere: --cfg job, --info, --multirun or -m, --config-dir FOLDER, --hydra-help"]

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from microgpt_cli.config import Leaf
 from microgpt_cli.errors import UserError
@@ -33,7 +34,11 @@ class Words:
 
 
 def sort_words(
-    words: Iterable[str], leaves: Mapping[str, Leaf], groups: Mapping[str, Iterable[str]], positional: tuple[str, ...]
+    words: Iterable[str],
+    leaves: Mapping[str, Leaf],
+    groups: Mapping[str, Iterable[str]],
+    positional: tuple[str, ...],
+    sweep_leaves: Mapping[str, Leaf] = MappingProxyType({}),
 ) -> Words:
     """Tell flags from overrides and positionals, check every key, and write the overrides as Hydra wants them.
 
@@ -42,6 +47,7 @@ def sort_words(
         leaves: the keys of the verb, by dotted name.
         groups: the groups of the verb, each with its choices.
         positional: the keys that bare words fill, in order.
+        sweep_leaves: the keys of a sweep itself, which Hydra has in `hydra.sweeper`.
 
     Raises:
         UserError: an unknown flag or key, a key without a value, or a word too many.
@@ -64,7 +70,14 @@ def sort_words(
                 continue
             if match["prefix"] == "~":
                 raise UserError(f"{word}: keys and groups can be changed, not removed")
-        overrides.append(_override(key, value, leaves, groups, sweep))
+            if key in sweep_leaves:
+                if not sweep:
+                    raise UserError(f"{word}: needs a sweep; add -m")
+                overrides.append(
+                    "hydra.sweeper." + _override(key, value, sweep_leaves, {}, False).removeprefix("sweep.")
+                )
+                continue
+        overrides.append(_override(key, value, {**leaves, **sweep_leaves}, groups, sweep))
         typed.append(key)
     return Words(tuple(flags), tuple(overrides), tuple(typed))
 

@@ -178,6 +178,23 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["train", "-m", "seed=range(1"], "no viable alternative"),
     (["train", "-m", "seed=range(3,1)"], "a sweep over no values"),
     (["params", "-m", "vocab_size=1,0"], "must be at least 1"),
+    (["train", "-m", "data.path=nope.txt"], "data.path=nope.txt: no such file"),
+    (["train", "-m", "data.path=my.txt,empty.txt"], "empty, 0 bytes"),
+    (["train", "-m", "model.n_embd=64,66", "model.n_head=4,6"], "cannot be split over"),
+    (["train", "-m", "seed=range(1000000000)"], "a sweep of more than 10,000 jobs"),
+    (["train", "-m", "seed=range(101)", "max_steps=range(1,101)"], "a sweep of more than 10,000 jobs"),
+    (["train", "-m", "optim.learning_rate=interval(1e-4,1e-1)"], "a grid takes single values"),
+    (["train", "-m", "seed=1,2", "out_dir=x"], "each job of a sweep has its own folder"),
+    (["train", "-m", "seed=1,2", "resume=run"], "to go on with a sweep: sweep.resume="),
+    (["train", "-m", "seed=1,2", "hydra.sweep.subdir=x"], "the jobs' folders are numbered"),
+    (["train", "sweep.resume=latest"], "needs a sweep; add -m"),
+    (["train", "-m", "sweep.resume=latest"], "no sweep under outputs/sweeps/ yet"),
+    (["train", "-m", "sweep.resume=nope"], "sweep.resume=nope: no such folder"),
+    (["train", "-m", "sweep.resume=run"], "no sweep in this folder"),
+    (["train", "-m", "sweep.resume="], "sweep.resume=: needs a value"),
+    (["train", "-m", "sweep.fail_fast=maybe"], "not a valid bool"),
+    (["train", "-m", "sweep.resum=latest"], "did you mean 'sweep.resume'?"),
+    (["params", "-m", "sweep.resume=latest"], "unknown key 'sweep.resume'"),
     # values
     (["train", "data.path="], "data.path=: needs a value"),
     (["train", "out_dir="], "out_dir=: needs a value"),
@@ -318,13 +335,6 @@ def test_a_mistake_is_one_line_where_hydra_is_told_to_show_tracebacks(
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     ran = microgpt(*words)
     assert (ran.status, ran.out, ran.err.count("\n")) == (2, "", 1)
-
-
-def test_a_job_of_a_sweep_that_fails_is_one_line_and_the_others_run(microgpt: Run, things: Path) -> None:
-    words = [*TINY, "max_steps=1", "optim.schedule=constant", "optim.warmup_steps=0"]
-    ran = microgpt("train", "-m", "data.path=nope.txt,my.txt", *words)
-    assert (ran.status, ran.err) == (2, "microgpt train: data.path=nope.txt: no such file or folder\n")
-    assert len(list(things.glob("outputs/sweeps/*/*/result.json"))) == 1
 
 
 def test_a_line_has_an_end_and_nothing_that_a_terminal_obeys(microgpt: Run) -> None:

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -22,13 +23,18 @@ def bytes_bar(label: str) -> Iterator[Progress]:
         yield progress
 
 
-def say(text: str) -> None:
-    """A line on standard output, above the bars, at once. Where nobody reads any more, the work goes on in silence."""
+def say(text: str, stream: TextIO | None = None) -> None:
+    """A line on standard output, above the bars, at once. Where nobody reads any more, the work goes on in silence.
+
+    Args:
+        stream: standard output as it was, where it is another's meanwhile.
+    """
+    stream = stream or sys.stdout
     try:
-        with tqdm.external_write_mode(file=sys.stdout):
-            print(text, flush=True)
+        with tqdm.external_write_mode(file=stream):
+            print(text, file=stream, flush=True)
     except BrokenPipeError:  # as in `microgpt train | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def thousands(count: float) -> str:
