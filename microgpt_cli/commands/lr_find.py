@@ -30,7 +30,7 @@ PICTURE_ROWS, PICTURE_COLUMNS = 9, 64
 
 def run(config: TrainConfig, invocation: Invocation) -> None:
     """Make the range test and say which learning rate it suggests."""
-    path = _plot_path(config, invocation)
+    path = _plot_path(config)
     # 200 steps don't pay for a compiler
     compute = choose(config.device, config.dtype, threads=config.threads)
     with bytes_bar("reading the text") as progress:
@@ -57,10 +57,8 @@ def run(config: TrainConfig, invocation: Invocation) -> None:
     _report(config, tried, path)
 
 
-def _plot_path(config: TrainConfig, invocation: Invocation) -> Path:
+def _plot_path(config: TrainConfig) -> Path:
     """Where the plot goes: a run's folder stays free for the run."""
-    if invocation.sweep_dir is not None:
-        return invocation.sweep_dir / "lr_find.png"
     if config.out_dir is not None:
         folder = Path(os.path.expanduser(config.out_dir))
         return folder.with_name(f"{folder.name}-lr_find.png")

@@ -8,6 +8,7 @@ study is opened.
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -365,6 +366,10 @@ def _pruner(settings: Settings) -> optuna.pruners.BasePruner:
     return optuna.pruners.NopPruner()
 
 
-def first_rung(max_steps: int, eval_interval: int) -> int:
-    """From which step on a run may be pruned, if nobody said: its first evaluation."""
-    return min(max_steps, eval_interval)
+def first_rung(max_steps: int, eval_interval: int, warmup_steps: int) -> int:
+    """From which step on a run may be pruned, if nobody said: its first evaluation after the warm-up.
+
+    Before, the rates that are too high for the rest of the run are ahead.
+    """
+    rung = eval_interval * max(1, math.ceil(warmup_steps / eval_interval))
+    return rung if rung < max_steps else eval_interval
