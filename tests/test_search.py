@@ -17,7 +17,7 @@ from microgpt_cli.sweeps.study import JOURNAL, Axis, first_rung
 pytest.importorskip("optuna")
 
 RATES = "optim.learning_rate=tag(log,interval(1e-4,1e-1))"
-CREATED, STATE_SET = 4, 6  # lines of Optuna's journal
+STATE_SET, EVALUATED, RUNNING = 6, 7, 0  # in the lines of Optuna's journal
 SHORT = ["max_steps=24", "eval_interval=4", "eval_tokens=64", "optim.warmup_steps=0", "checkpoint_interval=0"]
 
 
@@ -109,11 +109,13 @@ def test_a_search_prunes_reports_draws_and_can_be_cut_off_gone_on_with_and_made_
     noted.jobs = noted.jobs[:2]
     noted.settings["sweep.n_trials"] = 3
     noted.write(cut)
-    lines = (cut / JOURNAL).read_bytes().splitlines(keepends=True)
-    drawn = [i for i, line in enumerate(lines) if json.loads(line)["op_code"] == CREATED]
-    ended = [i for i, line in enumerate(lines) if json.loads(line)["op_code"] == STATE_SET]
-    parameters = drawn[2] + 1 + len(["optim.learning_rate", "arch"])
-    (cut / JOURNAL).write_bytes(b"".join(line for i, line in enumerate(lines[:parameters]) if i not in ended[1:]))
+    lines = [json.loads(line) for line in (cut / JOURNAL).read_bytes().splitlines()]
+    evaluated = next(i for i, line in enumerate(lines) if line["op_code"] == EVALUATED and line["trial_id"] == 2)
+    ended = [
+        line for line in lines if line["op_code"] == STATE_SET and line["state"] != RUNNING and line["trial_id"] > 0
+    ]
+    kept = [json.dumps(line) + "\n" for line in lines[:evaluated] if line not in ended]
+    (cut / JOURNAL).write_text("".join(kept))
     (cut / "1" / "result.json").unlink()
     for number in range(2, 6):
         shutil.rmtree(cut / str(number))

@@ -155,6 +155,22 @@ def test_a_torn_journal_is_mended(tmp_path: Path) -> None:
     assert [json.loads(line) for line in journal.read_bytes().splitlines()]
 
 
+def test_tpe_is_not_misled_by_a_bad_trial_that_went_to_the_end_because_it_was_the_first(tmp_path: Path) -> None:
+    study = Study(tmp_path, [RATE], settings(n_trials=40))
+    drawn = []
+    for number in range(40):
+        _, overrides = study.ask()
+        miss = abs(math.log10(float(overrides[0].partition("=")[2]) / 5e-3))
+        drawn.append(miss)
+        judge, is_bad = Judge(tmp_path / str(number)), miss > 1
+        judge.prunes(INTERVAL, 3 + miss)
+        if is_bad:
+            judge.prunes(STEPS, 2.9 + miss)
+        study.tell(number, "finished" if is_bad else "pruned", 3 + miss)
+    early, late = sorted(drawn[:10]), sorted(drawn[20:])
+    assert late[len(late) // 2] < early[len(early) // 2]
+
+
 def test_the_keys_that_matter_are_told_from_those_that_do_not(tmp_path: Path) -> None:
     nothing = Axis("threads", ("1", "2", "3", "4"))
     study = Study(tmp_path, [nothing, RATE], settings(sampler="random", n_trials=24))

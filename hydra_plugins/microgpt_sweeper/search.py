@@ -4,6 +4,7 @@ What is searched over is typed in Hydra's grammar: `tag(log,interval(1e-4,1e-1))
 `range(2,9,2)`, `choice(micro,mini)` or `micro,mini`. Without `from __future__ import annotations`: see grid.py.
 """
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -161,6 +162,11 @@ class SearchSweeper(JobSweeper):
 
     def _run(self, study: "Study", numbers: list[int]) -> None:
         """Launch trials, and tell the study of those that ended."""
+        from microgpt_cli.errors import UserError
+
+        for number in numbers:
+            with contextlib.suppress(UserError):  # values that don't go together: the job says so, and the others go on
+                self.compose(self.record.jobs[number].overrides)
         for number, look in zip(numbers, self.launch(numbers), strict=True):
             study.tell(number, look.status, look.best_val_loss)
 

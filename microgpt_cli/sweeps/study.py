@@ -202,12 +202,31 @@ class Study:
 
     def ask(self) -> tuple[int, list[str]]:
         """Draw the next trial: its number, and its overrides."""
-        number = self.begun
-        seed = random.Random(f"{self.settings.seed}/{number}").getrandbits(32)
-        self._study.sampler = _sampler(self.settings.sampler, seed)
-        trial = self._study.ask({axis.key: axis.distribution() for axis in self.axes})
+        number, space = self.begun, {axis.key: axis.distribution() for axis in self.axes}
+        if number == len(self._study.get_trials(deepcopy=False)):  # no values wait, of a grid or drawn before a kill
+            self._study.enqueue_trial(self._draw(number, space))
+        trial = self._study.ask(space)
         assert trial.number == number
         return number, self.overrides(number)
+
+    def _draw(self, number: int, space: dict[str, Any]) -> dict[str, Any]:
+        """The values of a trial: by lot, or by TPE from how far behind the trials before it were.
+
+        Optuna itself takes any run that came to its end for better than any that was pruned. But asha lets the first
+        few go far whatever they are, so a trial counts by its distance to the lowest loss that any had by its last
+        step.
+        """
+        import optuna
+
+        seed = random.Random(f"{self.settings.seed}/{number}").getrandbits(32)
+        study = optuna.create_study(sampler=_sampler(self.settings.sampler, seed))
+        done = [trial for trial in self.trials() if trial.losses and trial.state != "running"]
+        for trial in done:
+            step = max(trial.losses)
+            ahead = min(loss for other in done for at, loss in other.losses.items() if at <= step)
+            behind = trial.losses[step] - ahead
+            study.add_trial(optuna.trial.create_trial(params=trial.values, distributions=space, value=behind))
+        return dict(study.ask(space).params)
 
     def overrides(self, number: int) -> list[str]:
         """What a trial that was drawn sets."""
@@ -347,9 +366,8 @@ def _sampler(kind: str, seed: int) -> optuna.samplers.BaseSampler:
     import optuna
 
     if kind == "tpe":
-        # constant_liar: trials that run at the same moment shall not all be drawn at the same place
-        return optuna.samplers.TPESampler(n_startup_trials=FIRST_AT_RANDOM, constant_liar=True, seed=seed)
-    return optuna.samplers.RandomSampler(seed=seed)  # of a grid, every trial has its values already
+        return optuna.samplers.TPESampler(n_startup_trials=FIRST_AT_RANDOM, seed=seed)
+    return optuna.samplers.RandomSampler(seed=seed)
 
 
 def _pruner(settings: Settings) -> optuna.pruners.BasePruner:
