@@ -21,7 +21,7 @@ from microgpt_cli.data.tokens import draw_starts
 from microgpt_cli.model.accounting import flops_per_token
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.training.device import choose
-from microgpt_cli.training.optimizers import AdamW
+from microgpt_cli.training.optimizers import make_optimizer
 from microgpt_cli.training.update import Update
 
 ROUNDS, ROUND_SECONDS, WARMUP_STEPS = 5, 1.5, 5
@@ -53,13 +53,13 @@ def main(words: list[str]) -> None:
 
 
 def compare(config: TrainConfig, size: str, vocab_size: int, plain_compile: str) -> dict[str, object]:
-    compute = choose(config.device, config.dtype, config.compile, config.threads)
+    compute = choose(config.device, config.dtype, config.compile, config.threads, 0.0, config.model.n_embd)
     cuda = compute.device.type == "cuda"
     ids = torch.randint(vocab_size, (1_000_000,)).to(torch.uint8 if vocab_size <= 256 else torch.int32)
     T, B = config.model.block_size, config.batch_size
     torch.manual_seed(0)
     model = GPT(config.model, vocab_size).to(compute.device)
-    update = Update(model, AdamW(model.named_parameters(), config.optim), ids, config, compute)
+    update = Update(model, make_optimizer(model.named_parameters(), config.optim), ids, config, compute)
     pending: list[torch.Tensor] = []
 
     def ours(number: int) -> None:

@@ -18,17 +18,25 @@ import tempfile
 import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import microgpt_cli
 from microgpt_cli import overrides
 from microgpt_cli.config import (
+    CompareConfig,
+    DiagramConfig,
     EvalConfig,
+    InspectConfig,
     Leaf,
     ParamsConfig,
+    ReplayConfig,
+    ReportConfig,
+    RunsConfig,
     SampleConfig,
     SearchConfig,
+    ShapesConfig,
     SweepConfig,
     TrainConfig,
     VerifyConfig,
@@ -67,6 +75,12 @@ VERBS = {
         TrainConfig,
         makes_run_folder=True,
     ),
+    "doctor": Verb(
+        "look before a run: machine, text, memory and time; writes nothing",
+        "microgpt doctor model=small data.path=my.txt",
+        "microgpt_cli.commands.doctor:run",
+        TrainConfig,
+    ),
     "sample": Verb(
         "write text with a trained model",
         "microgpt sample ckpt=outputs/latest prompt='The '",
@@ -88,12 +102,61 @@ VERBS = {
         ParamsConfig,
         positional=("ckpt",),
     ),
+    "inspect": Verb(
+        "look inside a model as it reads: attention, what each layer expects, losses",
+        "microgpt inspect ckpt=outputs/latest prompt='The function '",
+        "microgpt_cli.commands.inspect:run",
+        InspectConfig,
+        positional=("ckpt",),
+    ),
+    "report": Verb(
+        "one HTML page of a run or a sweep: curves, verdict, samples, settings",
+        "microgpt report outputs/latest",
+        "microgpt_cli.commands.report:run",
+        ReportConfig,
+        positional=("run",),
+    ),
+    "shapes": Verb(
+        "follow one forward pass: every operation, its shapes, parameters and FLOPs",
+        "microgpt shapes model=micro batch=4",
+        "microgpt_cli.commands.shapes:run",
+        ShapesConfig,
+        positional=("ckpt",),
+    ),
+    "diagram": Verb(
+        "draw the architecture of a model, as it runs",
+        "microgpt diagram arch=modern out=modern.png",
+        "microgpt_cli.commands.diagram:run",
+        DiagramConfig,
+        positional=("ckpt",),
+    ),
+    "replay": Verb(
+        "play what a model wrote as it learnt, from gibberish to text",
+        "microgpt replay outputs/latest speed=2",
+        "microgpt_cli.commands.replay:run",
+        ReplayConfig,
+        positional=("run",),
+    ),
     "verify": Verb(
         "check every byte of a run's checkpoints, and that training repeats to the bit",
         "microgpt verify ckpt=outputs/latest replay=100",
         "microgpt_cli.commands.verify:run",
         VerifyConfig,
         positional=("ckpt",),
+    ),
+    "runs": Verb(
+        "list the runs, the best first, with the settings in which they differ",
+        "microgpt runs outputs filter='status=finished'",
+        "microgpt_cli.commands.runs:run",
+        RunsConfig,
+        positional=("paths",),
+    ),
+    "compare": Verb(
+        "two runs or more side by side: settings, curves, losses, samples",
+        "microgpt compare outputs/train/A outputs/train/B",
+        "microgpt_cli.commands.compare:run",
+        CompareConfig,
+        positional=("paths",),
     ),
 }
 
@@ -183,7 +246,8 @@ def _run_verb(verb: str, words: list[str]) -> None:
         else:
             composed = _compose(verb, sorted_words)
             config = _to_config(verb, composed)
-            _call(spec, config, typed=sorted_words.typed, hydra_files=_hydra_files(composed))
+            files = _hydra_files(composed)
+            _call(spec, config, typed=sorted_words.typed, hydra_files=files, defaults=_defaults)
     except UserError:
         raise
     except Exception as error:
@@ -199,6 +263,11 @@ def load_config(verb: str, words: Sequence[str]) -> Any:
 def _sweep_keys(spec: Verb) -> dict[str, Leaf]:
     """The keys of a sweep itself, for verbs whose jobs have folders."""
     return {leaf.name: leaf for leaf in leaves(SearchConfig, "sweep.")} if spec.makes_run_folder else {}
+
+
+def _defaults(verb: str) -> dict[str, Any]:
+    """Dotted key → value of a verb's config where nothing is typed, for those that compare with it."""
+    return _select(_compose(verb, overrides.Words((), (), ())))
 
 
 def _names(flags: Sequence[str]) -> list[str]:
@@ -241,6 +310,9 @@ def group_choices(verb: str) -> dict[str, list[str]]:
     import yaml
 
     defaults = yaml.safe_load((CONF / f"{verb}.yaml").read_text(encoding="utf-8"))["defaults"]
+    bases = [entry for entry in defaults if isinstance(entry, str) and not entry.startswith("_")]  # doctor: train
+    if bases:
+        return group_choices(bases[0])
     names = [name for entry in defaults if isinstance(entry, dict) for name in entry]
     return {name: sorted(path.stem for path in (CONF / name).glob("[!_]*.yaml")) for name in names}
 
@@ -252,10 +324,11 @@ def _version_base() -> str | None:
     return "1.3" if hydra.__version__.startswith("1.3") else None
 
 
-def _register(verb: str) -> None:
+def _register() -> None:
     from hydra.core.config_store import ConfigStore
 
-    ConfigStore.instance().store(name=f"_{verb}", node=VERBS[verb].schema)
+    for name, verb in VERBS.items():
+        ConfigStore.instance().store(name=f"_{name}", node=verb.schema)
 
 
 def _flag(flags: Sequence[str], name: str) -> str | None:
@@ -269,7 +342,7 @@ def _compose(verb: str, words: overrides.Words) -> Any:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
 
-    _register(verb)
+    _register()
     conf = Path(_flag(words.flags, "--config-path") or CONF).absolute()
     extra = _flag(words.flags, "--config-dir")
     search = [f"hydra.searchpath=[{overrides.quote('file://' + os.path.abspath(extra))}]"] if extra else []
@@ -366,7 +439,8 @@ class Task:
             if resume is not None:
                 config.resume = str(resume)
             try:
-                _call(spec, config, typed=self.typed, sweep_dir=folder)
+                worker = None if self.driver.is_here() else partial(job.worker_number, folder.parent)
+                _call(spec, config, typed=self.typed, sweep_dir=folder, worker=worker)
             except Exception:
                 job.keep_config(folder, settings)
                 raise
@@ -404,7 +478,7 @@ def _hydra_main(verb: str, words: overrides.Words) -> None:
 
         if OmegaConf.select(_compose(verb, words), package) is None:
             raise UserError(f"--package {package}: no such node in the config")
-    _register(verb)
+    _register()
     _mend_argparse()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, whole
     with tempfile.TemporaryDirectory() as scratch:

@@ -62,6 +62,8 @@ def _problem(value: Any, limits: Any) -> str:
     """What is wrong with a value, or nothing. NaN fails every bound."""
     if value is None or not limits:
         return ""
+    if isinstance(value, list):
+        return next(filter(None, (_problem(item, limits) for item in value)), "")
     if limits["choices"] and value not in limits["choices"]:
         quoted = " (in YAML, in quotes)" if str(value).lower() in limits["choices"] else ""
         return f"choose one of {', '.join(limits['choices'])}{quoted}"
@@ -105,6 +107,7 @@ class ModelConfig(Node):
     block_size: int = key("context: tokens that the model sees at once", at_least=1, at_most=1 << 24)
     dropout: float = key("share of activations dropped in training", at_least=0, below=1)
     position: str = key("how a token's place is told", choices=("learned", "rotary"))
+    token_shift: bool = key("each token also carries a learnt share of the one before it", absent=False)
     norm: str = key("normalisation before each sublayer", choices=("layernorm", "rmsnorm"))
     activation: str = key("nonlinearity of the MLP", choices=("relu", "gelu", "relu2"))
     qk_norm: bool = key("normalise queries and keys")
@@ -171,14 +174,20 @@ class OptimConfig(Node):
 
     NODE: ClassVar[str] = "optim."
 
+    kind: str = key(
+        "adamw, or muon: Muon for the blocks' matrices, AdamW for the rest", choices=("adamw", "muon"), absent="adamw"
+    )
     learning_rate: float = key("peak learning rate", above=0)
+    adamw_learning_rate: float | None = key("muon: peak learning rate of AdamW's part", above=0, absent=None)
     warmup_steps: int = key("steps of linear rise to the peak", at_least=0)
     schedule: str = key("course after the warm-up", choices=("constant", "linear", "cosine"))
+    decay_fraction: float = key("share of the run over which it falls, at its end", above=0, at_most=1, absent=1.0)
     min_learning_rate: float | None = key("learning rate at max_steps (null: a tenth of the peak)", at_least=0)
     weight_decay: float = key("decoupled decay of matrices and tables (biases and gains are spared)", at_least=0)
     beta1: float = key("decay of the gradient's running mean", at_least=0, below=1)
     beta2: float = key("decay of the squared gradient's running mean", at_least=0, below=1)
     eps: float = key("added to the denominator", above=0)
+    momentum: float | None = key("muon: decay of the matrices' running mean", at_least=0, below=1, absent=None)
     grad_clip: float = key("largest gradient norm (0: no clipping)", at_least=0)
 
     def check(self) -> None:
@@ -186,6 +195,11 @@ class OptimConfig(Node):
             raise UserError(
                 f"optim.min_learning_rate={self.min_learning_rate:g}: above optim.learning_rate={self.learning_rate:g}"
             )
+        for name in ("adamw_learning_rate", "momentum"):
+            value = getattr(self, name)
+            if (value is None) == (self.kind == "muon"):
+                remedy = "muon needs a number" if value is None else "only optim=muon has it"
+                raise UserError(f"optim.{name}={'null' if value is None else value}: {remedy}")
 
     @property
     def last_learning_rate(self) -> float:
@@ -277,6 +291,7 @@ class SampleConfig(Node):
     num_samples: int = key("how many continuations", at_least=1, at_most=1 << 20)
     seed: int = key("same seed, same text", at_least=0)
     stream: bool = key("write each character as it comes")
+    cache: bool = key("keep keys and values; false: work out the whole context for each token, as the article does")
     out: str | None = key("write to this file and not to the screen")
     device: str = key(f"where to compute: {DEVICE}")
     dtype: str = key("precision of the arithmetic", choices=DTYPES)
@@ -286,6 +301,35 @@ class SampleConfig(Node):
         check_device(self.device)
         if self.prompt and self.prompt_file is not None:
             raise UserError(f"prompt_file={self.prompt_file}: give prompt or prompt_file, not both")
+
+
+@dataclass
+class ReportConfig(Node):
+    """`microgpt report`."""
+
+    run: str = key("a run's folder, a sweep's or any that holds runs, or latest")
+    out: str | None = key("the HTML page to write, in place of an older one (null: report.html in that folder)")
+
+
+@dataclass
+class InspectConfig(Node):
+    """`microgpt inspect`."""
+
+    ckpt: str = key("a run's folder, one of its ckpt/step-… folders, or latest")
+    prompt: str = key("text to look at as the model reads it", may_be_empty=True)
+    prompt_file: str | None = key("a file to read the text from")
+    max_tokens: int = key("look at so many tokens of its end at most; the page grows with the square", at_least=1)
+    out: str | None = key("the HTML page to write, in place of an older one (null: none)")
+    device: str = key(f"where to compute: {DEVICE}")
+    dtype: str = key("precision of the arithmetic", choices=DTYPES)
+    threads: int | None = key("CPU threads (null: torch's choice)", at_least=1, at_most=MOST_THREADS)
+
+    def check(self) -> None:
+        check_device(self.device)
+        if self.prompt and self.prompt_file is not None:
+            raise UserError(f"prompt_file={self.prompt_file}: give prompt or prompt_file, not both")
+        if not self.prompt and self.prompt_file is None:
+            raise UserError("prompt is required, for example: microgpt inspect prompt='The function '")
 
 
 @dataclass
@@ -301,6 +345,42 @@ class ParamsConfig(Node):
 
 
 @dataclass
+class ShapesConfig(Node):
+    """`microgpt shapes`."""
+
+    model: ModelConfig
+    vocab_size: int = key("tokens in the vocabulary (65: the article's)", at_least=1, at_most=1 << 24)
+    ckpt: str | None = key("trace the model of this run instead")
+    batch: int = key("sequences, B", at_least=1, at_most=1 << 20)
+    time: int | None = key("tokens in each, T (null: block_size)", at_least=1)
+    depth: int | None = key(
+        "how far to open the modules, every block by itself (null: all, equal ones once)", at_least=0
+    )
+    backward: bool = key("go back from the loss too, and show the gradients")
+    device: str = key("meta: shapes without numbers; auto: the CPU if that is quick", choices=("auto", "cpu", "meta"))
+    format: str = key("how to print", choices=("table", "json"))
+
+
+@dataclass
+class DiagramConfig(Node):
+    """`microgpt diagram`."""
+
+    model: ModelConfig
+    vocab_size: int = key("tokens in the vocabulary (65: the article's)", at_least=1, at_most=1 << 24)
+    ckpt: str | None = key("draw the model of this run instead")
+    batch: int = key("sequences, B", at_least=1, at_most=1 << 20)
+    time: int | None = key("tokens in each, T (null: block_size)", at_least=1)
+    out: str | None = key("the picture to write, .svg or .png (null: only the drawing on the terminal)")
+    theme: str = key(
+        "colours; auto: an SVG follows its reader's system, a PNG is light", choices=("auto", "light", "dark")
+    )
+
+    def check(self) -> None:
+        if self.out is not None and not self.out.lower().endswith((".svg", ".png")):
+            raise UserError(f"out={self.out}: a picture's name ends in .svg or .png")
+
+
+@dataclass
 class EvalConfig(Node):
     """`microgpt eval`."""
 
@@ -310,12 +390,23 @@ class EvalConfig(Node):
         "auto: held-out split of the run's text, the whole of another", choices=("auto", "train", "val", "all")
     )
     batch_size: int = key("windows evaluated at once", at_least=1, at_most=1 << 20)
+    per_token: bool = key("also show where the loss lies: by token, by position, on a page, and what is copied")
+    shown_tokens: int = key("per_token: show so many tokens of the text's beginning", at_least=0, at_most=200_000)
+    out: str | None = key("per_token: the HTML page to write, in place of an older one (null: none)")
     device: str = key(f"where to compute: {DEVICE}")
     dtype: str = key("precision of the arithmetic", choices=DTYPES)
     threads: int | None = key("CPU threads (null: torch's choice)", at_least=1, at_most=MOST_THREADS)
 
     def check(self) -> None:
         check_device(self.device)
+
+
+@dataclass
+class ReplayConfig(Node):
+    """`microgpt replay`."""
+
+    run: str = key("a run's folder, or latest")
+    speed: float = key("2: twice as fast; + and - change it while it plays", above=0, at_most=1000)
 
 
 @dataclass
@@ -326,12 +417,47 @@ class VerifyConfig(Node):
     replay: int = key("steps to train again from a checkpoint, to compare the bits (0: none)", at_least=0)
 
 
+@dataclass
+class RunsConfig(Node):
+    """`microgpt runs`."""
+
+    paths: list[str] = key("folders to look for runs in; bare words")
+    sort: str = key("column or setting to sort by; - before it turns the order round")
+    filter: str | None = key("which runs, as in model.n_layer>4 and status=finished")
+    format: str = key("how to print", choices=("table", "csv", "json", "md"))
+    plot: bool = key("draw val_loss against the step, and the best one against each setting that differs")
+    out: str | None = key("folder for the plots (null: the one that the runs lie in)")
+
+    def check(self) -> None:
+        if not self.paths:
+            raise UserError("paths=[]: give a folder to look for runs in, such as outputs")
+
+
+@dataclass
+class CompareConfig(Node):
+    """`microgpt compare`."""
+
+    paths: list[str] = key("the runs to compare, two or more: their folders, as bare words")
+    sample: bool = key("let each of them go on from the prompt")
+    prompt: str = key("text to go on from", may_be_empty=True)
+    max_new_tokens: int = key("tokens that each writes", at_least=0)
+    temperature: float = key("0: always the likeliest token; 1: as learnt; above: bolder", at_least=0)
+    seed: int = key("of the samples; the same for each run", at_least=0)
+    device: str = key(f"where to compute: {DEVICE}")
+    out: str | None = key("folder for the plot (null: the one that the runs lie in)")
+
+    def check(self) -> None:
+        check_device(self.device)
+        if len(self.paths) < 2:
+            raise UserError("give two runs or more: microgpt compare RUN RUN; microgpt runs lists them")
+
+
 @dataclass(frozen=True)
 class Leaf:
     """One key of a schema, for help, completion and suggestions."""
 
     name: str  # dotted, as typed: "optim.learning_rate"
-    type_name: str  # "int", "float", "bool", "str"
+    type_name: str  # "int", "float", "bool", "str", "list" (of texts)
     optional: bool  # takes null
     meaning: str
     choices: tuple[str, ...]
@@ -398,7 +524,13 @@ def from_json(schema: type[ConfigT], data: Any, where: str, prefix: str = "") ->
             value = from_json(typing.cast(type[Any], kind), value, where, f"{prefix}{name}.")
         elif kind is float and type(value) is int and abs(value) <= LARGEST_INT:
             value = float(value)
-        elif not (type(value) is kind or (value is None and optional)):
+        elif not (_is_a(value, kind) or (value is None and optional)):
             raise UserError(f"{where}: {prefix}{name}={value!r} must be of type {kind.__name__}")
         values[name] = value
     return schema(**values)
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if typing.get_origin(kind) is list:
+        return type(value) is list and all(type(item) is str for item in value)
+    return type(value) is kind

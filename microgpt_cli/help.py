@@ -67,7 +67,9 @@ def verb(
         lines += ["", "Keys of a sweep (-m)", ""]
         lines += [f"  {leaf.name:20} {leaf.type_name:6} {leaf.meaning}" for leaf in sweep_leaves.values()]
     if spec.positional:
-        lines += ["", f"A bare word is {spec.positional[0]}: microgpt {name} outputs/latest"]
+        several = spec.positional[0] == "paths"
+        example = "Bare words are paths" if several else f"A bare word is {spec.positional[0]}"
+        lines += ["", f"{example}: {spec.example if several else f'microgpt {name} outputs/latest'}"]
     lines += ["", "Flags, anywhere: --cfg job, --info, --multirun or -m, --config-dir FOLDER, --hydra-help"]
     return "\n".join(lines)
 
@@ -90,4 +92,6 @@ def _shown(value: Any) -> str:
         return "(required)"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, list):
+        return f"[{','.join(value)}]"
     return repr(value) if value == "" else str(value)

@@ -54,13 +54,16 @@ def sort_words(
     """
     flags, rest = _split_flags(list(words))
     sweep = "--multirun" in flags
-    overrides, typed, free = [], [], list(positional)
+    overrides, typed, free, several = [], [], list(positional), []
     for word in rest:
         match = OVERRIDE.fullmatch(word)
         is_positional = match is None or match["value"] is None or _is_path(match["key"], word, leaves, groups)
         if is_positional and not (match and match["prefix"] == "~"):
             if not free:
                 raise UserError(f"{word!r} is not of the form key=value{_suggest(word, [*leaves, *groups])}")
+            if leaves[free[0]].type_name == "list":
+                several.append(word)
+                continue
             key, value = free.pop(0), word
         else:
             assert match is not None
@@ -79,6 +82,9 @@ def sort_words(
                 continue
         overrides.append(_override(key, value, {**leaves, **sweep_leaves}, groups, sweep))
         typed.append(key)
+    if several:
+        overrides.append(f"{free[0]}=[{','.join(map(quote, several))}]")
+        typed.append(free[0])
     return Words(tuple(flags), tuple(overrides), tuple(typed))
 
 
@@ -133,11 +139,24 @@ def _override(
         return f"{key}={quote(value)}"
     if value == "":
         raise UserError(f"{key}= needs a value")
+    if leaf is not None and leaf.type_name == "list":
+        return f"{key}={_lists(value, sweep)}"
     if leaf is None and value[0] == "[":
         raise UserError(f"{key}={value}: give one choice; several need a sweep: -m {key}={value.strip('[]')}")
     if not sweep and "," in value and value[0] not in "[{('\"":
         raise UserError(f"{key}={value}: several values need a sweep; add -m")
     return f"{key}={value}"
+
+
+def _lists(value: str, sweep: bool) -> str:
+    """`a` and `[a,b]` as lists of texts, `null` as one of none; in a sweep, `a,[a,b]` is two lists."""
+    lists = re.findall(r"\[[^\]]*\]?|[^,\[]+", value) if sweep else [value]
+    made = []
+    for text in lists:
+        inner = "" if text == "null" else text[1:-1] if text[0] == "[" and text[-1] == "]" else text
+        items = [item.strip().strip("'\"") for item in inner.split(",")] if inner.strip() else []
+        made.append(f"[{','.join(map(quote, items))}]")
+    return ",".join(made)
 
 
 def quote(text: str) -> str:

@@ -3,10 +3,11 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import browser as browsers
 import pytest
 import torch
 import yaml
@@ -16,7 +17,7 @@ from microgpt_cli.config import ModelConfig, OptimConfig, TrainConfig, from_json
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.runs import storage
 from microgpt_cli.training import checkpoint
-from microgpt_cli.training.optimizers import AdamW
+from microgpt_cli.training.optimizers import AdamW, Muon, make_optimizer
 from microgpt_cli.training.trainer import State
 
 torch.set_num_threads(1)
@@ -122,6 +123,17 @@ def shakespeare() -> Path:
     return Path(path)
 
 
+@pytest.fixture(scope="session")
+def browser() -> Iterator[browsers.Browser]:
+    """A real browser without a window, see browser.py; started once for all tests that ask."""
+    executable = browsers.find()
+    if executable is None:
+        pytest.skip("no browser on the PATH to open the page in; install chromium (apt-get install chromium)")
+    running = browsers.Browser(executable)
+    yield running
+    running.close()
+
+
 def meta_at(step: int) -> dict[str, object]:
     """What the trainer notes in a checkpoint."""
     texts = dict.fromkeys(("microgpt", "torch", "python", "device", "dtype"), "x")
@@ -130,10 +142,10 @@ def meta_at(step: int) -> dict[str, object]:
 
 
 @functools.cache
-def _model_of(trained_config: bytes, vocab_size: int) -> tuple[GPT, AdamW]:
+def _model_of(trained_config: bytes, vocab_size: int) -> tuple[GPT, AdamW | Muon]:
     config = from_json(TrainConfig, storage.parse_json(trained_config, "config.json"), "config.json")
     model = GPT(config.model, vocab_size)
-    return model, AdamW(model.named_parameters(), config.optim)
+    return model, make_optimizer(model.named_parameters(), config.optim)
 
 
 def save_filled(run: Path, step: int, best: int | None) -> None:
@@ -156,8 +168,10 @@ def preset(size: str, arch: str, **changes: object) -> ModelConfig:
 
 
 def optim(**changes: float | int | str | None) -> OptimConfig:
-    """The AdamW of the defaults, with changes."""
-    values = yaml.safe_load((cli.CONF / "optim" / "adamw.yaml").read_text(encoding="utf-8"))
-    plain = ("schedule", "warmup_steps", "min_learning_rate")
-    numbers = {name: value if name in plain else float(value) for name, value in values.items()}
+    """An optimizer of `conf/optim/`, by default AdamW, with changes."""
+    values = yaml.safe_load((cli.CONF / "optim" / f"{changes.get('kind', 'adamw')}.yaml").read_text(encoding="utf-8"))
+    numbers = {
+        name: float(value) if isinstance(value, str) and name not in ("schedule", "kind") else value
+        for name, value in values.items()
+    }
     return OptimConfig(**(numbers | changes))  # type: ignore[arg-type]

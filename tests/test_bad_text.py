@@ -14,7 +14,7 @@ from conftest import TINY, Ran, Run
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from microgpt_cli.commands import sample
+from microgpt_cli.commands import prompts
 from microgpt_cli.config import TokenizerConfig
 from microgpt_cli.data import tokens
 from microgpt_cli.data.corpus import Corpus
@@ -139,7 +139,7 @@ def test_a_prompt_of_megabytes_costs_no_more_than_reading_it(
     runs: dict[str, Path], microgpt: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unpacked: list[int] = []
-    monkeypatch.setattr(sample, "unpack", lambda ids, size: unpacked.append(len(ids)) or unpack(ids, size))
+    monkeypatch.setattr(prompts, "unpack", lambda ids, size: unpacked.append(len(ids)) or unpack(ids, size))
     (tmp_path / "p").write_text("The fox " * (1 << 20))
     ran = microgpt("sample", str(runs["char"]), "prompt_file=p", "max_new_tokens=1", "out=made")
     assert "the prompt has 8,388,608 tokens" in ran.err

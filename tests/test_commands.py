@@ -17,7 +17,8 @@ PARAMETERS = V * C + T * C + (12 * C * C + 10 * C) + 2 * C + (V * C + V)  # tabl
 def test_a_run_folder_holds_all_that_is_promised(trained: Path) -> None:
     names = {path.name for path in trained.iterdir()}
     assert names == {
-        *("config.json", "tokenizer.json", "metrics.jsonl", "timings.jsonl", "samples.txt", "loss.png", "result.json"),
+        *("config.json", "tokenizer.json", "about.json", "metrics.jsonl", "timings.jsonl", "samples.txt", "loss.png"),
+        "result.json",
         *("ckpt", ".hydra", ".lock"),
     }
     assert {p.name for p in (trained / ".hydra").iterdir()} == {"config.yaml", "hydra.yaml", "overrides.yaml"}

@@ -7,7 +7,7 @@ import pytest
 from conftest import ARCHES, SIZES, Run, preset
 
 from microgpt_cli import cli
-from microgpt_cli.config import TokenizerConfig, TrainConfig, check_device, from_json, leaves
+from microgpt_cli.config import CompareConfig, TokenizerConfig, TrainConfig, check_device, from_json, leaves
 from microgpt_cli.errors import UserError
 
 
@@ -73,6 +73,24 @@ def test_from_json_names_what_is_wrong() -> None:
     ):
         with pytest.raises(UserError, match=says):
             from_json(TokenizerConfig, bad, "f", "tokenizer.")
+
+
+def test_a_list_of_texts_is_checked_item_by_item() -> None:
+    good = {
+        "sample": True,
+        "prompt": "",
+        "max_new_tokens": 1,
+        "temperature": 1.0,
+        "seed": 1,
+        "device": "cpu",
+        "out": None,
+    }
+    assert from_json(CompareConfig, good | {"paths": ["a", "b"]}, "f").paths == ["a", "b"]
+    for bad in ("a", [1, 2], [["a"]], None):
+        with pytest.raises(UserError, match=r"paths=.* must be of type list"):
+            from_json(CompareConfig, good | {"paths": bad}, "f")
+    with pytest.raises(UserError, match="needs a value"):
+        from_json(CompareConfig, good | {"paths": ["a", ""]}, "f")
 
 
 def test_a_stored_config_comes_back(trained) -> None:

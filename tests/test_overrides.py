@@ -14,6 +14,7 @@ LEAVES = {
     "prompt": Leaf("prompt", "str", False, "", ()),
     "ckpt": Leaf("ckpt", "str", True, "", ()),
     "model.n_layer": Leaf("model.n_layer", "int", False, "", ()),
+    "paths": Leaf("paths", "list", False, "", ()),
 }
 GROUPS = {"model": ["micro", "mini"]}
 PARSER = OverridesParser.create()
@@ -62,6 +63,47 @@ def test_null_empties_a_key_that_may_be_empty_and_is_text_elsewhere() -> None:
 def test_in_a_sweep_text_with_commas_is_several_values() -> None:
     assert sort("-m", "ckpt=a,b").overrides == ("ckpt=a,b",)
     assert sort("ckpt=a,b").overrides == ("ckpt='a,b'",)
+
+
+def test_bare_words_fill_a_list() -> None:
+    words = sort("a b", "model=micro", "it's", positional=("paths",))
+    assert words.overrides == ("model=micro", r"paths=['a b','it\'s']")
+    assert words.typed == ("model", "paths")
+
+
+@pytest.mark.parametrize(
+    ("typed", "lists"),
+    [
+        ("a", [["a"]]),
+        ("[a,b]", [["a", "b"]]),
+        ("[a, 'b']", [["a", "b"]]),
+        ("[]", [[]]),
+        ("null", [[]]),
+        ("a,b", [["a", "b"]]),
+        ("a=1,${b}", [["a=1", "${b}"]]),
+    ],
+)
+def test_a_list_needs_no_brackets_around_one(typed: str, lists: list[list[str]]) -> None:
+    assert arrived(sort(f"paths={typed}")) == lists
+
+
+def arrived(words) -> list[list[str]]:
+    """The lists that Hydra's parser and OmegaConf make of the one override."""
+    override = PARSER.parse_override(words.overrides[0])
+    texts = [f"paths={value}" for value in override.sweep_string_iterator()] if override.is_sweep_override() else []
+    found = []
+    for text in texts or words.overrides:
+        config = OmegaConf.create({"paths": []})
+        OmegaConf.update(config, "paths", PARSER.parse_override(text).value())
+        found.append(list(config.paths))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("typed", "lists"), [("a,b", [["a"], ["b"]]), ("a,[a,b]", [["a"], ["a", "b"]]), ("[],[b]", [[], ["b"]])]
+)
+def test_in_a_sweep_a_comma_stands_between_lists(typed: str, lists: list[list[str]]) -> None:
+    assert arrived(sort("-m", f"paths={typed}")) == lists
 
 
 def test_hydras_own_keys_pass_untouched() -> None:

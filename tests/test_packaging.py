@@ -29,5 +29,10 @@ def test_the_wheel_runs_away_from_the_checkout(tmp_path: Path) -> None:
         "import sys; sys.path.insert(0, 'site'); from microgpt_cli import cli;"
         "assert 'site' in str(cli.CONF), cli.CONF; sys.exit(cli.main(sys.argv[1:]))"
     )
-    for words in (["train", "max_steps=2", "device=cpu"], ["sample", "max_new_tokens=5"], ["params", "model=gpt2"]):
+    assert (tmp_path / "site/hydra_plugins/microgpt_sweeper/grid.py").is_file()
+    for words in (
+        ["train", "-m", "max_steps=1,2", "device=cpu"],
+        ["sample", "max_new_tokens=5"],
+        ["params", "model=gpt2"],
+    ):
         subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, check=True)

@@ -12,8 +12,13 @@ from microgpt_cli.model.gpt import GPT
 LOGITS = torch.tensor([[1.0, 3.0, 2.0, -1.0]])
 
 
+def pick(sampler: Sampler, number: float) -> int:
+    [token] = sampler.pick(LOGITS, torch.tensor([[number]], dtype=torch.float64)).tolist()
+    return int(token)
+
+
 def test_temperature_0_is_the_likeliest_token() -> None:
-    assert Sampler(temperature=0).choose(LOGITS, [0.99]) == [1]
+    assert pick(Sampler(temperature=0), 0.99) == 1
     assert Sampler(temperature=0).probabilities(LOGITS).tolist() == [[0, 1, 0, 0]]
 
 
@@ -40,14 +45,14 @@ def test_draws_follow_the_probabilities() -> None:
     sampler = Sampler()
     counts = torch.zeros(4)
     for _ in range(4000):
-        counts[sampler.choose(LOGITS, draws.next())[0]] += 1
+        counts[pick(sampler, draws.next()[0])] += 1
     torch.testing.assert_close(counts / 4000, LOGITS.softmax(-1)[0], atol=0.03, rtol=0)
 
 
 def test_a_draw_at_either_end_is_a_token_that_may_be_drawn() -> None:
     for draw in (0.0, 1 - 2**-53):
-        [token] = Sampler(top_k=2).choose(LOGITS, [draw])
-        assert token in (1, 2)
+        assert pick(Sampler(top_k=2), draw) in (1, 2)
+        assert pick(Sampler(top_p=0.7), draw) in (1, 2)
 
 
 def test_the_draws_of_a_sample_do_not_depend_on_how_many_there_are() -> None:
@@ -65,8 +70,8 @@ def model() -> GPT:
     return GPT(preset("micro", "article"), 30).eval()
 
 
-def test_it_goes_on_past_the_context_by_cropping_as_the_article_does(model: GPT) -> None:
-    made = [tokens[0] for tokens in generate(model, [1, 2, 3], 50, Sampler(0), Draws(0, 1))]
+def test_without_the_cache_the_context_is_cropped_as_in_the_article(model: GPT) -> None:
+    made = [tokens[0] for tokens in generate(model, [1, 2, 3], 50, Sampler(0), Draws(0, 1), cache=False)]
     assert len(made) == 50
     idx = torch.tensor([[1, 2, 3]])
     for token in made:

@@ -33,6 +33,15 @@ def test_it_falls_to_a_tenth_of_the_peak_where_no_least_is_given() -> None:
     assert rates("cosine", low=None)[-1] == pytest.approx(PEAK / 10)
 
 
+def test_the_fall_begins_as_late_as_asked() -> None:
+    config = optim(learning_rate=PEAK, min_learning_rate=0.0, schedule="linear", warmup_steps=0, decay_fraction=0.4)
+    found = [lr_at(step, MAX_STEPS, config) for step in range(MAX_STEPS)]
+    assert set(found[:61]) == {PEAK}
+    assert found[61] < PEAK
+    assert found[80] == pytest.approx(PEAK / 2, rel=0.05)
+    assert found[-1] == 0.0
+
+
 def test_constant_stays() -> None:
     assert set(rates("constant", warmup_steps=0)) == {PEAK}
 

@@ -1,6 +1,7 @@
 """Sweeps: the grid, what is shown, jobs that fail, going on after an interruption. Kills: killing_sweeps.py."""
 
 import errno
+import gc
 import json
 import os
 import signal
@@ -10,8 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import TINY, Run, Tried
 
+from microgpt_cli.commands import texts
 from microgpt_cli.commands import train as train_command
 from microgpt_cli.config import LARGEST_INT
 from microgpt_cli.errors import UserError
@@ -266,6 +269,34 @@ def test_a_killed_sweep_goes_on_to_the_same_bits(words: list[str], tried: Tried)
     counted = json.loads(done.stdout)
     tried("kills of a six-job sweep", sum(counted["kills"].values()), counted["wrong"])
     assert counted["wrong"] == 0
+
+
+def test_memory_does_not_grow_with_the_number_of_jobs(microgpt: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, alive = Trainer.run, []
+
+    def run(trainer: Trainer) -> object:
+        gc.collect()
+        found = [thing for thing in gc.get_objects() if issubclass(type(thing), Trainer | torch.Tensor)]
+        alive.append((sum(type(thing) is Trainer for thing in found), len(found)))
+        return original(trainer)
+
+    monkeypatch.setattr(Trainer, "run", run)
+    assert microgpt("train", "-m", *SHORT, "max_steps=1", "seed=range(6)").status == 0
+    assert len(alive) == 6
+    assert len({trainers for trainers, _ in alive}) == 1, "none of an earlier job is kept"
+    assert alive[5][1] < alive[1][1] + 20, "a job has about 60 tensors"
+
+
+def test_jobs_in_one_process_share_the_encoded_text(microgpt: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, encoded = texts.encode, []
+    monkeypatch.setattr(texts, "encode", lambda *words: encoded.append(words) or original(*words))
+    Path("other.txt").write_text("Another text, of other characters. " * 300)
+    words = [*SHORT, "max_steps=1", "seed=1,2", "data.path=my.txt,other.txt"]
+    assert microgpt("train", "-m", *words).status == 0
+    assert len(encoded) == 2
+    Path("my.txt").write_text("A text that was changed. " * 300)
+    assert microgpt("train", "-m", *words).status == 0
+    assert len(encoded) == 3
 
 
 def test_jobs_of_a_verb_that_leaves_nothing_write_only_what_they_say(microgpt: Run, trained: Path) -> None:

@@ -1,11 +1,12 @@
 """Splits, batches and windows of token ids, in memory and mapped."""
 
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from microgpt_cli.config import TokenizerConfig
@@ -19,12 +20,12 @@ from microgpt_cli.errors import UserError
 CHAR = TokenizerConfig("char", "error")
 
 
-def batch(ids: torch.Tensor, batch_size: int, block_size: int, seed: int, step: int, rank: int = 0):
+def batch(ids: torch.Tensor, batch_size: int, block_size: int, seed: int, step: int):
     """The windows of a step, as training draws them."""
-    return take(ids, draw_starts(len(ids), batch_size, block_size, seed, step, rank), block_size)
+    return take(ids, draw_starts(len(ids), batch_size, block_size, seed, step), block_size)
 
 
-def test_a_batch_is_a_function_of_seed_step_and_rank() -> None:
+def test_a_batch_is_a_function_of_seed_and_step() -> None:
     ids = torch.arange(1000)
     idx, targets = batch(ids, 4, 8, seed=1, step=7)
     assert torch.equal(targets[:, :-1], idx[:, 1:])
@@ -32,8 +33,21 @@ def test_a_batch_is_a_function_of_seed_step_and_rank() -> None:
     batch(ids, 3, 5, seed=9, step=9)  # draws between change nothing
     torch.rand(3)
     assert torch.equal(batch(ids, 4, 8, seed=1, step=7)[0], idx)
-    others = [batch(ids, 4, 8, seed=s, step=t, rank=r)[0] for s, t, r in ((2, 7, 0), (1, 8, 0), (1, 7, 1))]
+    others = [batch(ids, 4, 8, seed=s, step=t)[0] for s, t in ((2, 7), (1, 8))]
     assert not any(torch.equal(other, idx) for other in others)
+
+
+@given(st.integers(2, 300), st.integers(1, 9), st.integers(1, 7), st.integers(0, 3))
+@settings(deadline=None)
+def test_an_epoch_takes_each_of_its_windows_once(count: int, block_size: int, batch_size: int, seed: int) -> None:
+    assume(count > block_size)
+    in_epoch = max(1, (count - 1) // block_size - 1)
+    steps = -(-3 * in_epoch // batch_size)
+    starts = [s for step in range(steps) for s in draw_starts(count, batch_size, block_size, seed, step)[:, 0].tolist()]
+    assert all(0 <= start < count - block_size for start in starts)
+    for epoch in range(3):
+        windows_of_it = sorted(starts[epoch * in_epoch : (epoch + 1) * in_epoch])
+        assert [b - a for a, b in pairwise(windows_of_it)] == [block_size] * (in_epoch - 1)
 
 
 def test_every_window_of_the_split_can_be_drawn() -> None:

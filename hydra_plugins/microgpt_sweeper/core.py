@@ -28,7 +28,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobStatus
+from hydra.core.utils import JobReturn, JobStatus, run_job
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -56,6 +56,7 @@ class JobSweeper(Sweeper):
         self._options = options
         self._launcher: Launcher | None = None
         self._plans: dict[tuple[str, ...], Plan] = {}
+        self._composed: dict[tuple[str, ...], DictConfig] = {}  # of jobs that are to run in this process
         self._stopped_by: int | None = None  # a signal
         self._problem: Exception | None = None  # of the launcher
 
@@ -151,7 +152,6 @@ class JobSweeper(Sweeper):
 
     def launch(self, numbers: Sequence[int]) -> list[Look]:
         """Run jobs, those that are done left out; what became of each."""
-        from microgpt_cli.overrides import quote
         from microgpt_cli.sweeps import job
         from microgpt_cli.sweeps.progress import Watched
 
@@ -164,10 +164,8 @@ class JobSweeper(Sweeper):
                 for n in numbers
             ]
         )
-        where = f"hydra.sweep.dir={quote(str(self.sweep_folder))}"
-        overrides = [[*self.record.jobs[n].overrides, where, f"hydra.sweep.subdir={quote(str(n))}"] for n in todo]
         if todo and self._stopped_by is None and self._problem is None:
-            self._launch(overrides, todo)
+            self._launch(todo)
         return [job.look(self._folder(number)) for number in numbers]
 
     @property
@@ -187,11 +185,17 @@ class JobSweeper(Sweeper):
         swept = self.record.space
         return " ".join(word for word in self.record.jobs[number].overrides if word.partition("=")[0] in swept)
 
-    def _launch(self, overrides: list[list[str]], numbers: list[int]) -> None:
+    def _launch(self, numbers: list[int]) -> None:
+        from microgpt_cli.overrides import quote
         from microgpt_cli.sweeps import job
 
+        where = f"hydra.sweep.dir={quote(str(self.sweep_folder))}"
+        overrides = [[*self.record.jobs[n].overrides, where, f"hydra.sweep.subdir={quote(str(n))}"] for n in numbers]
         try:
-            returned = self._ready_launcher().launch(overrides, initial_job_idx=numbers[0])
+            if self._runs_here():
+                returned: Sequence[JobReturn] = [self._run_here(number) for number in numbers]
+            else:
+                returned = self._ready_launcher().launch(overrides, initial_job_idx=numbers[0])
         except Exception as error:  # a worker that was killed, a queue that takes no jobs: the folders say the rest
             self._problem = error if self._stopped_by is None else None
             return
@@ -200,6 +204,27 @@ class JobSweeper(Sweeper):
                 self._show.tell(number, job.note_failure(self._folder(number), done._return_value))
             elif done.return_value.status == "failed":  # which a full disk may not have let it write down
                 self._show.tell(number, done.return_value)
+
+    def _runs_here(self) -> bool:
+        """Whether the launcher is Hydra's basic one: the jobs one after the other in this process."""
+        return str(self.config.hydra.launcher._target_).endswith(".BasicLauncher")
+
+    def _run_here(self, number: int) -> JobReturn:
+        """What Hydra's basic launcher does, but composing anew, which takes longer than anything else around a job."""
+        words = self.record.jobs[number].overrides
+        composed = self._composed.pop(tuple(words), None)
+        if composed is None:
+            composed = self.hydra_context.config_loader.load_sweep_config(self.config, words)
+        with read_write(composed), open_dict(composed):
+            composed.hydra.sweep.dir, composed.hydra.sweep.subdir = str(self.sweep_folder), str(number)
+            composed.hydra.job.id = composed.hydra.job.num = number
+        return run_job(
+            hydra_context=self.hydra_context,
+            task_function=self.task,
+            config=composed,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+        )
 
     def _ready_launcher(self) -> Launcher:
         if self._launcher is None:
@@ -216,6 +241,8 @@ class JobSweeper(Sweeper):
         config = self.task.check(composed)
         if self.task.makes_run_folder:
             self._plans[tuple(overrides)] = progress.plan(config)
+            if self._runs_here():
+                self._composed[tuple(overrides)] = composed
         return config
 
     def texts(self, configs: Iterable[Any]) -> dict[str, str]:

@@ -4,11 +4,13 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TextIO
 
 from tqdm import tqdm
 
 from microgpt_cli.data.corpus import Progress
+from microgpt_cli.errors import UserError
 
 
 @contextmanager
@@ -35,6 +37,15 @@ def say(text: str, stream: TextIO | None = None) -> None:
             print(text, file=stream, flush=True)
     except BrokenPipeError:  # as in `microgpt train | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def file_to_write(out: str) -> Path:
+    """Where `out=` says. Raises `UserError` if that is a folder, or in none."""
+    target = Path(os.path.expanduser(out))
+    if os.path.isdir(target) or not os.path.isdir(target.absolute().parent):
+        what = "a folder" if os.path.isdir(target) else "no such folder"
+        raise UserError(f"out={out}: {what}; give a file in a folder that exists")
+    return target
 
 
 def thousands(count: float) -> str:

@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,15 +13,19 @@ from tqdm import tqdm
 
 from microgpt_cli.commands import Invocation
 from microgpt_cli.commands.console import bytes_bar, duration
+from microgpt_cli.commands.pages import page_path
+from microgpt_cli.commands.surprise import WORST, Read, tell
 from microgpt_cli.config import DataConfig, EvalConfig
 from microgpt_cli.data.baselines import baselines
 from microgpt_cli.data.corpus import open_corpus
 from microgpt_cli.data.tokenizers import CharTokenizer, Tokenizer
 from microgpt_cli.data.tokens import encode, split
 from microgpt_cli.errors import UserError
+from microgpt_cli.inspection.surprise import Surprise, token_losses
+from microgpt_cli.model.gpt import GPT
 from microgpt_cli.runs import folder as layout
 from microgpt_cli.training import checkpoint
-from microgpt_cli.training.device import choose
+from microgpt_cli.training.device import Compute, choose
 from microgpt_cli.training.trainer import evaluate
 
 COUNT_TOKENS = 1 << 20  # looked at in one piece
@@ -29,6 +34,7 @@ COUNT_TOKENS = 1 << 20  # looked at in one piece
 def run(config: EvalConfig, invocation: Invocation) -> None:
     """Print nats, perplexity, bits a character and bits a byte, with the baselines beside them."""
     path = layout.find_checkpoint(config.ckpt)
+    page = page_path(config.out) if config.per_token else None
     compute = choose(config.device, config.dtype, threads=config.threads)
     loaded = checkpoint.load(path)
     tokenizer, block_size = loaded.tokenizer, loaded.config.model.block_size
@@ -43,12 +49,14 @@ def run(config: EvalConfig, invocation: Invocation) -> None:
     trained_on = text_sha256 == loaded.meta["text_sha256"]
     which = config.split if config.split != "auto" else "val" if trained_on else "all"
     part = _part(ids, which, loaded.config.data.val_fraction, block_size)
-    counted = split(ids, loaded.config.data.val_fraction, block_size).train if trained_on else part
+    splits = split(ids, loaded.config.data.val_fraction, block_size) if trained_on else None
+    counted = splits.train if splits else part
     model = checkpoint.build_model(loaded, compute.device).eval()
+    surprise = Surprise(tokenizer.vocab_size, block_size, config.shown_tokens, WORST) if config.per_token else None
     nats, tokens, began = 0.0, 0, time.perf_counter()
     with tqdm(total=len(part) - 1, unit="token", unit_scale=True, disable=None, leave=False, delay=0.5) as bar:
-        for nats_here, count in evaluate(model, part, compute, config.batch_size):
-            nats, tokens = nats + nats_here.item(), tokens + count
+        for nats_here, count in _losses(model, part, compute, config.batch_size, surprise):
+            nats, tokens = nats + nats_here, tokens + count
             bar.update(count)
     seconds = time.perf_counter() - began
     loss = nats / tokens
@@ -66,6 +74,31 @@ def run(config: EvalConfig, invocation: Invocation) -> None:
     print(f"counting tokens     {compare.unigram:.4f} nats a token, counted on {source}")
     print(f"counting pairs      {compare.bigram:.4f}")
     print(f"guessing            {compare.uniform:.4f}")
+    if surprise is not None:
+        run_folder = path.parent.parent if path.parent.name == layout.CHECKPOINTS else path
+        read = Read(part, tokenizer, what, splits, which == "val", run_folder, compare)
+        summary = [
+            ("loss", f"{loss:.4f} nats"),
+            ("perplexity", f"{math.exp(min(loss, 700)):.3f}"),
+            ("bits a character", f"{nats / math.log(2) / characters:.4f}"),
+            ("bits a byte", f"{nats / math.log(2) / size:.4f}"),
+            ("tokens", f"{tokens:,}"),
+            ("step", f"{loaded.step:,}"),
+        ]
+        tell(surprise, read, f"{corpus.name}, {what}, read by {path}", summary, page)
+
+
+def _losses(
+    model: GPT, part: Tensor, compute: Compute, batch_size: int, surprise: Surprise | None
+) -> Iterator[tuple[float, int]]:
+    """The nats of some windows and how many tokens they predict; `surprise` takes in each token of them."""
+    if surprise is None:
+        for nats, count in evaluate(model, part, compute, batch_size):
+            yield nats.item(), count
+        return
+    for piece in token_losses(model, part, compute, batch_size):
+        surprise.add(piece)
+        yield piece.losses.double().sum().item(), piece.losses.numel()
 
 
 def _data(given: DataConfig, loaded: checkpoint.Checkpoint) -> tuple[DataConfig, bool]:

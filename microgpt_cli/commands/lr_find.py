@@ -86,12 +86,14 @@ def _report(config: TrainConfig, tried: Sequence[Tried], path: Path) -> None:
 
 
 def override(config: TrainConfig, suggested: float) -> str:
-    """What to type so that the peak is the suggested rate, and the end of the schedule as far below it as before."""
-    optim = config.optim
-    text = f"optim.learning_rate={suggested:g}"
-    if optim.schedule == "constant" or optim.min_learning_rate is None:
-        return text
-    return f"{text} optim.min_learning_rate={suggested * optim.min_learning_rate / optim.learning_rate:.2g}"
+    """What to type so that the peak is the suggested rate, and the other rates keep their ratio to it."""
+    optim, times = config.optim, suggested / config.optim.learning_rate
+    words = [f"optim.learning_rate={suggested:g}"]
+    if optim.adamw_learning_rate is not None:
+        words.append(f"optim.adamw_learning_rate={times * optim.adamw_learning_rate:.2g}")
+    if optim.schedule != "constant" and optim.min_learning_rate:
+        words.append(f"optim.min_learning_rate={times * optim.min_learning_rate:.2g}")
+    return " ".join(words)
 
 
 def _picture(tried: Sequence[Tried], suggested: float | None, columns: int) -> str:

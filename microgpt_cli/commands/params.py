@@ -4,36 +4,23 @@ import dataclasses
 import json
 
 from microgpt_cli.commands import Invocation
+from microgpt_cli.commands.described import described
 from microgpt_cli.config import ParamsConfig
-from microgpt_cli.errors import UserError
 from microgpt_cli.model.accounting import (
     Row,
     embedding_parameters,
     flops_per_token,
     memory,
-    meta_model,
     parameter_rows,
     total_parameters,
 )
 from microgpt_cli.model.gpt import GPT
-from microgpt_cli.runs import folder as layout
-from microgpt_cli.training import checkpoint
 
 
 def run(config: ParamsConfig, invocation: Invocation) -> None:
     """Count the model that the groups describe, or the one of a run."""
-    model = _model(config, invocation)
+    model = described(config, invocation).model(real=False)
     print({"table": _table, "plain": _plain, "json": _json}[config.format](model, config))
-
-
-def _model(config: ParamsConfig, invocation: Invocation) -> GPT:
-    if config.ckpt is None:
-        return meta_model(config.model, config.vocab_size)
-    shapes = [key for key in invocation.typed if key.partition(".")[0] in ("model", "arch", "vocab_size")]
-    if shapes:
-        raise UserError(f"ckpt={config.ckpt}: the run tells its own model, so {shapes[0]} can't be given with it")
-    loaded = checkpoint.load(layout.find_checkpoint(config.ckpt), weights=False)
-    return meta_model(loaded.config.model, loaded.tokenizer.vocab_size)
 
 
 def _table(model: GPT, config: ParamsConfig) -> str:

@@ -1,19 +1,21 @@
 """`microgpt sample`: a trained model goes on from a prompt. Only the text goes to standard output."""
 
-import os
+import contextlib
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Protocol
 
+import torch
 from tqdm import tqdm
 
 from microgpt_cli.commands import Invocation
+from microgpt_cli.commands.console import file_to_write
+from microgpt_cli.commands.prompts import encode_prompt, read_prompt
 from microgpt_cli.config import SampleConfig
-from microgpt_cli.data.tokenizers import Tokenizer, unpack
+from microgpt_cli.data.tokenizers import Tokenizer
 from microgpt_cli.errors import UserError
-from microgpt_cli.generation.generate import cut_at, generate, text_of
+from microgpt_cli.generation.generate import Stops, cut_at, generate, text_of
+from microgpt_cli.generation.precision import choose_dtype
 from microgpt_cli.generation.sampling import Draws, Sampler
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.runs import folder as layout
@@ -31,11 +33,11 @@ class Sink(Protocol):
 def run(config: SampleConfig, invocation: Invocation) -> None:
     """Write the prompt and its continuation to standard output or to a file."""
     path = layout.find_checkpoint(config.ckpt)
-    compute = choose(config.device, config.dtype, threads=config.threads)
+    compute = choose(config.device, "auto" if config.cache else config.dtype, threads=config.threads)
     loaded = checkpoint.load(path)
-    prompt = _prompt(config)
+    prompt = read_prompt(config.prompt, config.prompt_file)
     context = loaded.config.model.block_size
-    ids, count = _encode(prompt, loaded.tokenizer, context)
+    ids, count = encode_prompt(prompt, loaded.tokenizer, context)
     model = checkpoint.build_model(loaded, compute.device).eval()
     if "ckpt" not in invocation.typed or config.ckpt == "latest":
         print(f"from {path}, step {loaded.step:,}", file=sys.stderr)
@@ -47,27 +49,7 @@ def run(config: SampleConfig, invocation: Invocation) -> None:
         print(f"written to {config.out}", file=sys.stderr)
 
 
-def _prompt(config: SampleConfig) -> str:
-    if config.prompt_file is None:
-        return config.prompt
-    data = storage.read_bytes(Path(os.path.expanduser(config.prompt_file)))
-    # What is not UTF-8 stays, as in words from the command line, and is refused by tokenizers that need characters.
-    return data.decode("utf-8", "surrogateescape")
-
-
-def _encode(prompt: str, tokenizer: Tokenizer, context: int) -> tuple[list[int], int]:
-    """The last `context` token ids, and how many there are in all; a prompt of nothing begins a new line."""
-    if prompt == "":
-        return [tokenizer.start_id], 1
-    try:
-        encoded = tokenizer.encode(prompt)
-    except UserError as error:
-        raise UserError(f"prompt: {error}") from None
-    size = tokenizer.itemsize
-    return unpack(encoded[-context * size :], size), len(encoded) // size
-
-
-@contextmanager
+@contextlib.contextmanager
 def _output(out: str | None) -> Iterator[Sink]:
     """Standard output, or a file that is there only when it is whole."""
     if out is None:
@@ -77,10 +59,7 @@ def _output(out: str | None) -> Iterator[Sink]:
         if sys.stdout.isatty():
             sys.stdout.write("\n")
         return
-    target = Path(os.path.expanduser(out))
-    if os.path.isdir(target) or not os.path.isdir(target.absolute().parent):
-        what = "a folder" if os.path.isdir(target) else "no such folder"
-        raise UserError(f"out={out}: {what}; give a file in a folder that exists")
+    target = file_to_write(out)
     parts: list[str] = []
 
     class Parts:
@@ -101,12 +80,22 @@ def _write(
     sampler = Sampler(config.temperature, config.top_k, config.top_p)
     draws = Draws(config.seed, config.num_samples)
     live = config.stream and config.out is None and config.num_samples == 1
-    with compute.autocast():
-        columns = generate(model, ids, config.max_new_tokens, sampler, draws, config.num_samples)
+    stops = Stops(config.num_samples, tokenizer.text_stream, None if live else config.stop)
+    dtype, why = choose_dtype(config.dtype, model, config.num_samples)
+    if config.dtype == "auto" and dtype == torch.float16 and compute.device.type == "cpu":
+        print(f"dtype float16: {why}", file=sys.stderr)
+    with contextlib.nullcontext() if config.cache else compute.autocast():
+        columns = generate(
+            model, ids, config.max_new_tokens, sampler, draws, config.num_samples,
+            cache=config.cache, dtype=dtype, stopped=stops.reached,
+        )  # fmt: skip
         if live:
             _stream(prompt, cut_at(text_of(columns, 0, tokenizer.text_stream()), config.stop), sink)
             return
-        made = list(tqdm(columns, total=config.max_new_tokens, unit="token", disable=None, leave=False, delay=0.5))
+        made = []
+        for tokens in tqdm(columns, total=config.max_new_tokens, unit="token", disable=None, leave=False, delay=0.5):
+            made.append(tokens)
+            stops.see(tokens)
     for row in range(config.num_samples):
         text = "".join(cut_at(text_of(iter(made), row, tokenizer.text_stream()), config.stop))
         if row:

@@ -3,10 +3,10 @@
 import dataclasses
 import itertools
 import platform
-import re
 import shlex
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,33 +17,43 @@ import torch
 from tqdm import tqdm
 
 from microgpt_cli import __version__, randomness
-from microgpt_cli.commands import Invocation, lr_find
-from microgpt_cli.commands.console import bytes_bar, duration, say, thousands
+from microgpt_cli.commands import Invocation, lr_find, texts
+from microgpt_cli.commands.console import duration, say, thousands
 from microgpt_cli.commands.old_runs import config_from_run, resumed_config
 from microgpt_cli.config import TrainConfig
 from microgpt_cli.data.baselines import Baselines, baselines
-from microgpt_cli.data.corpus import open_corpus
 from microgpt_cli.data.tokenizers import Tokenizer
-from microgpt_cli.data.tokens import Splits, build_tokenizer, encode, split
+from microgpt_cli.data.tokens import Splits, split
 from microgpt_cli.errors import Interrupted, RunStopped, UserError
 from microgpt_cli.generation.generate import generate, text_of
 from microgpt_cli.generation.sampling import Draws, Sampler
-from microgpt_cli.model.accounting import total_parameters
+from microgpt_cli.model.accounting import parameter_rows, total_parameters
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.runs import folder as layout
 from microgpt_cli.runs import plots, storage
+from microgpt_cli.runs.about import setting_of
+from microgpt_cli.runs.judge import judge
+from microgpt_cli.runs.samples import Sample, append_sample, drop_samples_after
 from microgpt_cli.sweeps.study import Judge, judge_of
 from microgpt_cli.training import checkpoint, metrics
 from microgpt_cli.training.device import Compute, choose
 from microgpt_cli.training.trainer import Evaluated, Logged, Saved, State, Stepped, Trainer, Warned
 
 SAMPLE_TOKENS, LAST_SAMPLE_TOKENS = 150, 500
-SAMPLE_HEADER = "=== step {} ==="
+UNITS = {"char": "characters", "byte": "bytes"}  # what a token is
 STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
 
 
 def run(config: TrainConfig, invocation: Invocation) -> None:
     """Train a new run, or go on with an old one."""
+    threads = torch.get_num_threads()
+    try:
+        _run(config, invocation)
+    finally:
+        torch.set_num_threads(threads)  # for the next run in this process
+
+
+def _run(config: TrainConfig, invocation: Invocation) -> None:
     if config.resume is not None:
         if config.lr_find:
             raise UserError(f"lr_find=true resume={config.resume}: it begins with fresh weights; leave resume out")
@@ -72,12 +82,10 @@ def run(config: TrainConfig, invocation: Invocation) -> None:
 def _train(
     config: TrainConfig, invocation: Invocation, run_folder: Path | None, resumed: checkpoint.Checkpoint | None
 ) -> None:
-    compute = choose(config.device, config.dtype, config.compile, config.threads, _work_flops(config))
-    with bytes_bar("reading the text") as progress:
-        corpus = open_corpus(config.data, progress)
-        cache = Path(config.data.cache_dir)
-        tokenizer = resumed.tokenizer if resumed else build_tokenizer(config.tokenizer, corpus, cache, progress)
-        ids, text_sha256 = encode(corpus, tokenizer, cache, progress)
+    device, work = _device(config, invocation), work_flops(config)
+    compute = choose(device, config.dtype, config.compile, config.threads, work, config.model.n_embd)
+    tokenizer_of_run = resumed.tokenizer if resumed else None
+    corpus, tokenizer, ids, text_sha256 = texts.read(config.data, config.tokenizer, tokenizer_of_run)
     splits = split(ids, config.data.val_fraction, config.model.block_size)
     facts = _facts(compute, text_sha256)
     if resumed is not None:
@@ -87,18 +95,52 @@ def _train(
         torch.manual_seed(randomness.derive(config.seed, randomness.WEIGHTS))
         model = GPT(config.model, tokenizer.vocab_size).to(compute.device)
     compare = baselines(splits.train, splits.val, tokenizer.vocab_size)
-    judge = judge_of(invocation.sweep_dir) if invocation.sweep_dir is not None else None
+    pruner = judge_of(invocation.sweep_dir) if invocation.sweep_dir is not None else None
 
+    last_sample = LAST_SAMPLE_TOKENS if invocation.sweep_dir is None else SAMPLE_TOKENS
     if run_folder is not None:  # resumed, and locked already
-        _session(config, run_folder, model, tokenizer, splits, compute, facts, compare, corpus.name, resumed, judge)
+        _session(
+            config,
+            run_folder,
+            model,
+            tokenizer,
+            splits,
+            compute,
+            facts,
+            compare,
+            corpus.name,
+            resumed,
+            last_sample,
+            pruner,
+        )
         return
     files = {layout.TOKENIZER: tokenizer.to_json(), layout.CONFIG: dataclasses.asdict(config)}
     written = {name: storage.json_bytes(data) for name, data in files.items()}
     with layout.new(config.out_dir, invocation.sweep_dir, written, invocation.hydra_files) as run_folder:
-        _session(config, run_folder, model, tokenizer, splits, compute, facts, compare, corpus.name, None, judge)
+        _session(
+            config,
+            run_folder,
+            model,
+            tokenizer,
+            splits,
+            compute,
+            facts,
+            compare,
+            corpus.name,
+            None,
+            last_sample,
+            pruner,
+        )
 
 
-def _work_flops(config: TrainConfig) -> float:
+def _device(config: TrainConfig, invocation: Invocation) -> str:
+    """Where to compute: jobs of a sweep that run side by side have the GPUs of a machine dealt out to them."""
+    if invocation.worker is None or config.device not in ("auto", "cuda") or torch.cuda.device_count() < 2:
+        return config.device
+    return f"cuda:{invocation.worker() % torch.cuda.device_count()}"
+
+
+def work_flops(config: TrainConfig) -> float:
     """About how much a run computes: 6 FLOPs a token for each weight of the blocks."""
     size = config.model
     tokens = config.max_steps * config.batch_size * config.grad_accum_steps * size.block_size
@@ -144,7 +186,8 @@ def _session(
     compare: Baselines,
     text_name: str,
     resumed: checkpoint.Checkpoint | None,
-    judge: Judge | None,
+    last_sample_tokens: int,
+    pruner: Judge | None,
 ) -> None:
     """Train in a folder that is locked and holds `config.json` and `tokenizer.json`."""
     trainer = Trainer(run_folder, config, model, splits, compute, facts, resumed)
@@ -157,17 +200,19 @@ def _session(
             storage.replace(run_folder / layout.CONFIG, storage.json_bytes(dataclasses.asdict(config)))
             storage.replace(run_folder / layout.TOKENIZER, storage.json_bytes(tokenizer.to_json()))
             # The last sample of all follows the last checkpoint, so it is written again.
-            _drop_samples_after(run_folder / layout.SAMPLES, trainer.state.step - trainer.is_finished)
+            drop_samples_after(run_folder, trainer.state.step - trainer.is_finished)
         _point_latest(run_folder)
+        about = _about(trainer, tokenizer, compare, text_name)
+        storage.replace(run_folder / layout.ABOUT, storage.json_bytes(about))
         _introduce(trainer, tokenizer, compare, text_name)
         if resumed is not None and resumed.config.max_steps != config.max_steps and config.optim.schedule != "constant":
             say("note      the learning rate follows max_steps: from here on it is that of a run of another length")
         with _stop_signals(trainer):
-            _drive(trainer, tokenizer, compare, judge)
+            _drive(trainer, tokenizer, compare, pruner)
         text = ""
         if _status(trainer) != "interrupted":
-            text = sample_text(trainer, tokenizer, LAST_SAMPLE_TOKENS)
-            _append_sample(run_folder / layout.SAMPLES, trainer.state.step, text)
+            text = sample_text(trainer, tokenizer, last_sample_tokens)
+            append_sample(run_folder, Sample(trainer.state.step, text))
         _draw(trainer, compare)
         _write_result(trainer, _status(trainer))
     except BaseException as error:
@@ -186,7 +231,7 @@ def _session(
         assert trainer.stop_signal is not None  # nothing else ends a run before its end
         where = f"stopped at step {trainer.state.step:,}, saved"
         raise Interrupted(f"{where}; {_go_on(run_folder, config, resumed)}", trainer.stop_signal)
-    _conclude(trainer, compare, text)
+    _conclude(trainer, about, text)
 
 
 def _is_concluded(trainer: Trainer) -> bool:
@@ -243,12 +288,27 @@ def _smaller_batch(config: TrainConfig, run_folder: Path) -> str:
     return f"as many tokens a step in smaller parts: microgpt train {how}={shlex.quote(str(run_folder))} {cut}"
 
 
+def _about(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines, text_name: str) -> dict[str, Any]:
+    """What a run is held against when it is judged or reported, so that neither needs the text or torch again."""
+    return {
+        "text": text_name,
+        "unit": UNITS[tokenizer.kind],
+        "vocab_size": tokenizer.vocab_size,
+        "train_tokens": len(trainer.splits.train),
+        "val_tokens": trainer.eval_tokens,
+        "baselines": dataclasses.asdict(compare),
+        "parameters": total_parameters(trainer.model),
+        "parts": {row.name: row.count for row in parameter_rows(trainer.model)},
+        "machine": trainer.compute.reasons,
+    }
+
+
 def _introduce(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines, text_name: str) -> None:
     """What was chosen and why, and what loss to compare with."""
     config, splits, reasons = trainer.config, trainer.splits, trainer.compute.reasons
     size = config.model
     total = len(splits.train) + len(splits.val)
-    unit = {"char": "characters", "byte": "bytes"}[tokenizer.kind]
+    unit = UNITS[tokenizer.kind]
     say(f"text      {text_name}: {total:,} {unit}, {tokenizer.vocab_size} different")
     held = (
         f"evaluated on {trainer.eval_tokens:,} of them"
@@ -270,6 +330,12 @@ def _introduce(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines, text_
     say(f"run       {trainer.run_folder}{began}")
 
 
+def _signals_that_stop() -> list[signal.Signals]:
+    """Only SIGUSR2 where somebody waits for it, as submitit does: a queue has its own way with the others."""
+    queue = getattr(signal, "SIGUSR2", None)
+    return [queue] if queue is not None and callable(signal.getsignal(queue)) else STOP_SIGNALS
+
+
 @contextmanager
 def _stop_signals(trainer: Trainer) -> Iterator[None]:
     """Let Ctrl-C, SIGTERM and SIGUSR1 (Slurm) finish the micro-step and save; a second one ends at once."""
@@ -283,7 +349,7 @@ def _stop_signals(trainer: Trainer) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # signals go to the main thread, which is not ours
         return
-    before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
+    before = {number: signal.signal(number, stop) for number in _signals_that_stop()}
     try:
         yield
     finally:
@@ -291,7 +357,7 @@ def _stop_signals(trainer: Trainer) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _drive(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines, judge: Judge | None) -> None:
+def _drive(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines, pruner: Judge | None) -> None:
     """Run the trainer and show what happens: one bar, and lines above it. A judge may end it after an evaluation."""
     config, state = trainer.config, trainer.state
     loss = float("nan")
@@ -308,9 +374,11 @@ def _drive(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines, judge: Ju
                 case Stepped(step):
                     bar.update()
                     if config.sample_interval and step % config.sample_interval == 0 and step < config.max_steps:
+                        began = time.perf_counter()
                         text = sample_text(trainer, tokenizer, SAMPLE_TOKENS)
+                        trainer.note_time("sampling", began)
                         if trainer.stop_signal is None:
-                            _append_sample(trainer.run_folder / layout.SAMPLES, step, text)
+                            append_sample(trainer.run_folder, Sample(step, text))
                         say("          " + " ".join(text.split())[:100])
                 case Logged(_, loss, learning_rate, _, tokens_per_sec):
                     bar.set_postfix_str(
@@ -322,7 +390,7 @@ def _drive(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines, judge: Ju
                     )
                     say(f"step {step:>6,}  val_loss {val_loss:.4f}  train {loss:.4f}  {verdict}")
                     # the judge hears of the last evaluation, too, though it comes too late to prune
-                    prunes = judge is not None and judge.prunes(step, val_loss)
+                    prunes = pruner is not None and pruner.prunes(step, val_loss)
                     trainer.is_pruned = prunes and not trainer.is_finished
                 case Warned(message):
                     say(f"warning   {message}")
@@ -341,21 +409,6 @@ def sample_text(trainer: Trainer, tokenizer: Tokenizer, tokens: int) -> str:
         return "".join(text_of(columns, 0, tokenizer.text_stream()))
     finally:
         model.train(was_training)
-
-
-def _append_sample(path: Path, step: int, text: str) -> None:
-    storage.append(path, f"{SAMPLE_HEADER.format(step)}\n{text}\n\n".encode())
-
-
-def _drop_samples_after(path: Path, step: int) -> None:
-    """Cut off the samples that an interrupted run wrote after the checkpoint that it is resumed from."""
-    if not path.exists():
-        return
-    data = path.read_bytes()  # the last character may be torn, so it is not taken for text
-    for header in re.finditer(SAMPLE_HEADER.format(r"(\d+)").encode(), data):
-        if int(header[1]) > step:
-            storage.replace(path, data[: header.start()])
-            return
 
 
 def _draw(trainer: Trainer, compare: Baselines) -> None:
@@ -383,20 +436,20 @@ def _write_result(trainer: Trainer, status: str) -> None:
     storage.replace(trainer.run_folder / layout.RESULT, storage.json_bytes(result))
 
 
-def _conclude(trainer: Trainer, compare: Baselines, text: str) -> None:
-    """The last sample, the loss, the best step, the time, and what to type next."""
+def _conclude(trainer: Trainer, about: dict[str, Any], text: str) -> None:
+    """The last sample, the loss, the best step, the time, what the numbers say, and what to type next."""
     state, run_folder = trainer.state, trainer.run_folder
     say(f"\n{text}\n")
     if trainer.is_pruned:
         say(f"pruned: other settings of this search did better by step {state.step:,}")
     if trainer.stopped_early:
         say(f"stopped early: {state.stale_evaluations} evaluations without a better one")
-    assert state.val_loss is not None  # a run that has ended was evaluated
-    gap = state.val_loss - compare.bigram
     say(
         f"val_loss {state.val_loss:.4f} after {state.step:,} steps in {duration(state.train_seconds)} "
-        f"({thousands(state.tokens / state.train_seconds)} tokens/s), {abs(gap):.3f} {'below' if gap < 0 else 'above'} "
-        f"the bigram; best {state.best_val_loss:.4f} at step {state.best_step:,}"
+        f"({thousands(state.tokens / state.train_seconds)} tokens/s); best {state.best_val_loss:.4f} at step "
+        f"{state.best_step:,}"
     )
+    for finding in judge(metrics.read(run_folder / layout.METRICS), trainer.config, setting_of(about)):
+        say(f"judged    {finding}")
     say(f"curve     {run_folder / layout.PLOT}")
     say(f"next      microgpt sample ckpt={shlex.quote(str(run_folder))}")

@@ -75,7 +75,8 @@ def _replay(whole: dict[int, Path], steps: int) -> None:
 def _trained_again(began: checkpoint.Checkpoint, steps: int) -> dict[str, torch.Tensor]:
     """The weights `steps` steps after a checkpoint, trained in a folder that goes away."""
     config = began.config
-    compute = choose(config.device, config.dtype, str(began.meta.get("compile", False)).lower(), config.threads)
+    compiled = str(began.meta.get("compile", False)).lower()
+    compute = choose(config.device, began.meta["dtype"], compiled, config.threads)
     with bytes_bar("reading the text") as progress:
         corpus = open_corpus(config.data, progress)
         ids, text_sha256 = encode(corpus, began.tokenizer, Path(config.data.cache_dir), progress)

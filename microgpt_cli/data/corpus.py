@@ -4,6 +4,7 @@ Text is UTF-8 and comes back byte for byte: no newline is translated, no byte-or
 """
 
 import codecs
+import contextlib
 import glob
 import hashlib
 import http.client
@@ -14,6 +15,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from microgpt_cli.config import DataConfig
 from microgpt_cli.errors import UserError
@@ -104,8 +106,13 @@ def _read(source: Path | bytes) -> Iterator[bytes]:
         raise UserError(f"{source}: {error.strerror or error}") from error
 
 
-def open_corpus(config: DataConfig, progress: Progress = no_progress) -> Corpus:
+def open_corpus(config: DataConfig, progress: Progress = no_progress, keep: bool = True) -> Corpus:
     """The corpus that a config names; `data.path` wins over the choice of `data`.
+
+    Args:
+        config: where to look.
+        progress: told of a download.
+        keep: whether a download is put into the cache; else it is in memory alone.
 
     Raises:
         UserError: it is not there, is empty, or can't be downloaded.
@@ -115,7 +122,7 @@ def open_corpus(config: DataConfig, progress: Progress = no_progress) -> Corpus:
     elif config.source == "pydocs":
         corpus = python_manual()
     elif config.source == "download":
-        corpus = Corpus(config.file_name or "download", (_downloaded(config, progress),))
+        corpus = Corpus(config.file_name or "download", (_downloaded(config, progress, keep),))
     else:
         raise UserError(f"data.source={config.source}: give data.path, or choose data=pydocs or data=shakespeare")
     if corpus.size_bytes == 0:
@@ -160,7 +167,7 @@ def python_manual() -> Corpus:
     return Corpus("the Python manual", ("\n\n".join(paragraphs).encode(),))
 
 
-def _downloaded(config: DataConfig, progress: Progress) -> Path:
+def _downloaded(config: DataConfig, progress: Progress, keep: bool) -> Path | bytes:
     """The file from `data.folder`, else the cache, else one download into the cache; its checksum is verified."""
     if not (config.file_name and config.sha256 and config.url and config.size_bytes):
         raise UserError("data.source=download: needs data.url, data.file_name, data.sha256 and data.size_bytes")
@@ -172,6 +179,11 @@ def _downloaded(config: DataConfig, progress: Progress) -> Path:
                     f"{path}: not the file that data.sha256 names; remove it, or use it as data.path={path}"
                 )
             return path
+    if not keep:
+        pieces: list[bytes] = []
+        with _told_how_to_do_without(config, cached):
+            _fetch(config, pieces.append, progress)
+        return b"".join(pieces)
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=cached.parent, prefix=f".{config.file_name}.")
@@ -181,24 +193,38 @@ def _downloaded(config: DataConfig, progress: Progress) -> Path:
         ) from error
     temporary = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
-            digest = _download(config.url, config.size_bytes, file.write, progress)
-        if digest != config.sha256:
-            raise UserError(f"{config.url}: the download has another checksum than data.sha256; nothing was kept")
-        temporary.chmod(0o644)
-        os.replace(temporary, cached)
-    except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: a URL that is none
-        reason = getattr(error, "reason", error)
-        raise UserError(
-            f"{config.url}: no download ({reason}); put the file at {Path(config.folder) / config.file_name} "
-            f"or {cached}, or work offline with data=pydocs or data.path=FILE"
-        ) from error
+        with _told_how_to_do_without(config, cached):
+            with os.fdopen(handle, "wb") as file:
+                _fetch(config, file.write, progress)
+            temporary.chmod(0o644)
+            os.replace(temporary, cached)
     finally:
         temporary.unlink(missing_ok=True)
     return cached
 
 
-def _download(url: str, size_bytes: int, write: Callable[[bytes], int], progress: Progress) -> str:
+@contextlib.contextmanager
+def _told_how_to_do_without(config: DataConfig, cached: Path) -> Iterator[None]:
+    """Turn what the network or the disk refuses into the ways to work offline."""
+    try:
+        yield
+    except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: a URL that is none
+        reason = getattr(error, "reason", error)
+        raise UserError(
+            f"{config.url}: no download ({reason}); put the file at {Path(config.folder) / str(config.file_name)} "
+            f"or {cached}, or work offline with data=pydocs or data.path=FILE"
+        ) from error
+
+
+def _fetch(config: DataConfig, write: Callable[[bytes], Any], progress: Progress) -> None:
+    """Download the file of a config. Raises `UserError` if its checksum is another."""
+    assert config.url is not None
+    assert config.size_bytes is not None
+    if _download(config.url, config.size_bytes, write, progress) != config.sha256:
+        raise UserError(f"{config.url}: the download has another checksum than data.sha256; nothing was kept")
+
+
+def _download(url: str, size_bytes: int, write: Callable[[bytes], Any], progress: Progress) -> str:
     """Fetch exactly `size_bytes` bytes and return their checksum."""
     digest, done = hashlib.sha256(), 0
     with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_SEC) as response:

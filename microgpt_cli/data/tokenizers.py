@@ -13,6 +13,7 @@ from microgpt_cli.errors import UserError
 
 FORMAT = 1
 REPLACEMENT = "\ufffd"  # U+FFFD, the character for what can't be shown
+SIGNS = {"\n": "↵", "\r": "␍", "\t": "⇥", " ": "␣"}  # for what is there and can't be seen
 
 
 class ByteTokenizer:
@@ -155,3 +156,11 @@ def from_json(data: Any, where: str) -> Tokenizer:
     if unknown not in ("error", "replace") or (unknown == "replace" and REPLACEMENT not in chars):
         raise UserError(f"{where}: unknown={unknown!r} must be error, or replace with U+FFFD among chars")
     return CharTokenizer(chars, unknown)
+
+
+def visible(tokenizer: Tokenizer, token: int) -> str:
+    """One token as a person can see it: `↵` for a newline, `␣` for a space, `\\xc3` for a byte that is no character."""
+    text = tokenizer.decode([token])
+    if tokenizer.kind == "byte" and text == REPLACEMENT:
+        return f"\\x{token:02x}"
+    return "".join(SIGNS.get(char, char if char.isprintable() else repr(char)[1:-1]) for char in text)

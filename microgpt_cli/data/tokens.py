@@ -6,6 +6,7 @@ encoded anew. B batch, T time (positions).
 """
 
 import contextlib
+import functools
 import hashlib
 import mmap
 import os
@@ -188,10 +189,27 @@ def split(ids: Tensor, val_fraction: float, block_size: int) -> Splits:
     return Splits(train, val)
 
 
-def draw_starts(count: int, batch_size: int, block_size: int, seed: int, step: int, rank: int = 0) -> Tensor:
-    """Where the random windows of a step begin in `count` ids, (B, 1), whatever was drawn before."""
-    drawn = randomness.generator(seed, randomness.BATCHES, step, rank)
-    return torch.randint(count - block_size, (batch_size, 1), generator=drawn)
+def draw_starts(count: int, batch_size: int, block_size: int, seed: int, step: int) -> Tensor:
+    """Where the windows of a step begin in `count` ids, (B, 1), whatever was drawn before.
+
+    An epoch cuts the ids into windows, beginning at an offset of its own, and takes all of them once, shuffled.
+    """
+    in_epoch = max(1, (count - 1) // block_size - 1)  # whatever the offset
+    first = step * batch_size
+    starts: list[int] = []
+    while len(starts) < batch_size:
+        epoch, place = divmod(first + len(starts), in_epoch)
+        offset, order = _epoch(count, block_size, in_epoch, seed, epoch)
+        starts += [offset + block_size * n for n in order[place : place + batch_size - len(starts)].tolist()]
+    return torch.tensor(starts)[:, None]
+
+
+@functools.lru_cache(maxsize=2)  # a batch may hold the end of one epoch and the beginning of the next
+def _epoch(count: int, block_size: int, in_epoch: int, seed: int, epoch: int) -> tuple[int, Tensor]:
+    """The offset of an epoch's windows, and their order."""
+    drawn = randomness.generator(seed, randomness.BATCHES, epoch)
+    offset = torch.randint(count - block_size * in_epoch, (), generator=drawn)
+    return int(offset), torch.randperm(in_epoch, generator=drawn)
 
 
 def take(ids: Tensor, starts: Tensor, block_size: int) -> tuple[Tensor, Tensor]:

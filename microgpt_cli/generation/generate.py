@@ -1,34 +1,129 @@
-"""A model goes on from a prompt, token by token."""
+"""A model goes on from a prompt, token by token.
 
+What happens when the context is full (`block_size` tokens) is the window policy. With the cache, the last half of the
+tokens is kept and taken in anew in one pass, so that a token goes on costing what one position costs. Without it, as in
+the article, the context is cropped by one token and worked out whole each time. Until it is full both write the same.
+"""
+
+import operator
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from torch import Tensor
 
+from microgpt_cli.generation.decoding import Cache, Weights, decode_one_token, prefill, prepare
+from microgpt_cli.generation.replay import FEWEST_TOKENS, Replay
 from microgpt_cli.generation.sampling import Draws, Sampler
 from microgpt_cli.model.gpt import GPT
 
+TextStream = Callable[[Sequence[int], bool], str]  # ids, whether they are the last → whole characters
 
-@torch.no_grad()
+
 def generate(
-    model: GPT, prompt: Sequence[int], max_new_tokens: int, sampler: Sampler, draws: Draws, num_samples: int = 1
+    model: GPT,
+    prompt: Sequence[int],
+    max_new_tokens: int,
+    sampler: Sampler,
+    draws: Draws,
+    num_samples: int = 1,
+    *,
+    cache: bool = True,
+    dtype: torch.dtype = torch.float32,
+    stopped: Callable[[int], bool] | None = None,
 ) -> Iterator[list[int]]:
-    """Continuations of one prompt, as in the article: the context is cropped to the last `block_size` tokens.
+    """Continuations of one prompt.
 
     Args:
         model: in eval mode, where there is dropout.
-        prompt: at least one token id.
+        prompt: at least one token id; the model sees the last `block_size`.
+        cache: keep keys and values from token to token; if not, as in the article.
+        dtype: of the arithmetic with the cache (see `decoding.prepare`); without it, autocast says.
+        stopped: asked after each token whether the sample of this number needs no more.
 
     Yields:
-        The next token of each of the `num_samples` samples.
+        The next token of each of the `num_samples` samples (anything for those that have stopped).
     """
-    device = model.token_embedding_table.weight.device
-    idx = torch.tensor([list(prompt)] * num_samples, device=device)  # (B, T)
-    for _ in range(max_new_tokens):
-        idx = idx[:, -model.config.block_size :]
-        logits, _ = model(idx)  # (B, T, V)
-        tokens = sampler.choose(logits[:, -1], draws.next())
+    device = model.lm_head.weight.device
+    columns = list(torch.tensor(prompt[-model.config.block_size :], device=device)[:, None].expand(-1, num_samples))
+    weights = prepare(model, dtype) if cache else None
+    numbers = draws.tensors(device)
+    rows = list(range(num_samples))  # the samples that are worked on
+    latest = [0] * num_samples
+    left = max_new_tokens
+    while left and rows:
+        steps = (
+            _cached(weights, columns, sampler, numbers, left) if weights else _cropped(model, columns, sampler, numbers)
+        )
+        for tokens in steps:
+            latest = tokens.tolist() if len(rows) == num_samples else _with(latest, rows, tokens.tolist())
+            yield latest
+            left -= 1
+            going_on = rows if stopped is None else [row for row in rows if not stopped(row)]
+            if left == 0 or len(going_on) <= len(rows) / 2:  # seldom, since a smaller batch begins with a prefill
+                break
+        keep = torch.tensor(
+            [place for place, row in enumerate(rows) if row in going_on], dtype=torch.long, device=device
+        )
+        columns = [column[keep] for column in columns]
+        numbers = map(operator.itemgetter(keep), numbers)
+        rows = going_on
+
+
+def _with(latest: list[int], rows: list[int], tokens: list[int]) -> list[int]:
+    """The latest tokens of all samples, with new ones in some rows."""
+    newer = dict(zip(rows, tokens, strict=True))
+    return [newer.get(row, token) for row, token in enumerate(latest)]
+
+
+def _cached(
+    weights: Weights, columns: list[Tensor], sampler: Sampler, numbers: Iterator[Tensor], at_most: int
+) -> Iterator[Tensor]:
+    """Next tokens (B,), without end, after columns of tokens (B,), to which they are added."""
+    block_size = weights.block_size
+    cache = Cache(weights, len(columns[0]), min(block_size, len(columns) + at_most))
+    step = _step(weights, cache, sampler, at_most)
+    while True:
+        if len(columns) > block_size:
+            del columns[: -max(1, block_size // 2)]
+        tokens = _first_token(weights, cache, columns, sampler, next(numbers))
+        columns.append(tokens)
         yield tokens
-        idx = torch.cat((idx, torch.tensor(tokens, device=device)[:, None]), dim=1)
+        for position in range(len(columns) - 1, block_size):
+            tokens = step(tokens, position, next(numbers))
+            columns.append(tokens)
+            yield tokens
+
+
+def _step(weights: Weights, cache: Cache, sampler: Sampler, at_most: int) -> Callable[[Tensor, int, Tensor], Tensor]:
+    """The function from tokens (B,), their position and a draw for each to the next tokens (B,): replayed, or eager."""
+    if cache.kv.is_cuda and at_most >= FEWEST_TOKENS:
+        return torch.inference_mode()(Replay(weights, cache, sampler).__call__)
+
+    def step(tokens: Tensor, position: int, number: Tensor) -> Tensor:
+        with torch.inference_mode():  # twice as fast to enter as its decorator
+            return sampler.pick(decode_one_token(weights, cache, tokens, position), number)
+
+    return step
+
+
+@torch.inference_mode()
+def _first_token(weights: Weights, cache: Cache, columns: list[Tensor], sampler: Sampler, number: Tensor) -> Tensor:
+    return sampler.pick(prefill(weights, cache, torch.stack(columns, dim=1)), number)
+
+
+def _cropped(model: GPT, columns: list[Tensor], sampler: Sampler, numbers: Iterator[Tensor]) -> Iterator[Tensor]:
+    """The same as in the article: all of the context is worked out for every token."""
+    while True:
+        del columns[: -model.config.block_size]
+        tokens = _token_after(model, columns, sampler, next(numbers))
+        columns.append(tokens)
+        yield tokens
+
+
+@torch.no_grad()
+def _token_after(model: GPT, columns: list[Tensor], sampler: Sampler, number: Tensor) -> Tensor:
+    logits, _ = model(torch.stack(columns, dim=1))  # (B, T, V)
+    return sampler.pick(logits[:, -1], number)
 
 
 def cut_at(pieces: Iterator[str], stop: str | None) -> Iterator[str]:
@@ -50,8 +145,31 @@ def cut_at(pieces: Iterator[str], stop: str | None) -> Iterator[str]:
     yield held
 
 
-def text_of(columns: Iterator[list[int]], row: int, text_stream: Callable[[Sequence[int], bool], str]) -> Iterator[str]:
+def text_of(columns: Iterator[list[int]], row: int, text_stream: TextStream) -> Iterator[str]:
     """The text of one sample, in whole characters, as its tokens come."""
     for tokens in columns:
         yield text_stream([tokens[row]], False)
     yield text_stream([], True)
+
+
+class Stops:
+    """Watches which samples have come to the text `stop`, so that no more work is done for them."""
+
+    def __init__(self, num_samples: int, text_stream: Callable[[], TextStream], stop: str | None) -> None:
+        self._stop = stop
+        self._streams = [text_stream() for _ in range(num_samples)]
+        self._ends = [""] * num_samples  # what the stop may begin in
+        self._reached = [False] * num_samples
+
+    def see(self, tokens: list[int]) -> None:
+        """Take in the next token of each sample."""
+        if self._stop is None:
+            return
+        for row, token in enumerate(tokens):
+            if not self._reached[row]:
+                text = self._ends[row] + self._streams[row]([token], False)
+                self._reached[row] = self._stop in text
+                self._ends[row] = text[max(0, len(text) - len(self._stop) + 1) :]
+
+    def reached(self, row: int) -> bool:
+        return self._reached[row]

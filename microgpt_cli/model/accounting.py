@@ -137,4 +137,5 @@ def _saved_per_token(model: GPT) -> int:
     attention += C if turned else 0  # what the heads found, laid out for the projection
     mlp = 4 * C if config.activation == "relu" else 8 * C  # after, and else also before, the nonlinearity
     head = norm + model.vocab_size  # log-probabilities
-    return config.n_layer * (2 * norm + attention + mlp) + head
+    shift = C if config.token_shift else 0
+    return config.n_layer * (2 * norm + attention + mlp) + head + shift

@@ -11,6 +11,7 @@ Initialisation, drawn from torch's global generator (`torch.manual_seed` before 
     projections that write to the residual as above, over sqrt(2 · n_layer); 0 with residual_init=zero
     biases                                 0
     gains of LayerNorm and RMSNorm         1
+    shares of the token before             0.5
 """
 
 import torch
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from microgpt_cli.config import ModelConfig
-from microgpt_cli.model.layers import Block, Head, make_norm
+from microgpt_cli.model.layers import Block, Head, TokenShift, make_norm
 
 INIT_STD = 0.02
 
@@ -37,6 +38,8 @@ class GPT(nn.Module):
         self.vocab_size = vocab_size
         # each token directly reads off a vector of its own; so does each position
         self.token_embedding_table = nn.Embedding(vocab_size, config.n_embd)
+        if config.token_shift:
+            self.token_shift = TokenShift(config.n_embd)
         if config.position == "learned":
             self.position_embedding_table = nn.Embedding(config.block_size, config.n_embd)
         self.blocks = nn.Sequential(*[Block(config) for _ in range(config.n_layer)])
@@ -60,6 +63,8 @@ class GPT(nn.Module):
     def embed(self, idx: Tensor, start: int = 0) -> Tensor:
         """Tokens (B, T), the first at position `start`, as vectors (B, T, C)."""
         x: Tensor = self.token_embedding_table(idx)  # (B, T, C)
+        if self.config.token_shift:
+            x = self.token_shift(x)  # (B, T, C)
         if self.config.position == "learned":
             T = idx.size(1)
             x = x + self.position_embedding_table.weight[start : start + T]  # (T, C), the same for each of B

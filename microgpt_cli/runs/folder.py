@@ -3,6 +3,7 @@
 outputs/latest                       → the newest run
 outputs/train/DATE_TIME/
     config.json  tokenizer.json      all that is needed to rebuild the model
+    about.json                       the text, what counting reaches on it, the model's parts
     metrics.jsonl  timings.jsonl     a line a log step; what depends on the clock stands apart
     samples.txt  loss.png  result.json
     ckpt/step-00003000/              see training/checkpoint.py
@@ -13,6 +14,7 @@ outputs/train/DATE_TIME/
 import contextlib
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -21,12 +23,15 @@ from microgpt_cli.errors import UserError
 from microgpt_cli.runs import storage
 
 OUTPUTS = Path("outputs")
+LOOKS, LOOK_SEC = 3, 0.05  # how often a lock is tried, and how long after each other
 LINK_BYTES = 4096  # of outputs/latest where it is no link
 CONFIG, TOKENIZER, RESULT = "config.json", "tokenizer.json", "result.json"
+ABOUT = "about.json"
 METRICS, TIMINGS, SAMPLES, PLOT = "metrics.jsonl", "timings.jsonl", "samples.txt", "loss.png"
 CHECKPOINTS, BEST, MANIFEST = "ckpt", "best.json", "MANIFEST.json"
 STEP_NAME = re.compile(r"step-(\d{8})")
 HYDRA, LOCK = ".hydra", ".lock"
+MARKS = {CONFIG, RESULT, METRICS, CHECKPOINTS}  # any of them makes a folder a run's
 NOT_A_RUN = {HYDRA, LOCK}  # what may lie in a folder before a run begins there, besides Hydra's log
 
 
@@ -84,6 +89,15 @@ def create(out_dir: str | None, sweep_dir: Path | None, outputs: Path = OUTPUTS)
     return folder
 
 
+def refuse_unless_free(name: str) -> None:
+    """Raises `UserError` if a new run could not have `out_dir=name`; makes nothing."""
+    folder = Path(os.path.expanduser(name))
+    if os.path.isdir(folder):
+        _refuse_unless_empty(folder)
+    elif os.path.lexists(folder):
+        raise UserError(f"out_dir={name}: that is a file; choose another out_dir")
+
+
 def _refuse_unless_empty(folder: Path) -> None:
     found = sorted(p.name for p in folder.iterdir() if p.name not in NOT_A_RUN and p.suffix != ".log")
     if step_folders(folder):
@@ -119,7 +133,14 @@ def locked(folder: Path) -> Iterator[None]:
         raise UserError(storage.explain(error)) from error
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for looks in reversed(range(LOOKS)):
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:  # of a writer, or of `is_in_use` for a moment
+                    if not looks:
+                        raise
+                    time.sleep(LOOK_SEC)
         except BlockingIOError as error:
             raise UserError(f"{folder}: another process is writing to this run; wait for it or stop it") from error
         except OSError as error:
@@ -195,6 +216,20 @@ def find_run(name: str, key: str, outputs: Path = OUTPUTS) -> Path:
         raise UserError(f"{key}={name}: {kind}; give a run's folder, or one of its ckpt/step-… folders")
     if not os.path.isdir(folder):
         raise UserError(f"{key}={name}: no such folder")
+    return folder
+
+
+def find_run_folder(name: str, key: str, outputs: Path = OUTPUTS) -> Path:
+    """The run's folder that is meant, where one of its checkpoints may have been named.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = find_run(name, key, outputs)
+    if STEP_NAME.fullmatch(folder.name) and (folder / MANIFEST).is_file():
+        folder = folder.parent.parent
+    if not any((folder / mark).exists() for mark in MARKS):
+        raise UserError(f"{key}={name}: no run in this folder; give a run's folder, as in outputs/train/…")
     return folder
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,9 @@ from microgpt_cli.runs import storage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+MOST_TICKS = 8  # values that are written at an axis
+Points = Sequence[tuple[float, float]]
 
 
 def draw_loss(path: Path, metrics: Sequence[Mapping[str, Any]], baselines: Mapping[str, float]) -> None:
@@ -37,11 +42,95 @@ def draw_loss(path: Path, metrics: Sequence[Mapping[str, Any]], baselines: Mappi
         axes.axhline(value, color="grey", linewidth=0.8, linestyle=":")
         axes.text(left, value, f" {name} {value:.3f}", va="bottom", fontsize=8, color="grey")
     axes.set(xlabel="step", ylabel="loss, nats a token")
-    axes.set_title(path.parent.name.encode("utf-8", "replace").decode(), parse_math=False)  # "$" is a dollar
+    axes.set_title(_plain(path.parent.name), parse_math=False)  # "$" is a dollar
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
     axes.grid(alpha=0.2)
     _write(path, figure)
+
+
+def draw_curves(path: Path, curves: Mapping[str, Points], title: str, grey: Sequence[Points] = ()) -> None:
+    """The val loss of several runs against the step.
+
+    Args:
+        path: where to write the PNG.
+        curves: label → (step, val_loss), each in a colour of its own.
+        title: above the picture.
+        grey: more of them, in the background and without a label.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5.5), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    for points in grey:
+        axes.plot(*zip(*points, strict=True), color="lightgrey", linewidth=0.8, zorder=1)
+    for label, points in curves.items():
+        [line] = axes.plot(*zip(*points, strict=True), marker="o", markersize=3, zorder=2)
+        line.set_label(_plain(label))
+    axes.set(xlabel="step", ylabel="val_loss, nats a token")
+    axes.set_title(_plain(title), parse_math=False)
+    if curves:
+        for text in axes.legend(fontsize=8).get_texts():
+            text.set_parse_math(False)
+    axes.grid(alpha=0.2)
+    _write(path, figure)
+
+
+def draw_swept(path: Path, panels: Mapping[str, Sequence[tuple[Any, float]]], title: str) -> None:
+    """The best val loss of runs against each of several settings: a panel each, its axis logarithmic where that fits.
+
+    Args:
+        path: where to write the PNG.
+        panels: setting → (its value, best val loss) of each run. Values that are not all numbers stand side by side.
+        title: above the picture.
+    """
+    from matplotlib.figure import Figure
+
+    across = min(3, len(panels))
+    down = -(-len(panels) // across)
+    figure = Figure(figsize=(4 * across + 1, 3.2 * down + 0.6), dpi=120, layout="constrained")
+    figure.suptitle(_plain(title), parse_math=False)
+    for number, (name, points) in enumerate(panels.items(), 1):
+        axes = figure.add_subplot(down, across, number)
+        values = [value for value, _ in points]
+        if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+            axes.set_xscale("log" if is_spread_logarithmically(values) else "linear")
+            if len(set(values)) <= MOST_TICKS:
+                axes.set_xticks(sorted(set(values)), [f"{value:g}" for value in sorted(set(values))])
+                axes.minorticks_off()
+        else:
+            places = list(dict.fromkeys(sorted(map(str, values))))
+            axes.set_xticks(range(len(places)), [_plain(place)[:24] for place in places], parse_math=False)
+            points = [(places.index(str(value)), loss) for value, loss in points]
+        axes.plot(*zip(*points, strict=True), linestyle="", marker="o", markersize=4, alpha=0.7)
+        best: dict[float, float] = {}
+        for value, loss in points:
+            best[value] = min(loss, best.get(value, loss))
+        axes.plot(*zip(*sorted(best.items()), strict=True), linewidth=1, alpha=0.6)
+        axes.set_xlabel(_plain(name), parse_math=False)
+        axes.set_ylabel("best val_loss")
+        axes.grid(alpha=0.2)
+    _write(path, figure)
+
+
+def is_spread_logarithmically(values: Sequence[float]) -> bool:
+    """Whether the steps between values are more even as factors than as differences, so that a log axis suits them."""
+    found = sorted(set(values))
+    if len(found) < 2 or found[0] <= 0:
+        return False
+    if len(found) == 2:
+        return found[1] / found[0] >= 10
+    return _unevenness([math.log(value) for value in found]) < _unevenness(found)
+
+
+def _unevenness(rising: Sequence[float]) -> float:
+    """The largest step between neighbours over the smallest."""
+    steps = [b - a for a, b in itertools.pairwise(rising)]
+    return max(steps) / max(min(steps), 1e-300)
+
+
+def _plain(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
 
 
 def draw_lr_find(path: Path, tried: Sequence[tuple[float, float, float]], suggested: float | None) -> None:

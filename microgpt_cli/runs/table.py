@@ -6,6 +6,7 @@ files, `config.json` and `result.json`; any other has its lock and its logs look
 
 import csv
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -25,7 +26,6 @@ from microgpt_cli.runs import log, storage
 from microgpt_cli.runs.welch import mean_and_sd, welch
 
 Setting = bool | int | float | str | None
-MARKS = {layout.CONFIG, layout.RESULT, layout.METRICS, layout.CHECKPOINTS}  # any of them makes a folder a run's
 CONCLUDED = ("finished", "stopped_early")  # the others may still get better
 STATUSES = (*CONCLUDED, "pruned", "interrupted", "failed", "running", "killed", "damaged")
 FORMATS = ("table", "csv", "json", "md")
@@ -39,6 +39,7 @@ SIGNIFICANT = 0.01  # how rarely chance alone may give such a lead
 LARGEST = 1e60  # number that a result of ours can hold; the same as in training/meta.py
 NARROWEST = 40  # columns of a terminal
 MISSING = "–"
+FACTS = ("status", "steps", "best val loss", "time", "tokens/s")  # what the table tells of every run
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def find_folders(top: Path) -> Iterator[Path]:
     except OSError:
         return  # not for us to read
     names = {entry.name for entry in entries}
-    if names & MARKS and layout.MANIFEST not in names:
+    if names & layout.MARKS and layout.MANIFEST not in names:
         yield top
         return
     for entry in entries:
@@ -146,7 +147,12 @@ def _settings(folder: Path) -> tuple[dict[str, Setting], str | None]:
         return {}, str(error)
     if not isinstance(data, dict):
         return {}, f"{layout.CONFIG}: must be an object"
-    return absent_values(TrainConfig) | dict(_flat(data)), None
+    return {**_absent(), **dict(_flat(data))}, None
+
+
+@functools.cache
+def _absent() -> Mapping[str, Setting]:
+    return absent_values(TrainConfig)
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Setting]]:
@@ -195,6 +201,11 @@ def _from_log(run: Run, logged: Sequence[Mapping[str, Any]]) -> Run:
         seconds=timed[-1]["seconds"] if timed else None,
         tokens_per_sec=speed,
     )
+
+
+def val_curve(run: Run) -> list[tuple[float, float]]:
+    """(step, val_loss) of each evaluation that the run has logged."""
+    return [(line["step"], line["val_loss"]) for line in read_log(run.path) if "val_loss" in line]
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
@@ -304,7 +315,7 @@ def render(runs: Sequence[Run], format: str = "table", width: int | None = None)
     if format == "json":
         return _json(runs)
     grouped = configurations(runs)
-    where = _common_folder(runs)
+    where = common_folder(runs) if len(runs) > 1 else None
     parts = [f"In {printable(str(where))}/"] if where else []
     parts.append(_columns(*_rows(runs, where), format, width))
     if any(configuration.sd is not None for configuration in grouped):
@@ -315,6 +326,8 @@ def render(runs: Sequence[Run], format: str = "table", width: int | None = None)
     units = [name for name in differing([run for run in runs if run.best_val_loss is not None]) if _is_unit(name)]
     if units:
         notes.append(f"Losses are comparable only between runs of equal {', '.join(units)}.")
+    if format == "table":
+        notes = [textwrap.fill(note, max(NARROWEST, width or shutil.get_terminal_size().columns)) for note in notes]
     return "\n\n".join([*parts, *notes])
 
 
@@ -340,27 +353,52 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in " ".join(text.split()))[:300]
 
 
+def side_by_side(runs: Sequence[Run], heads: Sequence[str]) -> str:
+    """The settings that differ and what became of each run: a column a run, as in `microgpt compare`."""
+    names = differing(runs)
+    rows = [
+        [short, *(shown(run.settings[name]) if name in run.settings else MISSING for run in runs)]
+        for name, short in zip(names, short_names(names), strict=True)
+    ]
+    told = [facts(run) for run in runs]
+    rows += [[name, *(fact[name] for fact in told)] for name in told[0]]
+    return "\n".join(_aligned(["", *heads], rows))
+
+
+def facts(run: Run) -> dict[str, str]:
+    """What became of a run, by the name of its column."""
+    last_step = run.settings.get("max_steps")
+    steps = MISSING if run.step is None else f"{run.step:,}"
+    if run.status not in CONCLUDED and run.step is not None and isinstance(last_step, int):
+        steps += f" of {last_step:,}"
+    return {
+        "status": run.status,
+        "steps": steps,
+        "last val loss": MISSING if run.val_loss is None else f"{run.val_loss:.4f}",
+        "best val loss": MISSING if run.best_val_loss is None else f"{run.best_val_loss:.4f}",
+        "at step": MISSING if run.best_step is None else f"{run.best_step:,}",
+        "time": MISSING if run.seconds is None else _clock(run.seconds),
+        "tokens/s": MISSING if run.tokens_per_sec is None else f"{run.tokens_per_sec:,.0f}",
+        "parameters": MISSING if run.parameters is None else f"{run.parameters:,}",
+    }
+
+
+def cells(runs: Sequence[Run], where: Path | None) -> tuple[list[str], list[list[str]]]:
+    """The head and the rows of the table, for those who draw it themselves; runs are named as seen from `where`."""
+    head, names, rows = _rows(runs, where)
+    return [*head, *names], rows
+
+
 def _rows(runs: Sequence[Run], where: Path | None) -> tuple[list[str], list[str], list[list[str]]]:
     """What is told of every run, the settings that differ, and the cells of both."""
     names = differing(runs)
     rows = []
     for run in runs:
-        last_step = run.settings.get("max_steps")
-        steps = MISSING if run.step is None else f"{run.step:,}"
-        if run.status not in CONCLUDED and run.step is not None and isinstance(last_step, int):
-            steps += f" of {last_step:,}"
-        rows.append(
-            [
-                printable(os.path.relpath(run.path, where) if where else str(run.path)),
-                run.status,
-                steps,
-                MISSING if run.best_val_loss is None else f"{run.best_val_loss:.4f}",
-                MISSING if run.seconds is None else _clock(run.seconds),
-                MISSING if run.tokens_per_sec is None else f"{run.tokens_per_sec:,.0f}",
-                *(shown(run.settings[name]) if name in run.settings else MISSING for name in names),
-            ]
-        )
-    return ["run", "status", "steps", "best val loss", "time", "tokens/s"], short_names(names), rows
+        became = facts(run)
+        told = printable(os.path.relpath(run.path, where) if where else str(run.path))
+        cells = [shown(run.settings[name]) if name in run.settings else MISSING for name in names]
+        rows.append([told, *(became[name] for name in FACTS), *cells])
+    return ["run", *FACTS], short_names(names), rows
 
 
 def _grouped_rows(found: Sequence[Configuration]) -> tuple[list[str], list[str], list[list[str]]]:
@@ -373,12 +411,12 @@ def _grouped_rows(found: Sequence[Configuration]) -> tuple[list[str], list[str],
     return ["configuration", "seeds", "best val loss, mean ± sd"], short_names(names), rows
 
 
-def _common_folder(runs: Sequence[Run]) -> Path | None:
-    """The folder that all runs lie in, if there are several and one."""
-    if len(runs) < 2 or len({run.path.is_absolute() for run in runs}) > 1:
-        return None
-    common = os.path.commonpath([run.path.parent for run in runs])
-    return Path(common) if common not in ("", "/") else None
+def common_folder(runs: Sequence[Run]) -> Path:
+    """The innermost folder that all runs lie in."""
+    parents = [run.path.parent for run in runs]
+    if len({parent.is_absolute() for parent in parents}) > 1:
+        parents = [parent.absolute() for parent in parents]
+    return Path(os.path.commonpath(parents))
 
 
 def _clock(seconds: float) -> str:

@@ -11,7 +11,9 @@ A job does not raise: what became of it stands in its folder, and any launcher c
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
+import itertools
 import os
 import signal
 import socket
@@ -68,7 +70,7 @@ def run(folder: Path, train: Callable[[Path | None], None], driver: Driver, fail
     Raises:
         Interrupted: a signal stopped it, and this is the process that drives the sweep.
     """
-    sweep, here = folder.parent, driver.is_here()
+    sweep, here, is_child = folder.parent, driver.is_here(), driver.is_parent()
     if not here:
         _follow(driver, sweep)
     if (sweep / STOP).exists():
@@ -83,6 +85,8 @@ def run(folder: Path, train: Callable[[Path | None], None], driver: Driver, fail
         except KeyboardInterrupt as stop:
             if here:
                 raise
+            if is_child and not driver.is_parent():
+                os._exit(128 + signal.SIGTERM)  # saved, and nobody waits for this process any more
             _hand_on(stop)
         except Exception as error:
             failed = note_failure(folder, error)
@@ -106,6 +110,26 @@ def _follow(driver: Driver, sweep: Path) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+@functools.cache
+def worker_number(sweep: Path) -> int:
+    """A number for this process that no other worker of the sweep on this machine has, the lowest that is free.
+
+    It is this process's, by a lock, for as long as it lives.
+    """
+    if os.name != "posix":
+        return 0
+    import fcntl
+
+    for number in itertools.count():
+        descriptor = storage.open_end(sweep / f".worker-{socket.gethostname()}-{number}")
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return number
+        except BlockingIOError:
+            os.close(descriptor)
+    raise AssertionError
 
 
 def _hand_on(stop: KeyboardInterrupt) -> None:

@@ -32,7 +32,7 @@ from microgpt_cli.runs import folder as layout
 from microgpt_cli.runs import storage
 from microgpt_cli.training.meta import FORMAT
 from microgpt_cli.training.meta import check as check_meta
-from microgpt_cli.training.optimizers import AdamW
+from microgpt_cli.training.optimizers import make_optimizer
 
 MODEL, OPTIM, META = "model.safetensors", "optim.safetensors", "meta.json"
 FILES = (MODEL, OPTIM, META, layout.CONFIG, layout.TOKENIZER)
@@ -148,7 +148,7 @@ def load(path: Path, weights: bool = True) -> Checkpoint:
             raise UserError(f"{path / layout.CONFIG}: model.block_size={size.block_size} is too large for a checkpoint")
         expected = dict(meta_model(size, tokenizer.vocab_size).named_parameters())
         model = _read_tensors(path / MODEL, noted[MODEL], expected)
-        optim = _read_tensors(path / OPTIM, noted[OPTIM], AdamW(expected.items(), config.optim).state())
+        optim = _read_tensors(path / OPTIM, noted[OPTIM], make_optimizer(expected.items(), config.optim).state())
     return Checkpoint(path, config, tokenizer, meta, model, optim)
 
 

@@ -10,6 +10,7 @@ import torch
 from microgpt_cli.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+BFLOAT16_N_EMBD = 64  # width from which training on a CPU that multiplies bfloat16 gains by it
 COMPILE_FLOPS = 5e15  # below, compiling (20 s and more on an H100) costs more than it saves
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -33,19 +34,25 @@ class Compute:
 
 
 def choose(
-    device: str, dtype: str, compile: str = "false", threads: int | None = None, work_flops: float = 0.0
+    device: str,
+    dtype: str,
+    compile: str = "false",
+    threads: int | None = None,
+    work_flops: float = 0.0,
+    train_n_embd: int = 0,
 ) -> Compute:
     """Turn `auto` into what this machine does best, and set torch's number of threads.
 
     Args:
         device, dtype, compile, threads: the keys of these names.
         work_flops: how much there is to compute, about; what a compiler must pay back.
+        train_n_embd: width of the model that is to be trained, if one is.
 
     Raises:
         UserError: what was asked for is not here.
     """
     place, why_device = _device(device)
-    kind, why_dtype = _dtype(dtype, place)
+    kind, why_dtype = _dtype(dtype, place, train_n_embd)
     compiled, why_compile = _compile(compile, place, work_flops)
     if threads is not None:
         torch.set_num_threads(threads)
@@ -90,7 +97,7 @@ def _device(wanted: str) -> tuple[torch.device, str]:
     return torch.device(wanted), "as asked"
 
 
-def _dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
+def _dtype(wanted: str, device: torch.device, train_n_embd: int) -> tuple[torch.dtype, str]:
     if wanted == "float16" and device.type == "cpu":
         raise UserError("dtype=float16: needs a GPU; try dtype=bfloat16 or float32 on a CPU")
     if wanted != "auto":
@@ -99,7 +106,15 @@ def _dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16, "this GPU multiplies it fast, and it needs no loss scaling"
         return torch.float16, "this GPU has no bfloat16; the loss is scaled"
+    if device.type == "cpu" and train_n_embd >= BFLOAT16_N_EMBD and _cpu_multiplies_bfloat16():
+        return torch.bfloat16, "this CPU multiplies it twice as fast, and a step is 1.3 to 2 times as fast"
     return torch.float32, "the safe choice here"
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    """Whether there are instructions for it (AVX512-BF16, AMX); without, it is slower than float32."""
+    asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(ask is not None and ask() for ask in asked)
 
 
 def _compile(wanted: str, device: torch.device, work_flops: float) -> tuple[bool, str]:

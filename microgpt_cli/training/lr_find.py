@@ -15,7 +15,7 @@ from microgpt_cli.config import TrainConfig
 from microgpt_cli.data.tokens import Splits, draw_starts
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.training.device import Compute
-from microgpt_cli.training.optimizers import AdamW
+from microgpt_cli.training.optimizers import make_optimizer
 from microgpt_cli.training.update import Update
 
 LOWEST, HIGHEST, STEPS = 1e-6, 10.0, 200
@@ -47,10 +47,10 @@ def range_test(model: GPT, splits: Splits, config: TrainConfig, compute: Compute
     Args:
         model: with fresh weights; it is spoilt.
         splits: token ids; the batches are those of a run's first steps.
-        config: batch size, optimizer; its learning rate and schedule are left aside.
+        config: batch size, optimizer; its schedule is left aside, and of its learning rates all but their ratio.
         compute: device, precision.
     """
-    update = Update(model, AdamW(model.named_parameters(), config.optim), splits.train, config, compute)
+    update = Update(model, make_optimizer(model.named_parameters(), config.optim), splits.train, config, compute)
     sequences, average, lowest = config.batch_size * config.grad_accum_steps, 0.0, math.inf
     loss_scale = LOSS_SCALE if compute.dtype == torch.float16 else 1.0
     for step in range(STEPS):

@@ -1,4 +1,4 @@
-"""AdamW (Loshchilov and Hutter, 2019) on torch's fused kernel, without `torch.optim`.
+"""AdamW (Loshchilov and Hutter, 2019) on torch's fused kernel, and Muon (Jordan et al., 2024), without `torch.optim`.
 
 Making any `torch.optim.Optimizer` imports `torch._dynamo`, which takes seconds; the kernel behind it costs nothing to
 call. It also divides gradients by a number and can leave everything as it is, both told by tensors, so that clipping
@@ -11,6 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from microgpt_cli.config import OptimConfig
+
+# The quintic that Jordan et al. (2024) found to bring singular values near 1 in few steps.
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+
+
+def make_optimizer(named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig) -> "AdamW | Muon":
+    """The optimizer that `optim.kind` names, of parameters by name."""
+    return Muon(named, config) if config.kind == "muon" else AdamW(named, config)
 
 
 class AdamW:
@@ -79,6 +87,102 @@ class AdamW:
             tensors[f"adamw/{name}/exp_avg"] = mean
             tensors[f"adamw/{name}/exp_avg_sq"] = square
         return tensors
+
+
+class Muon:
+    """Momentum made orthogonal for the matrices of the blocks, AdamW for everything else.
+
+    The update of a matrix is its (Nesterov) momentum with all singular values brought near 1, so that directions that
+    gradients rarely take are learnt as fast as the common ones. Queries, keys and values are three matrices.
+
+    Args:
+        named: the parameters by name.
+        config: hyperparameters; `learning_rate` is the matrices', `adamw_learning_rate` that of the rest.
+    """
+
+    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig) -> None:
+        everything = list(named)
+        matrices = {name: p for name, p in everything if name.startswith("blocks.") and p.ndim == 2}
+        assert config.adamw_learning_rate is not None  # the config has checked both
+        assert config.momentum is not None
+        self.weight_decay, self.momentum = config.weight_decay, config.momentum
+        self.params = [p for _, p in everything]
+        self.adamw = AdamW([(name, p) for name, p in everything if name not in matrices], config)
+        self._adamw_share = config.adamw_learning_rate / config.learning_rate
+        self._groups: dict[tuple[int, int], dict[str, nn.Parameter]] = {}  # matrices of one shape, worked on together
+        for name, p in matrices.items():
+            self._groups.setdefault((_stacked(name, p).size(1), _stacked(name, p).size(2)), {})[name] = p
+        self._means = {
+            shape: torch.zeros(sum(len(_stacked(*item)) for item in members.items()), *shape, device=p.device)
+            for shape, members in self._groups.items()
+        }
+
+    def grads(self) -> list[Tensor]:
+        """The gradients, in the order of the parameters."""
+        return [p.grad for p in self.params if p.grad is not None]
+
+    def zero_grad(self) -> None:
+        for p in self.params:
+            p.grad = None
+
+    @torch.no_grad()
+    def step(self, learning_rate: float | Tensor, divide_by: Tensor, skip: Tensor) -> None:
+        """One update; the arguments are those of `AdamW.step`, and the two learning rates keep their proportion."""
+        self.adamw.step(learning_rate * self._adamw_share, divide_by, skip)
+        keep = 1 - skip
+        rate = learning_rate * keep
+        for shape, members in self._groups.items():
+            grads = torch.cat(
+                [_stacked(name, p.grad) for name, p in members.items() if p.grad is not None]
+            )  # (n, rows, columns)
+            grads = torch.where(keep > 0, grads / divide_by, 0.0)
+            mean = self._means[shape]
+            mean.lerp_(grads, keep * (1 - self.momentum))
+            updates = orthogonalize(grads.lerp(mean, self.momentum))
+            for (name, p), update in zip(members.items(), updates.split(self._counts(members)), strict=True):
+                p.mul_(1 - rate * self.weight_decay)
+                _stacked(name, p).sub_(update * (rate * _scale(name, p)))
+
+    def _counts(self, members: dict[str, nn.Parameter]) -> list[int]:
+        return [len(_stacked(name, p)) for name, p in members.items()]
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next update depends on, by `muon/PARAMETER/momentum` and as AdamW's."""
+        tensors = self.adamw.state()
+        for shape, members in self._groups.items():
+            for name, mean in zip(members, self._means[shape].split(self._counts(members)), strict=True):
+                tensors[f"muon/{name}/momentum"] = mean
+        return tensors
+
+
+def _stacked(name: str, p: Tensor) -> Tensor:
+    """A weight (out, in), or its gradient, as a view of matrices (n, rows, columns), rows at least columns."""
+    stacked: Tensor = p.unflatten(0, (3 if name.endswith("qkv.weight") else 1, -1))
+    return stacked if stacked.size(1) >= stacked.size(2) else stacked.mT
+
+
+def _scale(name: str, p: Tensor) -> float:
+    """A matrix that widens gets larger updates, so that each output moves as far as a square one's."""
+    out, fan_in = p.shape
+    return float(max(1.0, (out / (3 if name.endswith("qkv.weight") else 1)) / fan_in) ** 0.5)
+
+
+def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
+    """The nearest semi-orthogonal matrices, roughly: singular values between about 0.7 and 1.2.
+
+    Newton-Schulz iteration of Jordan et al. (2024), products of matrices alone.
+
+    Args:
+        matrices: (n, rows, columns), rows at least columns.
+        steps: iterations.
+    """
+    a, b, c = NEWTON_SCHULZ
+    x: Tensor = matrices.bfloat16() if matrices.is_cuda else matrices
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        square = x.mT @ x  # (n, columns, columns)
+        x = a * x + x @ (b * square + c * (square @ square))
+    return x.to(matrices.dtype)
 
 
 def total_norm(grads: list[Tensor]) -> Tensor:

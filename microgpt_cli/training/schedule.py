@@ -8,13 +8,15 @@ from microgpt_cli.config import OptimConfig
 def lr_at(step: int, max_steps: int, config: OptimConfig) -> float:
     """The learning rate of the update that follows `step` finished ones.
 
-    Rises linearly over `warmup_steps`, never from 0, then stays, or falls to `last_learning_rate` at the last update.
+    Rises linearly over `warmup_steps`, never from 0, then stays, or falls to its end at the last update,
+    over the last `decay_fraction` of all steps.
     """
     peak, low = config.learning_rate, config.last_learning_rate
     if step < config.warmup_steps:
         return peak * (step + 1) / config.warmup_steps
     if config.schedule == "constant":
         return peak
-    done = min(1.0, (step - config.warmup_steps) / max(1, max_steps - 1 - config.warmup_steps))
+    falls_from = max(config.warmup_steps, round(max_steps * (1 - config.decay_fraction)))
+    done = min(1.0, max(0.0, (step - falls_from) / max(1, max_steps - 1 - falls_from)))
     left = 1.0 - done if config.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
     return low + (peak - low) * left

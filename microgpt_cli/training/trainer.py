@@ -24,7 +24,7 @@ from microgpt_cli.runs import folder as layout
 from microgpt_cli.training import checkpoint
 from microgpt_cli.training.device import Compute
 from microgpt_cli.training.metrics import JsonLines
-from microgpt_cli.training.optimizers import AdamW
+from microgpt_cli.training.optimizers import make_optimizer
 from microgpt_cli.training.schedule import lr_at
 from microgpt_cli.training.update import CompilerFailed, Update
 
@@ -123,7 +123,7 @@ class Trainer:
     ) -> None:
         self.run_folder, self.config, self.model, self.compute = run, config, model, compute
         self.splits, self.facts = splits, facts
-        self.optimizer = AdamW(model.named_parameters(), config.optim)
+        self.optimizer = make_optimizer(model.named_parameters(), config.optim)
         self.state = State(loss_scale=FIRST_LOSS_SCALE if compute.dtype == torch.float16 else 1.0)
         self.stop_signal: int | None = None  # set by whoever wants the run to stop; it stops within a micro-step
         self.is_pruned = False  # set after an evaluation by whoever finds the run not worth going on with
@@ -177,6 +177,10 @@ class Trainer:
         finally:
             self.metrics.close()
             self.timings.close()
+
+    def note_time(self, what: str, began: float) -> None:
+        """Log how long something beside the steps has taken, since `began` of `time.perf_counter`."""
+        self.timings.append(step=self.state.step, **{f"{what}_seconds": round(time.perf_counter() - began, 6)})
 
     def _due(self, interval: int) -> bool:
         step = self.state.step
@@ -268,6 +272,7 @@ class Trainer:
     def _evaluate(self) -> Iterator[Event]:
         """The mean loss over the fixed windows; given up between two batches of them on a stop signal."""
         self._look()
+        began = time.perf_counter()
         sums, count = [], 0
         for loss, tokens in evaluate(self.model, self.splits.val[: self.eval_tokens + 1], self.compute):
             sums.append(loss)
@@ -285,12 +290,13 @@ class Trainer:
         else:
             state.stale_evaluations += 1
         self.metrics.append(step=state.step, tokens=state.tokens, val_loss=state.val_loss)
+        self.note_time("evaluating", began)
         self._saved_step = None  # what is saved of this step, if anything, does not know its loss
         yield Evaluated(state.step, state.val_loss, is_best)
 
     def _save(self) -> Saved:
         self._look()
-        state = self.state
+        began, state = time.perf_counter(), self.state
         tensors = {**dict(self.model.named_parameters()), **self.optimizer.state()}
         broken = next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
         if broken is not None:
@@ -301,6 +307,7 @@ class Trainer:
         meta = {**self.facts, "state": asdict(state)}
         path = checkpoint.save(self.run_folder, state.step, self.model, self.optimizer.state(), meta, state.best_step)
         self._saved_step = state.step
+        self.note_time("saving", began)
         return Saved(state.step, path)
 
 

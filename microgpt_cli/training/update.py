@@ -16,7 +16,7 @@ from microgpt_cli.data.tokens import take
 from microgpt_cli.model.accounting import flops_per_token
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.training.device import Compute
-from microgpt_cli.training.optimizers import AdamW, total_norm
+from microgpt_cli.training.optimizers import AdamW, Muon, total_norm
 
 RESIDENT_BYTES = 2 << 30  # a training split up to this size is kept on the GPU
 GRAPH_FLOPS = 4e12  # a step up to this much work is replayed as a CUDA graph
@@ -38,7 +38,7 @@ class Update:
         compute: device, precision, compilation.
     """
 
-    def __init__(self, model: GPT, optimizer: AdamW, ids: Tensor, config: TrainConfig, compute: Compute) -> None:
+    def __init__(self, model: GPT, optimizer: AdamW | Muon, ids: Tensor, config: TrainConfig, compute: Compute) -> None:
         self.model, self.optimizer, self.config, self.compute = model, optimizer, config, compute
         device = compute.device
         # uint16 can't be indexed on a GPU

@@ -1,0 +1,183 @@
+"""Tokens/s of one sample and of many: ours, the article's plain way, and transformers where it is installed.
+
+    python benchmarks/sample_speed.py model=micro,small,gpt2 num_samples=1,8,64 device=cpu threads=2
+    python benchmarks/sample_speed.py model=micro,small,gpt2 num_samples=1,64 device=cuda name=h100_sample
+
+All go on from one token at temperature 1, with the same random weights (arch=gpt2, which transformers has too).
+They run in turns (ours, plain, …), and the median of the rounds counts. The plain way works out the whole context in
+float32 for every token; it is timed with a full one, as all but its first tokens are. Writes to benchmarks/results/.
+"""
+
+import importlib.util
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from microgpt_cli import __version__, cli
+from microgpt_cli.generation.generate import generate
+from microgpt_cli.generation.precision import choose_dtype
+from microgpt_cli.generation.sampling import Draws, Sampler
+from microgpt_cli.model.gpt import GPT
+from microgpt_cli.training.device import choose
+
+ROUND_SECONDS = 2.0  # about, for each of those compared
+VOCAB_SIZES = {"gpt2": 50257}
+SMALL_VOCAB_SIZE = 65
+
+
+def main(words: list[str]) -> None:
+    given = dict(word.split("=", 1) for word in words)
+    sizes = given.pop("model", "micro,small,gpt2").split(",")
+    batches = [int(number) for number in given.pop("num_samples", "1,8,64").split(",")]
+    rounds = int(given.pop("rounds", 5))
+    dtypes = given.pop("dtype", "auto").split(",")
+    device = given.pop("device", "auto")
+    threads = given.pop("threads", None)
+    out = Path(__file__).parent / "results" / f"{given.pop('name', 'sample_speed')}.json"
+    compute = choose(device, "auto", threads=int(threads) if threads else None)
+    rows = []
+    for size in sizes:
+        config = cli.load_config("train", [f"model={size}", "arch=gpt2", *(f"{k}={v}" for k, v in given.items())])
+        torch.manual_seed(0)
+        model = GPT(config.model, VOCAB_SIZES.get(size, SMALL_VOCAB_SIZE)).to(compute.device).eval()
+        for num_samples in batches:
+            for dtype in dtypes:
+                rows.append({"model": size} | compare(model, num_samples, dtype, rounds))
+                print(json.dumps(rows[-1]), flush=True)
+    cuda = compute.device.type == "cuda"
+    versions = {"microgpt": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    if has_transformers():
+        import transformers
+
+        versions["transformers"] = transformers.__version__
+    else:
+        print("transformers is not installed: not compared (pip install transformers)")
+    page = {
+        "command": f"python benchmarks/sample_speed.py {' '.join(words)}",
+        "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "versions": versions,
+        "rows": rows,
+    }
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(json.dumps(page, indent=1) + "\n")
+
+
+def compare(model: GPT, num_samples: int, dtype: str, rounds: int) -> dict[str, object]:
+    """Rates of all, in tokens/s over all samples, and how many times the others' ours is."""
+    chosen, _ = choose_dtype(dtype, model, num_samples)
+    block_size = model.config.block_size
+    vocab_size = model.vocab_size
+
+    def ours(count: int) -> None:
+        for _ in generate(model, [1], count, Sampler(), Draws(0, num_samples), num_samples, dtype=chosen):
+            pass
+
+    def plain(count: int) -> None:
+        plain_generate(model, torch.ones(num_samples, block_size, dtype=torch.long, device=device), count)
+
+    device = model.lm_head.weight.device
+    ways: dict[str, Callable[[int], None]] = {"ours": ours}
+    if num_samples == 1:
+        ways["plain"] = plain
+        if has_transformers():
+            ways["transformers"] = transformers_generate(model)
+    counts = {}
+    for name, way in ways.items():
+        way(2)
+        warm = min(block_size - 1, 40)
+        way(warm if name != "plain" else 2)  # a graph is recorded here
+        seconds = timed(way, warm if name != "plain" else 2)
+        longest = block_size - 2 if name == "transformers" else 5 * block_size
+        counts[name] = min(longest, max(4, int(ROUND_SECONDS / seconds * (warm if name != "plain" else 2))))
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            rates[name].append(counts[name] * num_samples / timed(way, counts[name]))
+    row: dict[str, object] = {
+        "num_samples": num_samples,
+        "vocab_size": vocab_size,
+        "block_size": block_size,
+        "new_tokens": counts,
+        "dtype": str(chosen).removeprefix("torch."),
+        "tokens_per_sec": {name: round(statistics.median(values), 1) for name, values in rates.items()},
+        "tokens_per_sec_min_max": {name: [round(min(v), 1), round(max(v), 1)] for name, v in rates.items()},
+    }
+    for name in ways:
+        if name != "ours":
+            ratios = [a / b for a, b in zip(rates["ours"], rates[name], strict=True)]
+            row[f"times_{name}"] = round(statistics.median(ratios), 2)
+            row[f"times_{name}_min_max"] = [round(min(ratios), 2), round(max(ratios), 2)]
+    return row
+
+
+def timed(way: Callable[[int], None], count: int) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    way(count)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+@torch.no_grad()
+def plain_generate(model: GPT, idx: torch.Tensor, max_new_tokens: int) -> torch.Tensor:
+    """The article's `generate`, word for word."""
+    for _ in range(max_new_tokens):
+        idx_cond = idx[:, -model.config.block_size :]
+        logits, _ = model(idx_cond)
+        logits = logits[:, -1, :]
+        probs = torch.nn.functional.softmax(logits, dim=-1)
+        idx_next = torch.multinomial(probs, num_samples=1)
+        idx = torch.cat((idx, idx_next), dim=1)
+    return idx
+
+
+def has_transformers() -> bool:
+    return importlib.util.find_spec("transformers") is not None
+
+
+def transformers_generate(model: GPT) -> Callable[[int], None]:
+    """GPT-2 of transformers with these weights, and its `generate`."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config, device = model.config, model.lm_head.weight.device
+    theirs = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=model.vocab_size, n_positions=config.block_size, n_embd=config.n_embd, n_layer=config.n_layer,
+            n_head=config.n_head, bos_token_id=1, eos_token_id=None, pad_token_id=0,
+        )
+    ).to(device).eval()  # fmt: skip
+    names = {
+        "token_embedding_table": "wte", "position_embedding_table": "wpe", "blocks": "h", "ln1": "ln_1", "ln2": "ln_2",
+        "attention.qkv": "attn.c_attn", "attention.proj": "attn.c_proj", "mlp.fc": "mlp.c_fc", "mlp.proj": "mlp.c_proj",
+    }  # fmt: skip
+    state = {}
+    for name, weight in model.state_dict().items():
+        for ours, other in names.items():
+            name = name.replace(ours, other)
+        turned = ".c_" in name and weight.dim() == 2  # Conv1D keeps (in, out)
+        state[name if name == "lm_head.weight" else f"transformer.{name}"] = weight.t() if turned else weight
+    theirs.load_state_dict(state)
+    idx = torch.ones(1, 1, dtype=torch.long, device=device)
+    with torch.no_grad():
+        a, b = theirs(idx).logits, model(idx)[0]
+    torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)  # the same model
+
+    def way(count: int) -> None:
+        theirs.generate(
+            idx, attention_mask=torch.ones_like(idx), do_sample=True, min_new_tokens=count, max_new_tokens=count
+        )
+
+    return way
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,84 @@
+"""`microgpt compare`: runs side by side: what differs, their curves and losses, and what each makes of one prompt."""
+
+import os
+import shutil
+import sys
+
+from microgpt_cli.commands import Invocation
+from microgpt_cli.commands.runs import label, plot_folder
+from microgpt_cli.config import CompareConfig
+from microgpt_cli.errors import UserError
+from microgpt_cli.runs import folder as layout
+from microgpt_cli.runs import plots, storage, table, terminal_plot
+
+PLOT = "compare.png"
+PLOT_HEIGHT = 16  # lines
+MOST = len(terminal_plot.LETTERS)
+
+
+def run(config: CompareConfig, invocation: Invocation) -> None:
+    """Print all that there is to compare, and draw the curves on one plot."""
+    if len(config.paths) > MOST:
+        raise UserError(f"{len(config.paths)} runs: at most {MOST} can be compared; microgpt runs lists more")
+    runs = [table.read_run(layout.find_run_folder(path, "paths")) for path in config.paths]
+    letters = terminal_plot.LETTERS[: len(runs)]
+    width = shutil.get_terminal_size().columns
+    drawn = _draw(runs, letters, config.out)
+    for letter, run in zip(letters, runs, strict=True):
+        print(f"{letter}  {table.printable(str(run.path))}")
+    print(f"\n{table.side_by_side(runs, letters)}\n")
+    curves = [table.val_curve(run) for run in runs]
+    braille = terminal_plot.has_braille(sys.stdout.encoding)
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    print("val_loss against the step")
+    print(terminal_plot.plot(curves, width, PLOT_HEIGHT, braille, colour))
+    print(f"\ncurves    {drawn}", flush=True)
+    for run in runs:
+        if run.problem:
+            print(f"damaged   {table.printable(str(run.path))}: {table.printable(run.problem)}")
+    if config.sample:
+        texts = _continuations(config)
+        print(f"\nprompt={config.prompt!r} temperature={config.temperature:g} seed={config.seed}\n")
+        print(terminal_plot.side_by_side(texts, list(letters), width))
+
+
+def _draw(runs: list[table.Run], letters: str, out: str | None) -> str:
+    """Where the plot is now. Runs of others need not lie where one may write: then the rest is printed all the same."""
+    names = table.differing(runs)
+    curves = {f"{letter}  {label(run, names)}": table.val_curve(run) for letter, run in zip(letters, runs, strict=True)}
+    path = plot_folder(runs, out) / PLOT
+    try:
+        plots.draw_curves(path, {name: points for name, points in curves.items() if points}, f"{len(runs)} runs")
+    except OSError as error:
+        problem = f"{storage.explain(error)}, or choose another folder with out="
+        if out is not None:
+            raise UserError(problem) from error
+        return f"not written: {problem}"
+    return str(path)
+
+
+def _continuations(config: CompareConfig) -> list[str]:
+    """What each run writes after the prompt, or why it can't. Only here is torch needed."""
+    from microgpt_cli.data.tokenizers import unpack
+    from microgpt_cli.generation.generate import generate, text_of
+    from microgpt_cli.generation.sampling import Draws, Sampler
+    from microgpt_cli.training import checkpoint
+    from microgpt_cli.training.device import choose
+
+    compute = choose(config.device, "auto")
+    texts = []
+    for path in config.paths:
+        try:
+            loaded = checkpoint.load(layout.find_checkpoint(path))
+            tokenizer, block_size = loaded.tokenizer, loaded.config.model.block_size
+            encoded = tokenizer.encode(config.prompt)
+            ids = unpack(encoded[-block_size * tokenizer.itemsize :], tokenizer.itemsize) or [tokenizer.start_id]
+            model = checkpoint.build_model(loaded, compute.device).eval()
+        except UserError as error:
+            texts.append(f"({table.printable(str(error))})")
+            continue
+        sampler, draws = Sampler(config.temperature), Draws(config.seed, 1)
+        with compute.autocast():
+            columns = generate(model, ids, config.max_new_tokens, sampler, draws)
+            texts.append(config.prompt + "".join(text_of(columns, 0, tokenizer.text_stream())))
+    return texts

@@ -1,0 +1,239 @@
+"""`microgpt doctor`: a look before a run, at the machine, the text, the memory and the time. Writes nothing."""
+
+import importlib.util
+import json
+import os
+import platform
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from microgpt_cli.commands import Invocation
+from microgpt_cli.commands.console import bytes_bar, duration, thousands
+from microgpt_cli.commands.old_runs import config_from_run
+from microgpt_cli.commands.train import LAST_SAMPLE_TOKENS, SAMPLE_TOKENS, UNITS, work_flops
+from microgpt_cli.config import TrainConfig, leaves
+from microgpt_cli.data.baselines import baselines
+from microgpt_cli.data.corpus import Corpus, open_corpus
+from microgpt_cli.data.survey import Survey, beginning, survey
+from microgpt_cli.data.tokenizers import Tokenizer
+from microgpt_cli.data.tokens import IN_MEMORY_BYTES, Splits, build_tokenizer, encode, split
+from microgpt_cli.errors import RunStopped, UserError
+from microgpt_cli.inspection.copied import copied
+from microgpt_cli.model.accounting import memory, meta_model, total_parameters
+from microgpt_cli.runs import folder as layout
+from microgpt_cli.training import probe
+from microgpt_cli.training.device import Compute, choose
+from microgpt_cli.training.trainer import EVAL_TOKENS
+
+FEW_BYTES = 100_000  # of text: such a run overfits soon
+MUCH_REPEATED = 0.1  # of a text: worth a line
+COPIED_TOKENS, COPIED_VAL, COPIED_TRAIN = 50, 1 << 18, 1 << 24  # least length of a passage; how much is looked at
+MOST_ODD = 4  # characters that are named
+SPARE = 0.9  # of the free memory, no more
+
+
+def run(config: TrainConfig, invocation: Invocation) -> None:
+    """Look at everything that a run would need, and end with what to type."""
+    if config.resume is not None:
+        raise UserError("resume: a run that goes on needs no doctor; look at it with microgpt verify ckpt=RUN")
+    if config.from_run is not None:
+        config = config_from_run(config, invocation.typed)
+    if config.out_dir is not None:
+        layout.refuse_unless_free(config.out_dir)
+    compute = choose(config.device, config.dtype, config.compile, config.threads, work_flops(config))
+    with bytes_bar("reading the text") as progress:
+        whole = open_corpus(config.data, progress, keep=False)
+        corpus = beginning(whole, IN_MEMORY_BYTES)
+        tokenizer = build_tokenizer(config.tokenizer, corpus, Path(), progress)
+        ids, _ = encode(corpus, tokenizer, Path(), progress)
+        found = _survey(corpus, tokenizer)
+    splits = split(ids, config.data.val_fraction, config.model.block_size)
+    problems = _machine(config, compute)
+    _text(whole, corpus, found, tokenizer, splits)
+    problems += _room(config, compute, whole, tokenizer)
+    if not any(problem.startswith("memory") for problem in problems):
+        _time(config, compute, whole.size_bytes / corpus.size_bytes, tokenizer, splits)
+    if problems:
+        raise RunStopped("this run would not get through: " + "; ".join(problems))
+    if invocation.hydra_files:  # in a sweep nobody knows what was typed for this job
+        print(f"go        {_command(config, invocation)}")
+
+
+def _survey(corpus: Corpus, tokenizer: Tokenizer) -> Survey | None:
+    try:
+        return survey(corpus)
+    except UserError:
+        if tokenizer.kind != "byte":
+            raise
+        return None  # any bytes will do
+
+
+def _machine(config: TrainConfig, compute: Compute) -> list[str]:
+    """The devices, what they can do, and what was chosen of it."""
+    cores = os.cpu_count()
+    print(
+        f"machine   {platform.system()} {platform.machine()}, {cores} cores, Python {platform.python_version()}, "
+        f"torch {torch.__version__}"
+    )
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        kinds = "float32, float16" + (", bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "")
+        print(
+            f"gpu       cuda:{index} {torch.cuda.get_device_name(index)}, {_size(free)} of {_size(total)} free, {kinds}"
+        )
+    for name in ("device", "dtype", "compile", "threads"):
+        print(f"{name:9} {compute.reasons[name]}")
+    missing = _missing_compiler(compute.device)
+    print(f"compiler  {missing or 'there'}{'; not tried here, for it writes to the disk' if compute.compile else ''}")
+    return [f"compile=true: {missing}; try compile=false"] if missing and config.compile == "true" else []
+
+
+def _missing_compiler(device: torch.device) -> str:
+    """What torch.compile would miss on this machine, or nothing."""
+    if device.type == "cuda":
+        return "" if importlib.util.find_spec("triton") else "none: triton is not installed"
+    names = [os.environ.get("CXX", ""), "g++", "clang++", "cl"]
+    return "" if any(name and shutil.which(name) for name in names) else "none: no g++ or clang++ on the path"
+
+
+def _text(whole: Corpus, corpus: Corpus, found: Survey | None, tokenizer: Tokenizer, splits: Splits) -> None:
+    """What the text is, and what is odd about it."""
+    unit = UNITS[tokenizer.kind]
+    files = f" in {len(whole.sources):,} files" if len(whole.sources) > 1 else ""
+    print(
+        f"text      {whole.name}: {_size(whole.size_bytes)}{files}"
+        + (f", of which the first {_size(corpus.size_bytes)} are looked at" if corpus is not whole else "")
+    )
+    if found is None:
+        print("          not UTF-8, so it is taken as bytes")
+    else:
+        print(
+            f"          {found.characters:,} characters, {found.different:,} different, {found.rare:,} of them fewer "
+            f"than 5 times; {found.lines:,} lines"
+        )
+        for odd in found.odd[:MOST_ODD]:
+            print(f"odd       {odd.name}, {f'{odd.count:,} times' if odd.count > 1 else 'once'}: {odd.what}")
+        if len(found.odd) > MOST_ODD:
+            print(f"odd       and {len(found.odd) - MOST_ODD} characters more")
+        if found.repeated > MUCH_REPEATED:
+            print(f"repeated  {found.repeated:.0%} of it are lines that stand there before")
+    print(
+        f"split     {len(splits.train):,} {unit} to learn from, the last {len(splits.val):,} held out; "
+        f"a vocabulary of {tokenizer.vocab_size:,}"
+    )
+    unseen = set(splits.val.unique().tolist()) - set(splits.train.unique().tolist())
+    if unseen:
+        shown = " ".join(repr(tokenizer.decode([i])) for i in sorted(unseen)[:8])
+        print(
+            f"unseen    {len(unseen)} of them only in the held-out part, where nothing can be learnt of them: {shown}"
+        )
+    again = copied(splits.val[:COPIED_VAL], splits.train[-COPIED_TRAIN:], 0, COPIED_TOKENS).share
+    if again > 0.01:
+        print(
+            f"copied    {again:.0%} of the held-out part stands in the other in passages of {COPIED_TOKENS} {unit} "
+            "and more: its loss will look better than it is"
+        )
+    if whole.size_bytes < FEW_BYTES:
+        print(f"little    {_size(whole.size_bytes)} of text: expect overfitting; early_stop_patience=3 would notice")
+    compare = baselines(splits.train, splits.val, tokenizer.vocab_size)
+    print(
+        f"compare   {compare.uniform:.3f} is guessing, {compare.unigram:.3f} counting {unit}, {compare.bigram:.3f} "
+        "counting pairs of them"
+    )
+
+
+def _room(config: TrainConfig, compute: Compute, whole: Corpus, tokenizer: Tokenizer) -> list[str]:
+    """Memory and disk: what is needed, what is there."""
+    problems = []
+    model = meta_model(config.model, tokenizer.vocab_size)
+    costs = memory(model, config.batch_size)
+    needed, free = probe.needed_bytes(model, config.batch_size), probe.free_bytes(compute.device)
+    print(f"model     {total_parameters(model):,} parameters")
+    parts = ", ".join(f"{name} {_size(cost.value)}" for name, cost in costs.items())
+    print(f"memory    {_size(needed)} for a step ({parts})" + (f"; {_size(free)} free" if free is not None else ""))
+    if free is not None and needed > SPARE * free:
+        problems.append(_too_large(config, probe.fitting_batch(model, config, int(SPARE * free)), needed, free))
+    state = costs["weights"].value + costs["optimizer"].value
+    wanted = [(_out_folder(config), probe.CHECKPOINTS_KEPT * state, "out_dir")]
+    if whole.size_bytes > IN_MEMORY_BYTES:
+        wanted.append(
+            (Path(os.path.expanduser(config.data.cache_dir)), whole.size_bytes * tokenizer.itemsize, "data.cache_dir")
+        )
+    for folder, size, key in wanted:
+        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        room = shutil.disk_usage(there).free
+        print(
+            f"disk      {_size(size)} for {'checkpoints' if key == 'out_dir' else 'the encoded text'}; "
+            f"{_size(room)} free at {there}"
+        )
+        if size > room:
+            problems.append(f"disk: {there} has too little room; try another {key}=")
+        if not os.access(there, os.W_OK):
+            problems.append(f"disk: {there} can't be written; try another {key}=")
+    return problems
+
+
+def _out_folder(config: TrainConfig) -> Path:
+    return Path(os.path.expanduser(config.out_dir)) if config.out_dir is not None else layout.OUTPUTS / "train"
+
+
+def _too_large(config: TrainConfig, batch_size: int | None, needed: int, free: int) -> str:
+    words = f"memory: a step takes {_size(needed)}, and {_size(free)} are free"
+    if batch_size is None:
+        return f"{words}; one sequence at a time is too much already: try a smaller model= or model.block_size="
+    accumulate = config.grad_accum_steps * (config.batch_size // batch_size)
+    return f"{words}; try batch_size={batch_size} grad_accum_steps={accumulate}, as many tokens a step in smaller parts"
+
+
+def _time(config: TrainConfig, compute: Compute, scale: float, tokenizer: Tokenizer, splits: Splits) -> None:
+    """How long the run will take, by ten of its steps."""
+    pace = probe.pace(config, splits, tokenizer.vocab_size, compute)
+    eval_tokens = min(config.eval_tokens or EVAL_TOKENS, int(scale * len(splits.val)) - 1)
+    costs = memory(meta_model(config.model, tokenizer.vocab_size), config.batch_size)
+    state = costs["weights"].value + costs["optimizer"].value
+    whole = probe.forecast(config, pace, eval_tokens, SAMPLE_TOKENS, LAST_SAMPLE_TOKENS, state)
+    tokens = config.batch_size * config.grad_accum_steps * config.model.block_size
+    step = f"{1000 * pace.step:.3g} ms" if pace.step < 1 else f"{pace.step:.3g} s"
+    print(
+        f"pace      {step} a step, {thousands(tokens / pace.step)} tokens/s, by {pace.steps} steps"
+        + (" without the compiler" if compute.compile else "")
+    )
+    print(
+        f"time      {duration(whole.total)} in all: {duration(whole.training)} for {config.max_steps:,} steps, "
+        f"{duration(whole.evaluating)} to evaluate, {duration(whole.sampling)} to sample, "
+        f"{duration(whole.saving)} to save"
+    )
+    passes = config.max_steps * tokens / (scale * len(splits.train))
+    print(f"passes    the run reads its text {passes:.3g} times")
+
+
+def _command(config: TrainConfig, invocation: Invocation) -> str:
+    """The run that was looked at, as it is typed."""
+    keys = {leaf.name for leaf in leaves(TrainConfig)}
+    words = yaml.safe_load(invocation.hydra_files["overrides.yaml"])
+    names = [word.partition("=")[0] for word in words]
+    typed = [
+        f"{name}={_typed(config, name)}" if name in keys else word for name, word in zip(names, words, strict=True)
+    ]
+    return " ".join(["microgpt train", *map(shlex.quote, typed)])
+
+
+def _typed(config: TrainConfig, name: str) -> str:
+    """A value as the command line takes it."""
+    node: Any = config
+    for part in name.split("."):
+        node = getattr(node, part)
+    return json.dumps(node) if node is None or isinstance(node, bool) else str(node)
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

@@ -1,0 +1,97 @@
+"""`microgpt replay`: what a model wrote as it learnt, played again from gibberish to text."""
+
+import contextlib
+import os
+import select
+import sys
+import time
+from collections.abc import Iterator
+from typing import Protocol
+
+from microgpt_cli.commands import Invocation
+from microgpt_cli.config import ReplayConfig
+from microgpt_cli.errors import UserError
+from microgpt_cli.runs import folder as layout
+from microgpt_cli.runs.film import Frame, film
+from microgpt_cli.runs.samples import read_samples
+from microgpt_cli.training import metrics
+
+FASTER = 1.5
+BOLD, QUIET, PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[0m"
+
+
+class Waits(Protocol):
+    """Lets time pass, and says which key was pressed meanwhile, if any."""
+
+    def __call__(self, seconds: float | None, /) -> str: ...
+
+
+def run(config: ReplayConfig, invocation: Invocation) -> None:
+    """Type the samples of a run on a terminal; print them where standard output is none."""
+    folder = layout.find_run(config.run, "run")
+    samples = read_samples(folder)
+    if not samples:
+        raise UserError(
+            f"run={config.run}: no samples in this folder; a run writes them every sample_interval steps "
+            "and at its end: give the folder of one that has, as in outputs/train/…"
+        )
+    losses = {line["step"]: line["val_loss"] for line in metrics.read(folder / layout.METRICS) if "val_loss" in line}
+    frames = film(samples, losses)
+    if not sys.stdout.isatty():
+        sys.stdout.writelines(frame.text for frame in frames)
+        return
+    with _keys() as wait:
+        try:
+            _play(frames, config.speed, wait)
+        finally:
+            sys.stdout.write(PLAIN)
+
+
+def _play(frames: Iterator[Frame], speed: float, wait: Waits) -> None:
+    """Show a film; + and - change its speed, space halts it, n goes on to the next sample, q ends it."""
+    print(f"{QUIET}+ faster, - slower, space halt, n next, q quit{PLAIN}\n")
+    skipped = -1
+    for frame in frames:
+        sys.stdout.write(f"{BOLD}{frame.text}{PLAIN}" if frame.is_header else frame.text)
+        sys.stdout.flush()
+        key = wait(frame.seconds / speed) if frame.sample != skipped else ""
+        if key == " ":
+            key = wait(None)
+        if key in ("+", "=", "-"):
+            speed *= 1 / FASTER if key == "-" else FASTER
+        elif key == "n":
+            skipped = frame.sample
+        elif key in ("q", "\x04"):
+            print()
+            return
+
+
+@contextlib.contextmanager
+def _keys() -> Iterator[Waits]:
+    """A way to wait that notices keys at once, where standard input is a terminal that can tell."""
+    try:
+        import termios
+        import tty
+    except ImportError:
+        yield _sleep
+        return
+    if not sys.stdin.isatty():
+        yield _sleep
+        return
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+
+    def wait(seconds: float | None) -> str:
+        ready, _, _ = select.select([descriptor], [], [], seconds)
+        return os.read(descriptor, 1).decode("latin-1") if ready else ""
+
+    try:
+        tty.setcbreak(descriptor)  # Ctrl-C still interrupts
+        yield wait
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+def _sleep(seconds: float | None) -> str:
+    time.sleep(seconds or 0)
+    return ""

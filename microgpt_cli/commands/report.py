@@ -1,0 +1,246 @@
+"""`microgpt report`: one HTML page of a run, or of the runs of a sweep."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from microgpt_cli.commands import Invocation
+from microgpt_cli.commands.pages import page_path, write_page
+from microgpt_cli.commands.runs import label
+from microgpt_cli.config import ReportConfig, TrainConfig, from_json, leaves
+from microgpt_cli.errors import UserError
+from microgpt_cli.pages.report import Chart, Curve, Verdict, run_page, sweep_page
+from microgpt_cli.runs import folder as layout
+from microgpt_cli.runs import storage, table
+from microgpt_cli.runs.about import read_about, setting_of
+from microgpt_cli.runs.judge import Finding, judge
+from microgpt_cli.runs.samples import read_samples
+
+PAGE = "report.html"
+COLOURS = ("--c1", "--c2", "--c3", "--c4", "--c5")
+MOST_CURVES = 60  # of a sweep
+WIDE = 8  # times the smallest value of a setting: from there on its axis is logarithmic
+GOOD, BAD = {"improving", "settled"}, {"spikes", "stuck", "slow", "overfitting"}
+WORK = {"evaluating_seconds": "evaluating", "sampling_seconds": "sampling", "saving_seconds": "saving"}
+Lines = Sequence[Mapping[str, Any]]
+
+
+def run(config: ReportConfig, invocation: Invocation) -> None:
+    """Write the page, beside the run unless told otherwise."""
+    target = page_path(config.out)
+    folder = layout.find_run(config.run, "run")
+    runs = table.read_runs([folder])
+    if not runs:
+        raise UserError(f"run={config.run}: no run in this folder; give a run's, as in outputs/train/…, or a sweep's")
+    alone = len(runs) == 1 and runs[0].path == folder
+    page = _of_run(runs[0], invocation) if alone else _of_sweep(folder, runs)
+    write_page(target or folder / PAGE, page)
+
+
+def _of_run(run: table.Run, invocation: Invocation) -> str:
+    folder = run.path
+    metrics = table.read_log(folder)
+    timings = table.read_log(folder, layout.TIMINGS)
+    about = read_about(folder)
+    findings = _findings(folder, metrics, about)
+    losses = dict(_points(metrics, "val_loss"))
+    samples = [
+        {"step": sample.step, "text": sample.text, "val_loss": _latest(losses, sample.step)}
+        for sample in read_samples(folder)
+    ]
+    changed = _changed(run, invocation)
+    place = shlex.quote(str(folder))
+    return run_page(
+        table.printable(folder.resolve().name),
+        _subtitle(run, about),
+        _summary(run, about),
+        [_verdict(finding, run, place) for finding in findings],
+        _charts(metrics, timings, about, findings),
+        samples,
+        changed,
+        [[name, table.shown(value)] for name, value in run.settings.items()],
+        [(name, count, f"{count:,}") for name, count in about["parts"].items()] if about else [],
+        _times(timings),
+        _commands(run, changed, place),
+    )
+
+
+def _findings(folder: Path, metrics: Lines, about: dict[str, Any] | None) -> list[Finding]:
+    """What the numbers of a run say; nothing of one that is older than `about.json`."""
+    if about is None:
+        return []
+    where = folder / layout.CONFIG
+    config = from_json(TrainConfig, storage.parse_json(storage.read_bytes(where), str(where)), str(where))
+    return judge(metrics, config, setting_of(about))
+
+
+def _subtitle(run: table.Run, about: Mapping[str, Any] | None) -> str:
+    words = {"finished": "finished", "stopped_early": "stopped early, as it was told to"}.get(run.status, run.status)
+    where = f", {about['machine'].get('device', '')}" if about else ""
+    text = f", {table.printable(about['text'])}" if about else ""
+    return f"A run of microgpt train: {words}{text}{where}"
+
+
+def _summary(run: table.Run, about: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """What a reader wants to know first."""
+    facts = table.facts(run)
+    found = [
+        (f"best val_loss, step {facts['at step']}", facts["best val loss"]),
+        ("last val_loss", facts["last val loss"]),
+        ("steps", facts["steps"]),
+        ("time in steps", facts["time"]),
+        ("tokens/s", facts["tokens/s"]),
+    ]
+    if about:
+        found += [
+            ("parameters", f"{about['parameters']:,}"),
+            (f"{table.printable(about['unit'])} to learn from", f"{about['train_tokens']:,}"),
+            ("vocabulary", f"{about['vocab_size']:,}"),
+        ]
+    return found
+
+
+def _verdict(finding: Finding, run: table.Run, place: str) -> Verdict:
+    """A finding as a sentence, with the whole command that would help."""
+    text = f"its best held-out loss is {finding.text}" if finding.kind == "bigram" else finding.text
+    text = f"{text[0].upper()}{text[1:]}."
+    tone = "good" if finding.kind in GOOD else "bad" if finding.kind in BAD else ""
+    if not finding.overrides:
+        return Verdict(text, "", tone)
+    how = "resume" if finding.kind == "improving" and run.status in table.CONCLUDED else "from_run"
+    return Verdict(text, f"microgpt train {how}={place} {finding.overrides}", tone)
+
+
+def _charts(
+    metrics: Lines, timings: Lines, about: Mapping[str, Any] | None, findings: Sequence[Finding]
+) -> list[Chart]:
+    """The loss, and what else was logged at each step."""
+    held_out, training = _points(metrics, "val_loss"), _points(metrics, "loss")
+    if not (held_out or training):
+        return []
+    best = min(held_out, key=lambda point: point[1], default=None)
+    overfits = any(finding.kind == "overfitting" for finding in findings)
+    loss = Chart(
+        "loss",
+        "Loss, nats a token",
+        [Curve("held out", "--c2", held_out, dots=True), Curve("train", "--c1", training, faint=True)],
+        levels=about["baselines"] if about else {},
+        marks={"overfitting from here": best[0]} if best and overfits else {},
+    )
+    others = [
+        ("rate", "Learning rate", "--c3", _points(metrics, "learning_rate")),
+        ("norm", "Gradient norm, before clipping", "--c4", _points(metrics, "grad_norm")),
+        ("speed", "Tokens per second", "--c5", _points(timings, "tokens_per_sec")),
+    ]
+    return [loss] + [
+        Chart(name, title, [Curve(title.partition(",")[0].lower(), colour, points)], from_zero=True)
+        for name, title, colour, points in others
+        if points
+    ]
+
+
+def _points(lines: Lines, key: str) -> list[tuple[int, float]]:
+    return [(line["step"], float(line[key])) for line in lines if key in line]
+
+
+def _latest(losses: Mapping[int, float], step: int) -> float | None:
+    """The held-out loss that was known when a sample was written."""
+    return next((loss for at, loss in sorted(losses.items(), reverse=True) if at <= step), None)
+
+
+def _changed(run: table.Run, invocation: Invocation) -> list[list[str]]:
+    """The settings that are not the defaults: (key, value, default, meaning)."""
+    if invocation.defaults is None:
+        return []
+    usual = invocation.defaults("train")
+    return [
+        [leaf.name, table.shown(run.settings[leaf.name]), table.shown(usual[leaf.name]), leaf.meaning]
+        for leaf in leaves(TrainConfig)
+        if leaf.name in run.settings and leaf.name not in table.PLACES and run.settings[leaf.name] != usual[leaf.name]
+    ]
+
+
+def _times(timings: Lines) -> list[tuple[str, float, str]]:
+    """Seconds in steps, and beside them as far as they were logged."""
+    seconds = {"training steps": max((line["seconds"] for line in timings if "seconds" in line), default=0.0)}
+    for key, name in WORK.items():
+        seconds[name] = sum(line[key] for line in timings if key in line)
+    total = sum(seconds.values())
+    return [(name, spent, f"{spent:,.1f} s, {spent / total:.0%}") for name, spent in seconds.items() if spent > 0]
+
+
+def _commands(run: table.Run, changed: Sequence[Sequence[str]], place: str) -> list[tuple[str, str]]:
+    words = [shlex.quote(f"{name}={value}") for name, value, *_ in changed]
+    more = f" max_steps={2 * run.step}" if run.status == "finished" and run.step else ""
+    return [
+        ("write text with it", f"microgpt sample ckpt={place}"),
+        ("measure it on the whole held-out text", f"microgpt eval ckpt={place}"),
+        ("go on where it stopped", f"microgpt train resume={place}{more}"),
+        ("the same run again, from its folder", f"microgpt train from_run={place}"),
+        ("the same run again, from the defaults of this version", " ".join(["microgpt train", *words])),
+    ]
+
+
+def _of_sweep(folder: Path, runs: Sequence[table.Run]) -> str:
+    runs = table.sort_runs(runs)
+    head, rows = table.cells(runs, folder)
+    scored = [(run, run.best_val_loss) for run in runs if run.best_val_loss is not None]
+    found = table.configurations(runs)
+    said = table.verdict(found)
+    place = shlex.quote(str(folder))
+    typed = [("the same table in the terminal", f"microgpt runs {place}")]
+    summary = [("runs", f"{len(runs):,}"), ("finished", f"{sum(run.status in table.CONCLUDED for run in runs):,}")]
+    if scored:
+        best, loss = scored[0]
+        typed.append(("write text with the best", f"microgpt sample ckpt={shlex.quote(str(best.path))}"))
+        typed.append(("its own report", f"microgpt report {shlex.quote(str(best.path))}"))
+        summary += [("best val_loss", f"{loss:.4f}"), ("best run", table.printable(best.path.name))]
+    if len(scored) > 1:
+        names = " ".join(shlex.quote(str(run.path)) for run, _ in scored[:2])
+        typed.append(("the best two side by side", f"microgpt compare {names}"))
+    verdicts = [Verdict(said, "")] if said else []
+    if scored:
+        best = scored[0][0]
+        for finding in _findings(best.path, table.read_log(best.path), read_about(best.path)):
+            verdict = _verdict(finding, best, shlex.quote(str(best.path)))
+            told = f"Of the best run, {table.printable(best.path.name)}: {verdict.text[0].lower()}{verdict.text[1:]}"
+            verdicts.append(Verdict(told, verdict.command, verdict.tone))
+    order = [0, 3, *range(6, len(head)), 1, 2, 4, 5]  # the loss and the settings before what is the same for most
+    return sweep_page(
+        table.printable(folder.resolve().name),
+        f"{len(runs):,} runs of microgpt train",
+        summary,
+        verdicts,
+        [head[i] for i in order],
+        [[row[i] for i in order] for row in rows],
+        range(1, len(head)),
+        _sweep_charts(runs, scored),
+        typed,
+    )
+
+
+def _sweep_charts(runs: Sequence[table.Run], scored: Sequence[tuple[table.Run, float]]) -> list[Chart]:
+    """The held-out curves, the best in colour, and the best loss against each setting that differs and is a number."""
+    curves, names = [], table.differing(runs)
+    for rank, run in enumerate(runs[:MOST_CURVES]):
+        points = table.val_curve(run)
+        if points:
+            top = rank < len(COLOURS)
+            colour = COLOURS[rank] if top else "--quiet"
+            curves.append(Curve(label(run, names) if top else "", colour, points, faint=not top, dots=top))
+    charts = [Chart("loss", "Held-out loss, nats a token", curves)] if curves else []
+    for number, name in enumerate(table.differing([run for run, _ in scored])):
+        swept = [(value, loss, run.path.name) for run, loss in scored if (value := _number(run, name)) is not None]
+        values = [value for value, *_ in swept]
+        if len(set(values)) > 1 and name not in table.NO_EFFECT:
+            wide = min(values) > 0 and max(values) / min(values) >= WIDE
+            curve = Curve("", "--c1", sorted((x, y, table.printable(of)) for x, y, of in swept), scatter=True)
+            charts.append(Chart(f"swept-{number}", f"Best val_loss against {name}", [curve], x=name, log_x=wide))
+    return charts
+
+
+def _number(run: table.Run, name: str) -> int | float | None:
+    """A setting that can be an axis."""
+    value = run.settings.get(name)
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -1,0 +1,357 @@
+"""The path of one forward pass, written down while it is run: operations, the modules they nest in, shapes, FLOPs.
+
+Nothing here knows the model's code. A function mode sees each call of a torch function, hooks on the modules say where
+it was made, and a second pass through a model of the same kind, whose sizes are all different, tells which size of a
+shape is which: in the first alone, a 4 could be B or H.
+
+B batch, T time (positions), C n_embd, H heads, D head size (C / H), V vocabulary.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
+
+from microgpt_cli.config import ModelConfig
+from microgpt_cli.model.accounting import meta_model
+from microgpt_cli.model.gpt import GPT
+
+# Sizes of the second model; its B, T and block_size are the first from those of the model itself on that let no two of
+# the expressions below come to the same number, so that code which looks at them decides the same.
+TWIN = {"C": 154, "H": 7, "D": 22, "V": 23}
+LEAST = 5  # a shape may hold a 1, 2, 3 or 4 that is no size of the model
+MULTIPLES, PAIRS = (("C", 2), ("C", 3), ("C", 4), ("D", 2)), (("B", "T"), ("B", "H"))
+SHORT = {"__getitem__": "slice", "__add__": "add", "__mul__": "mul", "__matmul__": "matmul"}
+PRODUCTS = ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm")
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor of the pass."""
+
+    number: int  # its identity: an arrow leads from where it comes out to where it goes in
+    shape: tuple[int, ...]
+    names: tuple[str, ...] = ()  # of its sizes; a size that is no known expression is its own name
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A parameter or a buffer that an operation reads."""
+
+    name: str  # as in the state dict
+    value: Value
+    count: int  # parameters that no operation before it has read; a buffer has none
+    gradient: tuple[int, ...] | None = None  # the shape of its gradient after the backward pass
+
+
+@dataclass
+class Op:
+    """One call of a torch function."""
+
+    name: str
+    inputs: list[Value]  # without weights
+    outputs: list[Value]
+    weights: list[Weight]
+    flops: int = 0  # of matrix products; a multiply-add is two
+    backward_flops: int = 0
+    gradients: list[Value] = field(default_factory=list)  # that came back to its outputs
+
+
+@dataclass
+class Call:
+    """One call of a module, and what happened in it."""
+
+    path: str  # its name in the model: `blocks.0.mlp`
+    name: str  # its name within the module that called it
+    kind: str  # its class
+    inputs: list[Value] = field(default_factory=list)
+    outputs: list[Value] = field(default_factory=list)
+    steps: list["Op | Call"] = field(default_factory=list)
+
+    def ops(self) -> Iterator[Op]:
+        """Every operation in it, in the order of the run."""
+        for step in self.steps:
+            if isinstance(step, Op):
+                yield step
+            else:
+                yield from step.ops()
+
+
+Step = Op | Call
+
+
+@dataclass(frozen=True)
+class Folded:
+    """Steps that follow each other and are alike, such as the blocks: the first, the last, and how many they are."""
+
+    step: Step
+    last: Step
+    count: int = 1
+
+
+def fold(steps: Sequence[Step]) -> list[Folded]:
+    """Modules that follow each other with the same operations and shapes, taken together."""
+    folded: list[Folded] = []
+    for step in steps:
+        last = folded[-1] if folded else None
+        if last is not None and isinstance(step, Call) and _alike(step) == _alike(last.step):
+            folded[-1] = Folded(last.step, step, last.count + 1)
+        else:
+            folded.append(Folded(step, step))
+    return folded
+
+
+def _alike(step: Step) -> tuple[Any, ...]:
+    shapes = [value.shape for value in (*step.inputs, *step.outputs)]
+    if isinstance(step, Op):
+        return (step.name, shapes, [weight.value.shape for weight in step.weights], parameters(step))
+    return (step.kind, shapes, [_alike(inner) for inner in step.steps])
+
+
+def parameters(step: Step) -> int:
+    """Parameters that are read here and were not read before."""
+    return sum(weight.count for op in _ops(step) for weight in op.weights)
+
+
+def flops(step: Step) -> int:
+    """FLOPs of its matrix products, forward."""
+    return sum(op.flops for op in _ops(step))
+
+
+def backward_flops(step: Step) -> int:
+    """FLOPs of the matrix products of its backward pass."""
+    return sum(op.backward_flops for op in _ops(step))
+
+
+def _ops(step: Step) -> Iterable[Op]:
+    return [step] if isinstance(step, Op) else step.ops()
+
+
+def trace(model: GPT, batch: int, time: int, backward: bool = False) -> Call:
+    """Run a model once and write down what happens.
+
+    Args:
+        model: with weights, or on the meta device; its gradients are lost.
+        batch: sequences.
+        time: tokens of each.
+        backward: go on to the loss and back from it, and note the gradients.
+    """
+    own = _sizes(model.config, model.vocab_size, batch, time)
+    other = _twin_sizes(own)
+    with torch.random.fork_rng(devices=[]):
+        call = _run(model, batch, time, backward)
+        config = dataclasses.replace(model.config, n_embd=other["C"], n_head=other["H"], block_size=other["block_size"])
+        device = model.token_embedding_table.weight.device
+        twin = model_to_trace(config, other["V"], real=device.type != "meta").to(device).train(model.training)
+        _name(call, _run(twin, other["B"], other["T"], backward), own, other)
+    return call
+
+
+def model_to_trace(config: ModelConfig, vocab_size: int, real: bool) -> GPT:
+    """A model to run for real, with weights as they are before training, or one of shapes alone."""
+    return GPT(config, vocab_size) if real else meta_model(config, vocab_size)
+
+
+def _run(model: GPT, batch: int, time: int, backward: bool) -> Call:
+    device = model.token_embedding_table.weight.device
+    ids = torch.empty(batch, time, dtype=torch.long, device=device)
+    if device.type != "meta":
+        ids = torch.arange(batch * time, device=device).view(batch, time) % model.vocab_size
+    tracer = _Tracer(model, backward)
+    handles = [handle for name, module in model.named_modules() for handle in tracer.watch(name, module)]
+    try:
+        with torch.set_grad_enabled(backward), tracer:
+            _, loss = model(ids, ids if backward else None)
+        if backward:
+            loss.backward()
+            _note_gradients(model, tracer.root)
+    finally:
+        for handle in handles:
+            handle.remove()
+        model.zero_grad(set_to_none=True)
+    return tracer.root
+
+
+def _note_gradients(model: GPT, call: Call) -> None:
+    shapes = {name: tuple(p.grad.shape) for name, p in model.named_parameters() if p.grad is not None}
+    for op in call.ops():
+        op.weights = [dataclasses.replace(weight, gradient=shapes.get(weight.name)) for weight in op.weights]
+
+
+class _Tracer(TorchFunctionMode):
+    """Sees every call of a torch function, and of the modules that it watches."""
+
+    def __init__(self, model: nn.Module, backward: bool) -> None:
+        super().__init__()
+        self.backward = backward
+        self.open: list[tuple[str, Call]] = []
+        self.numbers: dict[int, int] = {}  # id of a tensor → number of its value
+        self.kept: list[Tensor] = []  # so that no id is given twice
+        self.unread = {id(p): p.numel() for p in model.parameters()}
+        self.weights = {id(t): name for name, t in (*model.named_parameters(), *model.named_buffers())}
+
+    def watch(self, path: str, module: nn.Module) -> list[RemovableHandle]:
+        """Note when a module begins and ends."""
+
+        def begin(module: nn.Module, args: Any, kwargs: Any) -> None:
+            above = self.open[-1] if self.open else None
+            name = path.removeprefix(f"{above[0]}.") if above else path
+            call = Call(path, name, type(module).__name__, [self.value(t) for t in _tensors((args, kwargs))])
+            if above is None:
+                self.root = call
+            else:
+                above[1].steps.append(call)
+            self.open.append((path, call))
+
+        def end(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+            _, call = self.open.pop()
+            call.outputs = [self.value(t) for t in _tensors(result)]
+
+        return [
+            module.register_forward_pre_hook(begin, with_kwargs=True),
+            module.register_forward_hook(end, with_kwargs=True),
+        ]
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = _tensors((args, kwargs or {}))
+        before = [self.value(t) for t in given]  # an operation in place makes another value of the same tensor
+        result = func(*args, **(kwargs or {}))
+        made = _tensors(result)
+        in_place = _name_of(func).endswith("_")
+        if not self.open or not made or (not in_place and any(t is other for t in made for other in given)):
+            return result  # a size was asked for, or nothing was done: no dropout, no other dtype
+        op = Op(
+            _name_of(func),
+            [value for value, t in zip(before, given, strict=True) if id(t) not in self.weights],
+            [self.value(t, new=True) for t in made],
+            [self._read(t) for t in given if id(t) in self.weights],
+        )
+        op.flops = _flops(op.name, given, made)
+        op.backward_flops = op.flops * _operands_with_gradient(given) if self.backward else 0
+        self.open[-1][1].steps.append(op)
+        for t in made:
+            if t.requires_grad:
+                t.register_hook(lambda gradient, op=op: op.gradients.append(Value(-1, tuple(gradient.shape))))
+        return result
+
+    def value(self, tensor: Tensor, new: bool = False) -> Value:
+        if new or id(tensor) not in self.numbers:
+            self.kept.append(tensor)
+            self.numbers[id(tensor)] = len(self.kept)
+        return Value(self.numbers[id(tensor)], tuple(tensor.shape))
+
+    def _read(self, tensor: Tensor) -> Weight:
+        return Weight(self.weights[id(tensor)], self.value(tensor), self.unread.pop(id(tensor), 0))
+
+
+def _name_of(func: Any) -> str:
+    name: str = func.__name__
+    if name == "__get__":  # an attribute, such as x.T
+        name = func.__self__.__name__
+    return SHORT.get(name, name)
+
+
+def _tensors(thing: Any) -> list[Tensor]:
+    """The tensors in nested arguments, in order."""
+    if isinstance(thing, Tensor):
+        return [thing]
+    if isinstance(thing, dict):
+        return _tensors(list(thing.values()))
+    return [t for inner in thing for t in _tensors(inner)] if isinstance(thing, tuple | list) else []
+
+
+def _flops(name: str, given: list[Tensor], made: list[Tensor]) -> int:
+    """Two for each multiply-add of a matrix product."""
+    if name == "scaled_dot_product_attention":  # q k^T, then the weights times v
+        q, k, v = given[:3]
+        return 2 * q.shape[:-1].numel() * k.shape[-2] * (k.shape[-1] + v.shape[-1])
+    if name in PRODUCTS:
+        left = given[1] if name in ("addmm", "baddbmm") else given[0]
+        return 2 * made[0].numel() * left.shape[-1]
+    return 0
+
+
+def _operands_with_gradient(given: list[Tensor]) -> int:
+    """The backward pass makes one product for each matrix that a gradient goes to."""
+    return min(2, sum(t.requires_grad for t in given if t.dim() > 1))
+
+
+def _sizes(config: ModelConfig, vocab_size: int, batch: int, time: int) -> dict[str, int]:
+    C, H = config.n_embd, config.n_head
+    return {"B": batch, "T": time, "C": C, "H": H, "D": C // H, "V": vocab_size, "block_size": config.block_size}
+
+
+def _twin_sizes(own: dict[str, int]) -> dict[str, int]:
+    sizes = dict(TWIN)
+    for name in ("T", "B", "block_size"):
+        least = max(own[name], LEAST, sizes["T"] + 1 if name == "block_size" else 0)
+        sizes[name] = next(n for n in itertools.count(least) if _distinct(sizes | {name: n}))
+    return sizes
+
+
+def _distinct(sizes: dict[str, int]) -> bool:
+    return all(len(names) == 1 for names in _expressions(sizes).values())
+
+
+def _expressions(sizes: dict[str, int]) -> dict[int, list[str]]:
+    """What a size in a shape can stand for: `T`, `3C`, `D/2`, `B·T`."""
+    found: dict[int, list[str]] = {}
+    for name, size in sizes.items():
+        found.setdefault(size, []).append(name)
+    found.setdefault(sizes["D"] // 2, []).append("D/2")
+    for name, factor in MULTIPLES:
+        found.setdefault(factor * sizes[name], []).append(f"{factor}{name}")
+    for a, b in PAIRS:
+        if a in sizes and b in sizes:
+            found.setdefault(sizes[a] * sizes[b], []).append(f"{a}·{b}")
+    return found
+
+
+def _name(call: Call, twin: Call, own: dict[str, int], other: dict[str, int]) -> None:
+    """Put names to the sizes of a pass, from the pass of the twin.
+
+    Where the two went different ways, each of its sizes that can stand for one thing alone is named all the same.
+    """
+    ops, twins = list(call.ops()), list(twin.ops())
+    same_way = [_kind(op) for op in ops] == [_kind(op) for op in twins]
+    expressions = _expressions(other if same_way else own)
+    names: dict[int, tuple[str, ...]] = {}
+    for op, beside in zip(ops, twins if same_way else ops, strict=True):
+        for value, shown in zip(_values(op), _values(beside), strict=True):
+            sizes = zip(shown.shape, value.shape, strict=True)
+            names[value.number] = tuple(_only(expressions.get(size, []), str(number)) for size, number in sizes)
+    _put_names(call, names)
+
+
+def _kind(op: Op) -> tuple[str, list[int]]:
+    return op.name, [len(value.shape) for value in _values(op)]
+
+
+def _only(names: list[str], otherwise: str) -> str:
+    return names[0] if len(names) == 1 else otherwise
+
+
+def _values(op: Op) -> list[Value]:
+    return [*op.inputs, *op.outputs, *(weight.value for weight in op.weights)]
+
+
+def _put_names(step: Step, names: dict[int, tuple[str, ...]]) -> None:
+    def named(value: Value) -> Value:
+        return dataclasses.replace(value, names=names.get(value.number, tuple(map(str, value.shape))))
+
+    step.inputs, step.outputs = [*map(named, step.inputs)], [*map(named, step.outputs)]
+    if isinstance(step, Call):
+        for inner in step.steps:
+            _put_names(inner, names)
+        return
+    step.weights = [dataclasses.replace(weight, value=named(weight.value)) for weight in step.weights]
+    shapes = {value.shape: value.names for value in step.outputs}
+    step.gradients = [
+        dataclasses.replace(g, names=shapes.get(g.shape, tuple(map(str, g.shape)))) for g in step.gradients
+    ]

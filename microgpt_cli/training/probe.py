@@ -1,0 +1,153 @@
+"""A few steps of a run on a model that is thrown away: how long the run will take, and whether it has the memory.
+
+The steps are the run's own (`Update`, its windows, its learning rate), but without the compiler, which would write to
+the disk.
+"""
+
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from microgpt_cli import randomness
+from microgpt_cli.config import TrainConfig
+from microgpt_cli.data.tokens import Splits, draw_starts
+from microgpt_cli.generation.generate import generate
+from microgpt_cli.generation.sampling import Draws, Sampler
+from microgpt_cli.model.accounting import memory
+from microgpt_cli.model.gpt import GPT
+from microgpt_cli.training.device import Compute
+from microgpt_cli.training.optimizers import AdamW
+from microgpt_cli.training.schedule import lr_at
+from microgpt_cli.training.trainer import EVAL_BATCH_TOKENS, FIRST_LOSS_SCALE, evaluate
+from microgpt_cli.training.update import Update
+
+WARMUP_STEPS, PROBE_STEPS = 3, 10
+LONGEST_SECONDS = 60.0  # after that, as many steps as were made must do
+PROBE_TOKENS = 20  # that are sampled
+CHECKPOINTS_KEPT = 4  # the last two, the best, and one that is being written
+SAVE_BYTES_PER_SEC = 200e6  # to write a checkpoint, hash it and see it to the disk, about
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds that the parts of a run take."""
+
+    step: float
+    eval_token: float
+    sample_token: float
+    steps: int  # that were timed
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Seconds of a whole run, and what they go into."""
+
+    training: float
+    evaluating: float
+    sampling: float
+    saving: float
+
+    @property
+    def total(self) -> float:
+        return self.training + self.evaluating + self.sampling + self.saving
+
+
+def pace(config: TrainConfig, splits: Splits, vocab_size: int, compute: Compute) -> Pace:
+    """Make a few steps, an evaluation of a few windows, and a few tokens."""
+    torch.manual_seed(randomness.derive(config.seed, randomness.WEIGHTS))
+    model = GPT(config.model, vocab_size).to(compute.device)
+    optimizer = AdamW(model.named_parameters(), config.optim)
+    update = Update(model, optimizer, splits.train, config, replace(compute, compile=False))
+    scale = FIRST_LOSS_SCALE if compute.dtype == torch.float16 else 1.0
+    B, T = config.batch_size * config.grad_accum_steps, config.model.block_size
+    began = first = time.perf_counter()
+    timed = 0
+    for step in range(WARMUP_STEPS + PROBE_STEPS):
+        starts = draw_starts(len(splits.train), B, T, config.seed, step)
+        numbers = update(starts, lr_at(step, config.max_steps, config.optim), scale, lambda: False)
+        assert numbers is not None
+        if step + 1 == WARMUP_STEPS or compute.device.type == "cpu":
+            numbers.tolist()  # on a GPU a run waits for its steps as seldom as it can
+        if step < WARMUP_STEPS and time.perf_counter() - first < LONGEST_SECONDS:
+            began = time.perf_counter()
+            continue
+        timed = max(1, step + 1 - WARMUP_STEPS)
+        if time.perf_counter() - first > LONGEST_SECONDS:
+            break
+    assert numbers is not None
+    numbers.tolist()
+    step_seconds = (time.perf_counter() - began) / timed
+    val = splits.val[: min(EVAL_BATCH_TOKENS, len(splits.val) - 1) + 1]
+    began = time.perf_counter()
+    tokens = sum(count for loss, count in evaluate(model, val, compute) if loss.item())
+    eval_token = (time.perf_counter() - began) / max(1, tokens)
+    model.eval()
+    began = time.perf_counter()
+    prompt = splits.train[: min(T, 75)].tolist()  # a context as long as that of most tokens of a sample
+    written = list(generate(model, prompt, PROBE_TOKENS, Sampler(temperature=0.8), Draws(config.seed, 1, 0)))
+    return Pace(step_seconds, eval_token, (time.perf_counter() - began) / len(written), timed)
+
+
+def forecast(
+    config: TrainConfig, pace: Pace, eval_tokens: int, sample_tokens: int, last_tokens: int, state_bytes: int
+) -> Forecast:
+    """The seconds of a whole run that nothing stops early.
+
+    Args:
+        eval_tokens: that an evaluation predicts.
+        sample_tokens, last_tokens: that a sample on the way and the last one have.
+        state_bytes: of a checkpoint.
+    """
+
+    def times(interval: int) -> int:  # it is also due at the end
+        return -(-config.max_steps // interval) if interval else 1
+
+    samples = (times(config.sample_interval) - 1) * sample_tokens + last_tokens
+    saves = max(times(config.checkpoint_interval), times(config.eval_interval))  # each evaluation may be the best
+    return Forecast(
+        training=config.max_steps * pace.step,
+        evaluating=times(config.eval_interval) * eval_tokens * pace.eval_token,
+        sampling=samples * pace.sample_token,
+        saving=saves * state_bytes / SAVE_BYTES_PER_SEC,
+    )
+
+
+def needed_bytes(model: GPT, batch_size: int) -> int:
+    """Memory of a training step, by the formulas of model/accounting.py."""
+    return sum(cost.value for cost in memory(model, batch_size).values())
+
+
+def fitting_batch(model: GPT, config: TrainConfig, free: int) -> int | None:
+    """The largest divisor of the batch size whose step fits into `free` bytes; None if one sequence does not."""
+    B = config.batch_size
+    divisors = [n for n in range(B, 0, -1) if B % n == 0]
+    return next((n for n in divisors if needed_bytes(model, n) <= free), None)
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that a run could have now, if this system tells."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    found = [_meminfo(), _cgroup()]
+    return min((size for size in found if size is not None), default=None)
+
+
+def _meminfo() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):  # not Linux
+        names = getattr(os, "sysconf_names", {})
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if "SC_PHYS_PAGES" in names else None
+
+
+def _cgroup() -> int | None:
+    """What a container leaves of its share."""
+    try:
+        share, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+    except (OSError, ValueError):  # none, or "max"
+        return None
+    return max(0, share - used)

@@ -1,0 +1,58 @@
+"""samples.txt: what is read is what was written, whatever the model wrote."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from microgpt_cli.errors import UserError
+from microgpt_cli.runs.samples import Sample, append_sample, drop_samples_after, read_samples
+
+LINES = st.sampled_from(["=== step 7 ===", ">=== step 7 ===", "=== step 999 ===", "", "é", "\r", "\n\n", " x", ">"])
+TEXTS = st.lists(LINES).map("\n".join) | st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(texts=st.lists(TEXTS, max_size=5))
+def test_what_is_read_is_what_was_written(texts: list[str], tmp_path: Path) -> None:
+    (tmp_path / "samples.txt").unlink(missing_ok=True)
+    written = [Sample(10 * step, text) for step, text in enumerate(texts)]
+    for sample in written:
+        append_sample(tmp_path, sample)
+    assert read_samples(tmp_path) == written
+    drop_samples_after(tmp_path, 20)
+    assert read_samples(tmp_path) == written[:3]
+
+
+def test_a_sample_is_written_for_people_to_read(tmp_path: Path) -> None:
+    append_sample(tmp_path, Sample(5, "To be"))
+    assert (tmp_path / "samples.txt").read_bytes() == b"=== step 5 ===\nTo be\n\n"
+
+
+def test_in_a_file_that_quotes_nothing_steps_only_rise(tmp_path: Path) -> None:
+    text = "=== step 10 ===\na\n=== step 11 ===\n\n=== step 4 ===\nb\n\n=== step 20 ===\nc\n\n"
+    (tmp_path / "samples.txt").write_text(text)
+    assert read_samples(tmp_path) == [Sample(10, "a\n=== step 11 ===\n\n=== step 4 ===\nb"), Sample(20, "c")]
+
+
+@pytest.mark.parametrize("torn", range(1, 37))
+def test_a_torn_end_costs_the_last_sample_alone(torn: int, tmp_path: Path) -> None:
+    for step in (10, 20):
+        append_sample(tmp_path, Sample(step, "ré"))
+    whole = (tmp_path / "samples.txt").read_bytes()
+    (tmp_path / "samples.txt").write_bytes(whole[:-torn])
+    drop_samples_after(tmp_path, 20)
+    append_sample(tmp_path, Sample(30, "new"))
+    found = {sample.step: sample.text for sample in read_samples(tmp_path)}
+    assert found[30] == "new"
+    assert set(found) <= {10, 20, 30}
+    assert found.get(10, "ré") == "ré" or torn > 21
+
+
+def test_a_run_without_samples_has_none(tmp_path: Path) -> None:
+    assert read_samples(tmp_path) == []
+    drop_samples_after(tmp_path, 0)
+    (tmp_path / "samples.txt").mkdir()
+    with pytest.raises(UserError, match="Is a directory"):
+        read_samples(tmp_path)
