@@ -10,6 +10,7 @@ benchmarks/results/lr_find.json is not measured again, so a run that was stopped
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from microgpt_cli.model.gpt import GPT
 from microgpt_cli.training import lr_find
 from microgpt_cli.training.device import choose
 from microgpt_cli.training.lr_find import Tried
-from microgpt_cli.training.optimizers import AdamW
+from microgpt_cli.training.optimizers import make_optimizer
 from microgpt_cli.training.schedule import lr_at
 from microgpt_cli.training.trainer import evaluate
 from microgpt_cli.training.update import Update
@@ -35,6 +36,7 @@ SETTINGS = {
     "micro gpt2": ["arch=gpt2"],
     "micro modern": ["arch=modern"],
     "mini, batch 16": ["model=mini", "batch_size=16"],
+    "micro muon, batch 8": ["optim=muon", "batch_size=8"],
 }
 RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
 SEEDS = (1337, 1)
@@ -120,7 +122,9 @@ class Bench:
     def val_loss(self, config: TrainConfig) -> float:
         """The held-out loss at the end of a short run."""
         model, splits = self.fresh(config)
-        update = Update(model, AdamW(model.named_parameters(), config.optim), splits.train, config, self.compute)
+        update = Update(
+            model, make_optimizer(model.named_parameters(), config.optim), splits.train, config, self.compute
+        )
         for step in range(STEPS):
             starts = draw_starts(len(splits.train), config.batch_size, config.model.block_size, config.seed, step)
             update(starts, lr_at(step, STEPS, config.optim), 1.0, lambda: False)
@@ -129,6 +133,13 @@ class Bench:
 
     def curve(self, config: TrainConfig) -> list[Tried]:
         return list(lr_find.range_test(*self.fresh(config), config, self.compute))
+
+
+def at_rate(config: TrainConfig, rate: float) -> TrainConfig:
+    """The config with another peak; Muon's second rate keeps its ratio to it."""
+    optim, second = config.optim, config.optim.adamw_learning_rate
+    scaled = None if second is None else second * rate / optim.learning_rate
+    return replace(config, optim=replace(optim, learning_rate=rate, adamw_learning_rate=scaled))
 
 
 def main(text_file: str) -> None:
@@ -149,9 +160,7 @@ def main(text_file: str) -> None:
                 RESULTS.write_text(json.dumps(page, indent=1) + "\n")
         for rate in RATES:
             if str(rate) not in row["val_loss"]:
-                row["val_loss"][str(rate)] = round(
-                    bench.val_loss(bench.config(*words, f"optim.learning_rate={rate}")), 4
-                )
+                row["val_loss"][str(rate)] = round(bench.val_loss(at_rate(bench.config(*words), rate)), 4)
                 RESULTS.write_text(json.dumps(page, indent=1) + "\n")
     page["within"] = compare(page["settings"])
     RESULTS.write_text(json.dumps(page, indent=1) + "\n")

@@ -23,7 +23,7 @@ from microgpt_cli import __version__
 from microgpt_cli.config import TrainConfig
 from microgpt_cli.data.tokens import draw_starts
 from microgpt_cli.sweeps.study import Axis, Judge, Settings, Study
-from microgpt_cli.training.optimizers import AdamW
+from microgpt_cli.training.optimizers import make_optimizer
 from microgpt_cli.training.schedule import lr_at
 from microgpt_cli.training.trainer import evaluate
 from microgpt_cli.training.update import Update
@@ -50,7 +50,7 @@ RESULTS = Path(__file__).parent / "results" / "pruning.json"
 def curve(bench: Bench, config: TrainConfig) -> list[float]:
     """The held-out losses of a run, one every `EVAL_INTERVAL` steps."""
     model, splits = bench.fresh(config)
-    update = Update(model, AdamW(model.named_parameters(), config.optim), splits.train, config, bench.compute)
+    update = Update(model, make_optimizer(model.named_parameters(), config.optim), splits.train, config, bench.compute)
     losses = []
     for step in range(STEPS):
         starts = draw_starts(len(splits.train), config.batch_size, config.model.block_size, config.seed, step)

@@ -247,7 +247,7 @@ def _run_verb(verb: str, words: list[str]) -> None:
             composed = _compose(verb, sorted_words)
             config = _to_config(verb, composed)
             files = _hydra_files(composed)
-            _call(spec, config, typed=sorted_words.typed, hydra_files=files, defaults=_defaults)
+            _call(spec, config, typed=sorted_words.typed, hydra_files=files, compose=_composed)
     except UserError:
         raise
     except Exception as error:
@@ -265,9 +265,12 @@ def _sweep_keys(spec: Verb) -> dict[str, Leaf]:
     return {leaf.name: leaf for leaf in leaves(SearchConfig, "sweep.")} if spec.makes_run_folder else {}
 
 
-def _defaults(verb: str) -> dict[str, Any]:
-    """Dotted key → value of a verb's config where nothing is typed, for those that compare with it."""
-    return _select(_compose(verb, overrides.Words((), (), ())))
+def _composed(verb: str, words: Sequence[str]) -> dict[str, Any]:
+    """Dotted key → value of a verb's config where these words are typed, for those that compare with it."""
+    try:
+        return _select(_compose(verb, overrides.Words((), tuple(words), ())))
+    except Exception as error:  # of words that a file has brought
+        raise UserError(_one_line(error)) from error
 
 
 def _names(flags: Sequence[str]) -> list[str]:

@@ -7,6 +7,7 @@ itself when it is made, so a config that exists is a config that is right.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import re
 import types
@@ -51,7 +52,9 @@ class Node:
         for item in dataclasses.fields(self):
             problem = _problem(getattr(self, item.name), item.metadata)
             if problem:
-                raise UserError(f"{self.NODE}{item.name}={getattr(self, item.name)}: {problem}")
+                value = getattr(self, item.name)
+                typed = f"[{','.join(map(str, value))}]" if isinstance(value, list) else value
+                raise UserError(f"{self.NODE}{item.name}={typed}: {problem}")
         self.check()
 
     def check(self) -> None:
@@ -66,7 +69,9 @@ def _problem(value: Any, limits: Any) -> str:
         return next(filter(None, (_problem(item, limits) for item in value)), "")
     if limits["choices"] and value not in limits["choices"]:
         quoted = " (in YAML, in quotes)" if str(value).lower() in limits["choices"] else ""
-        return f"choose one of {', '.join(limits['choices'])}{quoted}"
+        close = difflib.get_close_matches(str(value), limits["choices"], n=1)
+        hint = f"did you mean {close[0]!r}? " if close and not quoted else ""
+        return f"{hint}choose one of {', '.join(limits['choices'])}{quoted}"
     if limits["at_least"] is not None and not value >= limits["at_least"]:
         return f"must be at least {limits['at_least']:,}"
     if limits["above"] is not None and not value > limits["above"]:
@@ -210,6 +215,7 @@ class OptimConfig(Node):
 DEVICE = "auto, cpu, cuda, cuda:N or mps"
 LARGEST_STEP = 99_999_999  # the name of a checkpoint's folder has eight digits
 MOST_THREADS = 1024
+LOGGERS = ("tensorboard", "wandb", "trackio")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -244,6 +250,7 @@ class TrainConfig(Node):
     checkpoint_interval: int = key("steps between checkpoints (0: only at the end)", at_least=0)
     sample_interval: int = key("steps between samples (0: only at the end)", at_least=0)
     early_stop_patience: int | None = key("stop after so many evaluations without a better one", at_least=1)
+    logger: list[str] = key("trackers to log to besides metrics.jsonl, one or several", choices=LOGGERS, absent=[])
     out_dir: str | None = key("the run's folder (null: outputs/train/DATE_TIME)")
     resume: str | None = key("go on with the run in this folder, or with the newest: latest")
     from_run: str | None = key("begin a new run with the configuration of this one, and what is typed", absent=None)

@@ -140,8 +140,8 @@ def test_the_forecast_adds_up_what_the_trainer_does() -> None:
     assert whole.training == 50
     assert whole.evaluating == pytest.approx(4 * 200 * 0.001)  # at 30, 60, 90 and 100
     assert whole.sampling == pytest.approx((10 + 20) * 0.01)  # at 50, and the last
-    assert whole.saving == pytest.approx(4 * 2.0)
-    assert whole.total == pytest.approx(50 + 0.8 + 0.3 + 8)
+    assert whole.saving == pytest.approx(4 * 2.05)
+    assert whole.total == pytest.approx(50 + 0.8 + 0.3 + 8.2)
     seldom = dataclasses.replace(run, eval_interval=0, sample_interval=0)
     assert probe.forecast(seldom, Pace(0.5, 0.001, 0.01, 10), 200, 10, 20, 0).evaluating == pytest.approx(0.2)
 

@@ -17,7 +17,7 @@ from microgpt_cli.model.gpt import GPT
 from microgpt_cli.training import lr_find
 from microgpt_cli.training.device import choose
 from microgpt_cli.training.lr_find import Tried, range_test, rate_at, suggestion
-from microgpt_cli.training.optimizers import AdamW
+from microgpt_cli.training.optimizers import make_optimizer
 from microgpt_cli.training.schedule import lr_at
 from microgpt_cli.training.trainer import evaluate
 from microgpt_cli.training.update import Update
@@ -91,7 +91,7 @@ def test_equal_configs_make_equal_curves_whatever_the_learning_rate_was() -> Non
 def trained_loss(settings: TrainConfig) -> float:
     """The held-out loss of a short run."""
     model = fresh(settings)
-    update = Update(model, AdamW(model.named_parameters(), settings.optim), SPLITS.train, settings, CPU)
+    update = Update(model, make_optimizer(model.named_parameters(), settings.optim), SPLITS.train, settings, CPU)
     for step in range(settings.max_steps):
         starts = draw_starts(len(SPLITS.train), settings.batch_size, settings.model.block_size, settings.seed, step)
         update(starts, lr_at(step, settings.max_steps, settings.optim), 1.0, lambda: False)

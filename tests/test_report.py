@@ -73,6 +73,29 @@ def test_the_command_to_reproduce_gives_the_same_config(microgpt: Run, run: Path
         assert microgpt(verb, *rest, "--cfg", "job").status == 0
 
 
+def test_what_was_typed_is_shown_only_if_it_still_gives_the_run(microgpt: Run, run: Path) -> None:
+    typed = run / ".hydra" / "overrides.yaml"
+
+    def shown() -> str:
+        return re.findall(r"<code>(microgpt train .*?)</code>", report(microgpt, run).read_text(encoding="utf-8"))[-1]
+
+    words = typed.read_text()
+    assert shown().startswith("microgpt train model.n_layer=1 model.n_head=2")  # as it was typed
+    assert "out_dir" not in shown()
+    for lie in (
+        f"{words}- max_steps=31\n",
+        f"{words}- zzz=1\n",
+        f"{words}- seed=${{oc.env:HOME}}\n",
+        "3",
+        "[",
+        f"{words}- model=x\n",
+    ):
+        typed.write_text(lie)
+        assert "max_steps=30" in shown()
+        assert "oc.env" not in shown()
+        assert "zzz" not in shown()
+
+
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
 def test_in_a_browser(microgpt: Run, run: Path, browser: Browser, width: int, dark: bool) -> None:
     with browser.open(report(microgpt, run), width=width, dark=dark) as tab:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from microgpt_cli.config import TrainConfig, absent_values
 from microgpt_cli.errors import UserError
 from microgpt_cli.runs import folder as layout
 from microgpt_cli.runs import storage, table
@@ -146,10 +147,19 @@ def test_only_settings_that_differ_are_shown_and_no_places(tmp_path: Path) -> No
     assert [row["new_key"] for row in csv.DictReader(render(runs, "csv").splitlines())] == ["", "", "True"]
 
 
-def test_a_key_younger_than_a_run_does_not_differ_from_what_that_run_had(tmp_path: Path) -> None:
+def test_a_key_younger_than_a_run_does_not_differ_from_what_that_run_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table, "_absent", lambda: {"young": 3})
     make_run(tmp_path / "old")
-    make_run(tmp_path / "new", from_run=None)
+    make_run(tmp_path / "new", young=3)
     assert table.differing(read_runs([tmp_path])) == []
+    make_run(tmp_path / "newer", young=4)
+    assert table.differing(read_runs([tmp_path])) == ["young"]
+
+
+def test_what_older_runs_had_is_what_the_keys_say() -> None:
+    assert {"from_run": None, "logger": []}.items() <= absent_values(TrainConfig).items()
 
 
 def test_rows_are_sorted_and_those_without_a_value_come_last(tmp_path: Path) -> None:

@@ -37,6 +37,13 @@ def test_braille_and_ascii_draw_the_same_shape() -> None:
         assert all(any(abs(i - j) <= 2 for j in drawn[0]) for i in drawn[1])
 
 
+def test_each_dot_of_braille_stands_where_its_point_is() -> None:
+    """A line that rises from the lower left corner begins with the lower left dot of its cell, and not the upper."""
+    cell = ord(plot([[(0, 1.0), (100, 2.0)]], 43, 12).splitlines()[-2][3]) - ord(BLANK)
+    assert cell & 0x40
+    assert not cell & 0x01
+
+
 def test_each_curve_has_its_letter_also_where_they_end_together() -> None:
     text = plot([[(0, 2.0), (9, 1.0)], [(0, 3.0), (9, 1.0)], []], 40, 10)
     assert (text.count("A"), text.count("B"), text.count("C")) == (1, 1, 0)

@@ -1,6 +1,6 @@
 """One file a verb, each a `run(config, invocation)`: wiring and words, no arithmetic."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,5 +13,5 @@ class Invocation:
     typed: tuple[str, ...] = ()  # the keys and groups that were given a value
     sweep_dir: Path | None = None  # in a sweep: the folder of this job
     worker: Callable[[], int] | None = None  # in a sweep whose jobs run side by side: a number that is this process's
-    defaults: Callable[[str], dict[str, Any]] | None = None  # of a verb, dotted key → value; None in a sweep
+    compose: Callable[[str, Sequence[str]], dict[str, Any]] | None = None  # (verb, words) → dotted key → value
     hydra_files: dict[str, str] = field(default_factory=dict)  # what Hydra keeps in `.hydra/`: name → YAML

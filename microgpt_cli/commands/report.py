@@ -1,9 +1,12 @@
 """`microgpt report`: one HTML page of a run, or of the runs of a sweep."""
 
+import contextlib
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from microgpt_cli.commands import Invocation
 from microgpt_cli.commands.pages import page_path, write_page
@@ -19,6 +22,7 @@ from microgpt_cli.runs.samples import read_samples
 
 PAGE = "report.html"
 COLOURS = ("--c1", "--c2", "--c3", "--c4", "--c5")
+GROUPS = {"model", "arch", "data", "tokenizer", "optim", "experiment"}
 MOST_CURVES = 60  # of a sweep
 WIDE = 8  # times the smallest value of a setting: from there on its axis is logarithmic
 GOOD, BAD = {"improving", "settled"}, {"spikes", "stuck", "slow", "overfitting"}
@@ -35,7 +39,7 @@ def run(config: ReportConfig, invocation: Invocation) -> None:
         raise UserError(f"run={config.run}: no run in this folder; give a run's, as in outputs/train/…, or a sweep's")
     alone = len(runs) == 1 and runs[0].path == folder
     page = _of_run(runs[0], invocation) if alone else _of_sweep(folder, runs)
-    write_page(target or folder / PAGE, page)
+    print(write_page(target or folder / PAGE, page))
 
 
 def _of_run(run: table.Run, invocation: Invocation) -> str:
@@ -62,7 +66,7 @@ def _of_run(run: table.Run, invocation: Invocation) -> str:
         [[name, table.shown(value)] for name, value in run.settings.items()],
         [(name, count, f"{count:,}") for name, count in about["parts"].items()] if about else [],
         _times(timings),
-        _commands(run, changed, place),
+        _commands(run, _again(run, changed, invocation), place),
     )
 
 
@@ -151,9 +155,9 @@ def _latest(losses: Mapping[int, float], step: int) -> float | None:
 
 def _changed(run: table.Run, invocation: Invocation) -> list[list[str]]:
     """The settings that are not the defaults: (key, value, default, meaning)."""
-    if invocation.defaults is None:
+    if invocation.compose is None:  # in a sweep
         return []
-    usual = invocation.defaults("train")
+    usual = invocation.compose("train", ())
     return [
         [leaf.name, table.shown(run.settings[leaf.name]), table.shown(usual[leaf.name]), leaf.meaning]
         for leaf in leaves(TrainConfig)
@@ -170,15 +174,45 @@ def _times(timings: Lines) -> list[tuple[str, float, str]]:
     return [(name, spent, f"{spent:,.1f} s, {spent / total:.0%}") for name, spent in seconds.items() if spent > 0]
 
 
-def _commands(run: table.Run, changed: Sequence[Sequence[str]], place: str) -> list[tuple[str, str]]:
-    words = [shlex.quote(f"{name}={value}") for name, value, *_ in changed]
+def _again(run: table.Run, changed: Sequence[Sequence[str]], invocation: Invocation) -> list[str]:
+    """What to type for the same run: what was typed for it, if that still gives its settings, else all that differs."""
+    typed = _typed(run.path)
+    if typed is not None and invocation.compose is not None:
+        with contextlib.suppress(UserError):
+            given = invocation.compose("train", typed)
+            if all(given.get(name) == value for name, value in run.settings.items() if name not in table.PLACES):
+                # the file has the words as Hydra quotes them, and microgpt takes them without
+                names = [word.partition("=")[0] for word in typed]
+                return [
+                    f"{name}={table.shown(run.settings[name])}" if name in run.settings else word
+                    for name, word in zip(names, typed, strict=True)
+                ]
+    return [f"{name}={value}" for name, value, *_ in changed]
+
+
+def _typed(folder: Path) -> list[str] | None:
+    """What was typed for a run, but for where; None if that can't be told, or is nothing that train takes."""
+    try:
+        words = yaml.safe_load(storage.read_bytes(folder / layout.HYDRA / "overrides.yaml"))
+    except (UserError, ValueError, yaml.YAMLError):
+        return None
+    if not (isinstance(words, list) and all(isinstance(word, str) and "$" not in word for word in words)):
+        return None
+    names = {word.partition("=")[0] for word in words}
+    keys = {leaf.name for leaf in leaves(TrainConfig)}
+    if "from_run" in names or not names <= keys | GROUPS:
+        return None
+    return [word for word in words if word.partition("=")[0] not in table.PLACES]
+
+
+def _commands(run: table.Run, again: Sequence[str], place: str) -> list[tuple[str, str]]:
     more = f" max_steps={2 * run.step}" if run.status == "finished" and run.step else ""
     return [
         ("write text with it", f"microgpt sample ckpt={place}"),
         ("measure it on the whole held-out text", f"microgpt eval ckpt={place}"),
         ("go on where it stopped", f"microgpt train resume={place}{more}"),
         ("the same run again, from its folder", f"microgpt train from_run={place}"),
-        ("the same run again, from the defaults of this version", " ".join(["microgpt train", *words])),
+        ("the same run again, without its folder", " ".join(["microgpt train", *map(shlex.quote, again)])),
     ]
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import os
 import platform
 import shlex
 import signal
@@ -37,6 +38,7 @@ from microgpt_cli.runs.samples import Sample, append_sample, drop_samples_after
 from microgpt_cli.sweeps.study import Judge, judge_of
 from microgpt_cli.training import checkpoint, metrics
 from microgpt_cli.training.device import Compute, choose
+from microgpt_cli.training.trackers import Trackers, require
 from microgpt_cli.training.trainer import Evaluated, Logged, Saved, State, Stepped, Trainer, Warned
 
 SAMPLE_TOKENS, LAST_SAMPLE_TOKENS = 150, 500
@@ -82,6 +84,7 @@ def _run(config: TrainConfig, invocation: Invocation) -> None:
 def _train(
     config: TrainConfig, invocation: Invocation, run_folder: Path | None, resumed: checkpoint.Checkpoint | None
 ) -> None:
+    require(config.logger)
     device, work = _device(config, invocation), work_flops(config)
     compute = choose(device, config.dtype, config.compile, config.threads, work, config.model.n_embd)
     tokenizer_of_run = resumed.tokenizer if resumed else None
@@ -195,6 +198,7 @@ def _session(
         more = "early_stop_patience=null" if trainer.stopped_early else f"max_steps={2 * trainer.state.step}"
         how = "stopped early" if trainer.stopped_early else "finished already"
         raise UserError(f"resume={run_folder}: {how}, at step {trainer.state.step:,}; to go on, give {more}")
+    trackers = Trackers(config.logger, lambda problem: say(f"warning   {problem}"))
     try:
         if resumed is not None:
             storage.replace(run_folder / layout.CONFIG, storage.json_bytes(dataclasses.asdict(config)))
@@ -207,12 +211,16 @@ def _session(
         _introduce(trainer, tokenizer, compare, text_name)
         if resumed is not None and resumed.config.max_steps != config.max_steps and config.optim.schedule != "constant":
             say("note      the learning rate follows max_steps: from here on it is that of a run of another length")
+        step = trainer.state.step
+        for where in trackers.start(run_folder, dataclasses.asdict(config), step, os.environ).values():
+            say(f"tracker   {where}")
         with _stop_signals(trainer):
-            _drive(trainer, tokenizer, compare, pruner)
+            _drive(trainer, tokenizer, compare, trackers, pruner)
         text = ""
         if _status(trainer) != "interrupted":
             text = sample_text(trainer, tokenizer, last_sample_tokens)
             append_sample(run_folder, Sample(trainer.state.step, text))
+            trackers.text(trainer.state.step, text)
         _draw(trainer, compare)
         _write_result(trainer, _status(trainer))
     except BaseException as error:
@@ -220,6 +228,7 @@ def _session(
             _write_result(trainer, "failed")
         with suppress(OSError):
             _draw(trainer, compare)
+        trackers.close(failed=True)
         if _is_out_of_memory(error):
             raise RunStopped(f"out of memory: {_smaller_batch(config, run_folder)}") from error
         if isinstance(error, UserError):
@@ -227,6 +236,7 @@ def _session(
         if isinstance(error, OSError) and error.filename:
             raise RunStopped(f"{storage.explain(error)}, then {_go_on(run_folder, config, resumed)}") from error
         raise
+    trackers.close()
     if _status(trainer) == "interrupted":
         assert trainer.stop_signal is not None  # nothing else ends a run before its end
         where = f"stopped at step {trainer.state.step:,}, saved"
@@ -357,7 +367,9 @@ def _stop_signals(trainer: Trainer) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _drive(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines, pruner: Judge | None) -> None:
+def _drive(
+    trainer: Trainer, tokenizer: Tokenizer, compare: Baselines, trackers: Trackers, pruner: Judge | None
+) -> None:
     """Run the trainer and show what happens: one bar, and lines above it. A judge may end it after an evaluation."""
     config, state = trainer.config, trainer.state
     loss = float("nan")
@@ -370,6 +382,7 @@ def _drive(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines, pruner: J
         smoothing=0.05,
     ) as bar:
         for event in trainer.run():
+            trackers.log(event)
             match event:
                 case Stepped(step):
                     bar.update()
@@ -379,6 +392,7 @@ def _drive(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines, pruner: J
                         trainer.note_time("sampling", began)
                         if trainer.stop_signal is None:
                             append_sample(trainer.run_folder, Sample(step, text))
+                            trackers.text(step, text)
                         say("          " + " ".join(text.split())[:100])
                 case Logged(_, loss, learning_rate, _, tokens_per_sec):
                     bar.set_postfix_str(

@@ -29,6 +29,7 @@ from microgpt_cli.errors import UserError
 from microgpt_cli.runs import storage
 
 IN_MEMORY_BYTES = 64 << 20  # a corpus up to this size is encoded in memory
+MOST_SHUFFLED = 1 << 22  # windows of an epoch
 CONTINUATION_BYTES = bytes(range(0x80, 0xC0))  # of UTF-8: they begin no character
 DTYPES = {1: torch.uint8, 2: torch.uint16, 4: torch.int32}  # ids as narrow as the vocabulary allows
 
@@ -192,9 +193,13 @@ def split(ids: Tensor, val_fraction: float, block_size: int) -> Splits:
 def draw_starts(count: int, batch_size: int, block_size: int, seed: int, step: int) -> Tensor:
     """Where the windows of a step begin in `count` ids, (B, 1), whatever was drawn before.
 
-    An epoch cuts the ids into windows, beginning at an offset of its own, and takes all of them once, shuffled.
+    An epoch cuts the ids into windows, beginning at an offset of its own, and takes all of them once, shuffled. Of more
+    windows than anyone shuffles, no run sees the most, and they are drawn one by one.
     """
     in_epoch = max(1, (count - 1) // block_size - 1)  # whatever the offset
+    if in_epoch > MOST_SHUFFLED:
+        drawn = randomness.generator(seed, randomness.BATCHES, step)
+        return torch.randint(count - block_size, (batch_size, 1), generator=drawn)
     first = step * batch_size
     starts: list[int] = []
     while len(starts) < batch_size:

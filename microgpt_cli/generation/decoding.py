@@ -88,6 +88,7 @@ class Weights:
     block_size: int
     n_head: int
     token_embedding: Tensor  # (V, C)
+    shifted: Tensor | None  # (V + 1, C): what a token adds to the one after it; of none, the last row, nothing
     position_embedding: Tensor | None  # (block_size, C)
     turns: Tensor | None  # (block_size, D, D): rotary positions as matrices
     qk_norm: bool
@@ -119,11 +120,15 @@ def prepare(model: GPT, dtype: torch.dtype) -> Weights:
         )
         for block in blocks
     ]  # fmt: skip
+    embedding = model.token_embedding_table.weight.detach()
     learned, rotary = config.position == "learned", blocks[0].attention.rotary
     return Weights(
         block_size=config.block_size,
         n_head=config.n_head,
-        token_embedding=model.token_embedding_table.weight.detach().to(inner),
+        token_embedding=embedding.to(inner),
+        shifted=F.pad(model.token_shift.share.detach() * embedding, (0, 0, 0, 1)).to(inner)
+        if config.token_shift
+        else None,
         position_embedding=model.position_embedding_table.weight.detach().to(inner) if learned else None,
         turns=None if rotary is None else turns(rotary).to(inner),
         qk_norm=config.qk_norm,
@@ -181,6 +186,9 @@ class Cache:
         C, H = weights.token_embedding.size(1), weights.n_head
         shape = (len(weights.layers), 2, batch_size, H, positions, C // H)
         self.weights = weights
+        V = weights.token_embedding.size(0)
+        # the tokens that were taken in, after one that stands for none
+        self.tokens = torch.full((batch_size, positions + 1), V, device=weights.token_embedding.device)
         self.kv = weights.token_embedding.new_zeros(shape)  # (L, 2, B, H, positions, D)
         self._places: dict[tuple[int, int], Place] = {}
 
@@ -215,18 +223,28 @@ class Cache:
 def prefill(weights: Weights, cache: Cache, idx: Tensor) -> Tensor:
     """Take in the first tokens (B, T) of every sample in one pass → logits (B, V) after the last."""
     B, T = idx.shape
-    x = _through_blocks(weights, cache.place(0, T), idx.reshape(-1), T)
+    x = _through_blocks(weights, cache.place(0, T), _embed(weights, cache, idx, 0), T)
     return weights.lm_head(weights.ln_f(x.view(B, T, -1)[:, -1]))
 
 
 def decode_one_token(weights: Weights, cache: Cache, tokens: Tensor, position: int) -> Tensor:
     """One more token (B,) of every sample, at a position after those taken in → logits (B, V)."""
-    return weights.lm_head(weights.ln_f(_through_blocks(weights, cache.place(position, 1), tokens, 1)))
+    x = _through_blocks(weights, cache.place(position, 1), _embed(weights, cache, tokens[:, None], position), 1)
+    return weights.lm_head(weights.ln_f(x))
 
 
-def _through_blocks(weights: Weights, place: Place, tokens: Tensor, T: int) -> Tensor:
-    """What the blocks make of tokens (B·T,): (B·T, C). Their keys and values are kept."""
-    x = weights.token_embedding.index_select(0, tokens)  # (B·T, C)
+def _embed(weights: Weights, cache: Cache, idx: Tensor, start: int) -> Tensor:
+    """Tokens (B, T), the first at position `start`, as vectors (B·T, C), without their positions."""
+    x = weights.token_embedding.index_select(0, idx.reshape(-1))
+    if weights.shifted is not None:
+        end = start + idx.size(1)
+        cache.tokens[:, start + 1 : end + 1] = idx
+        x += weights.shifted.index_select(0, cache.tokens[:, start:end].reshape(-1))
+    return x
+
+
+def _through_blocks(weights: Weights, place: Place, x: Tensor, T: int) -> Tensor:
+    """What the blocks make of tokens as vectors (B·T, C), in place. Their keys and values are kept."""
     if place.position_embedding is not None:
         x.add_(place.position_embedding)
     q, kv, causal, activation = place.q, place.kv, T > 1, weights.activation

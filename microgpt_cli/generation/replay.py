@@ -30,6 +30,9 @@ def decode_anywhere(weights: Weights, cache: Cache, tokens: Tensor, position: Te
     """
     _, _, B, H, _, D = cache.kv.shape
     x = weights.token_embedding.index_select(0, tokens)  # (B, C)
+    if weights.shifted is not None:
+        cache.tokens.index_copy_(1, position + 1, tokens[:, None])
+        x = x + weights.shifted.index_select(0, cache.tokens.index_select(1, position)[:, 0])
     if weights.position_embedding is not None:
         x = x + weights.position_embedding.index_select(0, position)
     unseen = torch.arange(stretch, device=x.device) > position  # (stretch,)

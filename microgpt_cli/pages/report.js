@@ -18,7 +18,7 @@ function logTicks(low, high) {
 }
 
 const short = (x) => Math.abs(x) >= 1e6 ? +(x / 1e6).toPrecision(3) + "M" : Math.abs(x) >= 1000 ? +(x / 1000).toPrecision(3) + "k"
-  : x !== 0 && Math.abs(x) < 0.001 ? x.toExponential(0) : String(+x.toPrecision(3));
+  : x !== 0 && Math.abs(x) < 0.001 ? (+x.toPrecision(2)).toExponential() : String(+x.toPrecision(3));
 
 // box: an empty element. chart: {name, x, log_x, low, high, series: [{name, colour, faint, dots, scatter, points: [[x, y, label]]}],
 // levels: [{name, y}], marks: [{name, x}]}
@@ -74,7 +74,8 @@ function draw(box, chart, given = box.clientWidth) {
     at = Math.max(0, Math.min(all.length - 1, index));
     const x = all[at], parts = [];
     for (const one of series) {
-      const near = one.points.filter((p) => p[0] === x || (!one.scatter && one.dots !== true && Math.abs(X(p[0]) - X(x)) < 3));
+      const off = (p) => Math.abs(X(p[0]) - X(x)), closest = one.points.reduce((best, p) => off(p) < off(best) ? p : best);
+      const near = one.scatter ? one.points.filter((p) => p[0] === x) : off(closest) < (one.dots ? 0.5 : 3) ? [closest] : [];
       for (const p of near.slice(0, 4)) parts.push(item(one, p[2] ?? one.name, " ", el("b", {}, shown(p[1]))));
     }
     cursor.setAttribute("x1", X(x)); cursor.setAttribute("x2", X(x));
@@ -98,14 +99,15 @@ function draw(box, chart, given = box.clientWidth) {
 }
 
 const boxes = Object.entries(data.charts).map(([id, chart]) => [document.getElementById(id), chart]);
+let printing = false;
 for (const [box, chart] of boxes) {
   let width = box.clientWidth;
-  new ResizeObserver(() => { if (Math.abs(box.clientWidth - width) > 2) { width = box.clientWidth; draw(box, chart); } }).observe(box);
+  new ResizeObserver(() => { if (!printing && Math.abs(box.clientWidth - width) > 2) { width = box.clientWidth; draw(box, chart); } }).observe(box);
   draw(box, chart);
 }
 // A sheet of paper is narrow: three small charts stand side by side there.
-addEventListener("beforeprint", () => { for (const [box, chart] of boxes) draw(box, chart, box.closest(".columns") ? 300 : 700); });
-addEventListener("afterprint", () => { for (const [box, chart] of boxes) draw(box, chart); });
+addEventListener("beforeprint", () => { printing = true; for (const [box, chart] of boxes) draw(box, chart, box.closest(".columns") ? 300 : 700); });
+addEventListener("afterprint", () => { printing = false; for (const [box, chart] of boxes) draw(box, chart); });
 
 if (data.samples && data.samples.length) {
   const slider = document.getElementById("frame"), play = document.getElementById("play");

@@ -31,6 +31,7 @@ METRICS, TIMINGS, SAMPLES, PLOT = "metrics.jsonl", "timings.jsonl", "samples.txt
 CHECKPOINTS, BEST, MANIFEST = "ckpt", "best.json", "MANIFEST.json"
 STEP_NAME = re.compile(r"step-(\d{8})")
 HYDRA, LOCK = ".hydra", ".lock"
+TRACKER = "tracker.json"  # under which name the trackers of others know the run
 MARKS = {CONFIG, RESULT, METRICS, CHECKPOINTS}  # any of them makes a folder a run's
 NOT_A_RUN = {HYDRA, LOCK}  # what may lie in a folder before a run begins there, besides Hydra's log
 

@@ -28,7 +28,7 @@ WARMUP_STEPS, PROBE_STEPS = 3, 10
 LONGEST_SECONDS = 60.0  # after that, as many steps as were made must do
 PROBE_TOKENS = 20  # that are sampled
 CHECKPOINTS_KEPT = 4  # the last two, the best, and one that is being written
-SAVE_BYTES_PER_SEC = 200e6  # to write a checkpoint, hash it and see it to the disk, about
+SAVE_SEC, SAVE_BYTES_PER_SEC = 0.05, 200e6  # to write a checkpoint, hash it and see it to the disk, about
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,11 @@ def pace(config: TrainConfig, splits: Splits, vocab_size: int, compute: Compute)
     tokens = sum(count for loss, count in evaluate(model, val, compute) if loss.item())
     eval_token = (time.perf_counter() - began) / max(1, tokens)
     model.eval()
-    began = time.perf_counter()
     prompt = splits.train[: min(T, 75)].tolist()  # a context as long as that of most tokens of a sample
-    written = list(generate(model, prompt, PROBE_TOKENS, Sampler(temperature=0.8), Draws(config.seed, 1, 0)))
+    sampler, draws = Sampler(temperature=0.8), Draws(config.seed, 1, 0)
+    list(generate(model, prompt, WARMUP_STEPS, sampler, draws))
+    began = time.perf_counter()
+    written = list(generate(model, prompt, PROBE_TOKENS, sampler, draws))
     return Pace(step_seconds, eval_token, (time.perf_counter() - began) / len(written), timed)
 
 
@@ -111,7 +113,7 @@ def forecast(
         training=config.max_steps * pace.step,
         evaluating=times(config.eval_interval) * eval_tokens * pace.eval_token,
         sampling=samples * pace.sample_token,
-        saving=saves * state_bytes / SAVE_BYTES_PER_SEC,
+        saving=saves * (SAVE_SEC + state_bytes / SAVE_BYTES_PER_SEC),
     )
 
 
