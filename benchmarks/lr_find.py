@@ -39,6 +39,7 @@ SETTINGS = {
     "micro muon, batch 8": ["optim=muon", "batch_size=8"],
 }
 RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
+MUON_RATES = (4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2, 1.28e-1)
 SEEDS = (1337, 1)
 STEPS, EVAL_TOKENS = 300, 32_768
 WITHIN = 3.0
@@ -158,7 +159,7 @@ def main(text_file: str) -> None:
                 curve = bench.curve(bench.config(*words, f"seed={seed}"))
                 row["suggested"][str(seed)] = {rule: float(f"{find(curve):.2g}") for rule, find in RULES.items()}
                 RESULTS.write_text(json.dumps(page, indent=1) + "\n")
-        for rate in RATES:
+        for rate in MUON_RATES if "optim=muon" in words else RATES:
             if str(rate) not in row["val_loss"]:
                 row["val_loss"][str(rate)] = round(bench.val_loss(at_rate(bench.config(*words), rate)), 4)
                 RESULTS.write_text(json.dumps(page, indent=1) + "\n")

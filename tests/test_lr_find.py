@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from microgpt_cli import cli
+from microgpt_cli.commands.lr_find import override
 from microgpt_cli.config import TrainConfig
 from microgpt_cli.data.tokens import Splits, draw_starts
 from microgpt_cli.model.gpt import GPT
@@ -100,9 +101,11 @@ def trained_loss(settings: TrainConfig) -> float:
 
 
 def test_the_suggestion_is_within_a_factor_of_3_of_the_best_of_a_sweep() -> None:
-    losses = {rate: trained_loss(config(f"optim.learning_rate={rate}")) for rate in (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)}
+    rates = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+    losses = {rate: trained_loss(config("batch_size=16", f"optim.learning_rate={rate}")) for rate in rates}
     best = min(losses, key=losses.__getitem__)
-    found = suggestion(list(range_test(fresh(config()), SPLITS, config(), CPU)))
+    settings = config("batch_size=16")
+    found = suggestion(list(range_test(fresh(settings), SPLITS, settings, CPU)))
     assert found is not None
     assert best / 3 <= found <= 3 * best, losses
 
@@ -143,3 +146,11 @@ def test_it_begins_with_fresh_weights_and_says_when_nothing_is_learnt(
     assert ran.status == 1
     assert "the loss fell at no learning rate" in ran.err
     assert ran.err.count("\n") == 1
+
+
+def test_muons_second_rate_keeps_its_ratio() -> None:
+    muon = config("optim=muon", "optim.learning_rate=1e-2", "optim.adamw_learning_rate=5e-3")
+    assert override(muon, 4e-2) == "optim.learning_rate=0.04 optim.adamw_learning_rate=0.02"
+    found = suggestion(list(range_test(fresh(muon), SPLITS, muon, CPU)))
+    assert found is not None
+    assert 1e-3 < found < 1
