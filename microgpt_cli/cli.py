@@ -7,6 +7,7 @@ status. Neither Hydra nor torch is imported before it is needed: `microgpt --hel
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import importlib
@@ -34,6 +35,7 @@ from microgpt_cli.config import (
     ReportConfig,
     RunsConfig,
     SampleConfig,
+    SearchConfig,
     ShapesConfig,
     SweepConfig,
     TrainConfig,
@@ -47,8 +49,8 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).resolve().parent
 LONGEST_LINE = 2000  # characters of an error that are shown
-# Our own sweeper, which says what there is to say: Hydra's lines are not for people, and a job's log is its own.
-SWEEP_DEFAULTS = {"hydra/sweeper": "grid", "hydra/hydra_logging": "none", "hydra/job_logging": "none"}
+# Our own sweepers say what there is to say: Hydra's lines are not for people, and a job's log is its own.
+SWEEP_DEFAULTS = {"hydra/hydra_logging": "none", "hydra/job_logging": "none"}
 # In a wheel conf/ lies inside the package, in a checkout beside it.
 CONF = next((path for path in (HERE / "conf", HERE.parent / "conf") if (path / "train.yaml").is_file()), HERE / "conf")
 
@@ -260,7 +262,7 @@ def load_config(verb: str, words: Sequence[str]) -> Any:
 
 def _sweep_keys(spec: Verb) -> dict[str, Leaf]:
     """The keys of a sweep itself, for verbs whose jobs have folders."""
-    return {leaf.name: leaf for leaf in leaves(SweepConfig, "sweep.")} if spec.makes_run_folder else {}
+    return {leaf.name: leaf for leaf in leaves(SearchConfig, "sweep.")} if spec.makes_run_folder else {}
 
 
 def _composed(verb: str, words: Sequence[str]) -> dict[str, Any]:
@@ -458,6 +460,8 @@ class Task:
         config = _to_config(self.verb, composed)
         if self.makes_run_folder and config.out_dir is not None:
             raise UserError(f"out_dir={config.out_dir}: each job of a sweep has its own folder; use hydra.sweep.dir=")
+        if self.makes_run_folder and config.lr_find:
+            raise UserError("lr_find=true: leaves no run to compare; find a rate without -m, one command a model")
         if self.makes_run_folder and config.resume is not None:
             raise UserError(
                 f"resume={config.resume}: jobs of a sweep are new runs; to go on with a sweep: sweep.resume="
@@ -481,7 +485,7 @@ def _hydra_main(verb: str, words: overrides.Words) -> None:
     _mend_argparse()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, whole
     with tempfile.TemporaryDirectory() as scratch:
-        defaults = SWEEP_DEFAULTS if "--multirun" in words.flags else {}
+        defaults = SWEEP_DEFAULTS | {"hydra/sweeper": _sweeper(words)} if "--multirun" in words.flags else {}
         if not VERBS[verb].makes_run_folder:  # leaves nothing behind, so it sweeps in a folder that goes away
             defaults = defaults | {"hydra.sweep.dir": overrides.quote(scratch)}
         typed = {word.partition("=")[0] for word in words.overrides}
@@ -489,6 +493,21 @@ def _hydra_main(verb: str, words: overrides.Words) -> None:
         sys.argv = [sys.argv[0], *words.flags, *quiet, *words.overrides]
         task = Task(verb, words.typed, Driver.this_process())
         hydra.main(config_path=str(CONF), config_name=verb, version_base=_version_base())(task)()
+
+
+def _sweeper(words: overrides.Words) -> str:
+    """The sweeper of ours that a command line means: what it typed tells, or the sweep that it goes on with."""
+    from microgpt_cli.sweeps import record
+
+    search_only = {leaf.name for leaf in leaves(SearchConfig)} - {leaf.name for leaf in leaves(SweepConfig)}
+    for word in words.overrides:
+        key, _, value = word.partition("=")
+        if key.removeprefix("hydra.sweeper.") in search_only or re.search(r"\binterval\(", value):
+            return "optuna"
+        if key == "hydra.sweeper.resume":
+            with contextlib.suppress(UserError):  # told later
+                return record.read(record.find(value.strip("'"))).sweeper
+    return "grid"
 
 
 def _mend_argparse() -> None:

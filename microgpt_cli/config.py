@@ -187,7 +187,7 @@ class OptimConfig(Node):
     warmup_steps: int = key("steps of linear rise to the peak", at_least=0)
     schedule: str = key("course after the warm-up", choices=("constant", "linear", "cosine"))
     decay_fraction: float = key("share of the run over which it falls, at its end", above=0, at_most=1, absent=1.0)
-    min_learning_rate: float = key("learning rate at max_steps", at_least=0)
+    min_learning_rate: float | None = key("learning rate at max_steps (null: a tenth of the peak)", at_least=0)
     weight_decay: float = key("decoupled decay of matrices and tables (biases and gains are spared)", at_least=0)
     beta1: float = key("decay of the gradient's running mean", at_least=0, below=1)
     beta2: float = key("decay of the squared gradient's running mean", at_least=0, below=1)
@@ -196,7 +196,7 @@ class OptimConfig(Node):
     grad_clip: float = key("largest gradient norm (0: no clipping)", at_least=0)
 
     def check(self) -> None:
-        if self.schedule != "constant" and self.min_learning_rate > self.learning_rate:
+        if self.schedule != "constant" and self.last_learning_rate > self.learning_rate:
             raise UserError(
                 f"optim.min_learning_rate={self.min_learning_rate:g}: above optim.learning_rate={self.learning_rate:g}"
             )
@@ -205,6 +205,11 @@ class OptimConfig(Node):
             if (value is None) == (self.kind == "muon"):
                 remedy = "muon needs a number" if value is None else "only optim=muon has it"
                 raise UserError(f"optim.{name}={'null' if value is None else value}: {remedy}")
+
+    @property
+    def last_learning_rate(self) -> float:
+        """Where a schedule that falls ends: as given, or in proportion, so that a sweep of the peak moves both."""
+        return self.learning_rate / 10 if self.min_learning_rate is None else self.min_learning_rate
 
 
 DEVICE = "auto, cpu, cuda, cuda:N or mps"
@@ -249,6 +254,7 @@ class TrainConfig(Node):
     out_dir: str | None = key("the run's folder (null: outputs/train/DATE_TIME)")
     resume: str | None = key("go on with the run in this folder, or with the newest: latest")
     from_run: str | None = key("begin a new run with the configuration of this one, and what is typed", absent=None)
+    lr_find: bool = key("find a learning rate with a throw-away model, and train no run", absent=False)
 
     def check(self) -> None:
         check_device(self.device)
@@ -262,6 +268,19 @@ class SweepConfig(Node):
 
     resume: str | None = key("go on with the sweep in this folder, or with the newest: latest")
     fail_fast: bool = key("begin no further job after one has failed")
+
+
+@dataclass
+class SearchConfig(SweepConfig):
+    """What `hydra/sweeper=optuna` takes beside."""
+
+    sampler: str = key("how settings are drawn", choices=("tpe", "random", "grid"))
+    n_trials: int | None = key("settings to try (null: 20, or the whole grid)", at_least=1, at_most=1 << 20)
+    pruner: str = key("how runs that do worse are ended early", choices=("asha", "median", "none"))
+    min_steps: int | None = key("no run is pruned before so many steps (null: those of the warm-up)", at_least=1)
+    keep_one_in: int = key("asha: one run in so many goes on to so many times the steps", at_least=2, at_most=64)
+    at_once: int | None = key("trials begun together (null: as many as the launcher runs at once)", at_least=1)
+    seed: int = key("of the draws; the runs have a seed of their own", at_least=0)
 
 
 @dataclass

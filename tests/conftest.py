@@ -167,7 +167,7 @@ def preset(size: str, arch: str, **changes: object) -> ModelConfig:
     return ModelConfig(**(values | changes))  # type: ignore[arg-type]
 
 
-def optim(**changes: float | int | str) -> OptimConfig:
+def optim(**changes: float | int | str | None) -> OptimConfig:
     """An optimizer of `conf/optim/`, by default AdamW, with changes."""
     values = yaml.safe_load((cli.CONF / "optim" / f"{changes.get('kind', 'adamw')}.yaml").read_text(encoding="utf-8"))
     numbers = {

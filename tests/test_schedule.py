@@ -8,8 +8,8 @@ from microgpt_cli.training.schedule import lr_at
 PEAK, LOW, MAX_STEPS = 1e-2, 1e-3, 100
 
 
-def rates(schedule: str, warmup_steps: int = 10) -> list[float]:
-    config = optim(learning_rate=PEAK, min_learning_rate=LOW, schedule=schedule, warmup_steps=warmup_steps)
+def rates(schedule: str, warmup_steps: int = 10, low: float | None = LOW) -> list[float]:
+    config = optim(learning_rate=PEAK, min_learning_rate=low, schedule=schedule, warmup_steps=warmup_steps)
     return [lr_at(step, MAX_STEPS, config) for step in range(MAX_STEPS)]
 
 
@@ -29,6 +29,10 @@ def test_it_falls_to_the_least_at_the_last_update(schedule: str) -> None:
     assert found[55] == pytest.approx((PEAK + LOW) / 2, rel=0.02)
 
 
+def test_it_falls_to_a_tenth_of_the_peak_where_no_least_is_given() -> None:
+    assert rates("cosine", low=None)[-1] == pytest.approx(PEAK / 10)
+
+
 def test_the_fall_begins_as_late_as_asked() -> None:
     config = optim(learning_rate=PEAK, min_learning_rate=0.0, schedule="linear", warmup_steps=0, decay_fraction=0.4)
     found = [lr_at(step, MAX_STEPS, config) for step in range(MAX_STEPS)]
@@ -45,4 +49,4 @@ def test_constant_stays() -> None:
 def test_a_run_of_one_step_and_a_run_gone_past_its_end_have_a_rate() -> None:
     config = optim(schedule="cosine", warmup_steps=0)
     assert lr_at(0, 1, config) > 0
-    assert lr_at(500, 100, config) == pytest.approx(config.min_learning_rate)
+    assert lr_at(500, 100, config) == pytest.approx(config.last_learning_rate)

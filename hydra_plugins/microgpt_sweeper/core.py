@@ -50,6 +50,7 @@ class JobSweeper(Sweeper):
     KIND = ""
     hydra_context: HydraContext  # set up before anything else is called
     config: DictConfig
+    options: SweepConfig
 
     def __init__(self, **options: Any) -> None:
         self._options = options
@@ -60,11 +61,15 @@ class JobSweeper(Sweeper):
         self._problem: Exception | None = None  # of the launcher
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        from microgpt_cli.config import SweepConfig
-
         self.hydra_context, self.config = hydra_context, config
         self.task: Task = task_function  # type: ignore[assignment]
-        self.options: SweepConfig = SweepConfig(**self._options)
+        self.options = self.schema()(**self._options)
+
+    def schema(self) -> type[SweepConfig]:
+        """The dataclass of the sweeper's `sweep.` keys."""
+        from microgpt_cli.config import SweepConfig
+
+        return SweepConfig
 
     @abstractmethod
     def plan(self, arguments: list[str]) -> Record:
@@ -99,8 +104,8 @@ class JobSweeper(Sweeper):
                 job.refuse_if_running(self._folder(number))
             storage.discard(self.sweep_folder / job.STOP)
             self.record.write(self.sweep_folder)
-            show.introduce(self.sweep_folder, self.record)
-            with show.Show(self.sweep_folder) as self._show, self._stop_signals():
+            show.introduce(self.sweep_folder, self.record, self.count)
+            with show.Show(self.sweep_folder, self.count) as self._show, self._stop_signals():
                 try:
                     self.search()
                 except KeyboardInterrupt:
@@ -162,6 +167,18 @@ class JobSweeper(Sweeper):
         if todo and self._stopped_by is None and self._problem is None:
             self._launch(todo)
         return [job.look(self._folder(number)) for number in numbers]
+
+    @property
+    def count(self) -> int:
+        """How many jobs the sweep will have in all."""
+        return len(self.record.jobs)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether more jobs may begin: no signal came, the launcher works, and no failed job has stopped the sweep."""
+        from microgpt_cli.sweeps import job
+
+        return self._stopped_by is None and self._problem is None and not (self.sweep_folder / job.STOP).exists()
 
     def _label(self, number: int) -> str:
         """What sets a job apart: its overrides of what is swept over."""

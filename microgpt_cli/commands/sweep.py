@@ -29,15 +29,15 @@ PARTS = 1000  # of the bar
 class Show:
     """Shows a sweep for as long as its context is open. More jobs may be added meanwhile."""
 
-    def __init__(self, sweep: Path) -> None:
-        self.sweep = sweep
+    def __init__(self, sweep: Path, count: int) -> None:
+        self.sweep, self.count = sweep, count
         self.jobs: list[Watched] = []
         # A job that runs in this process has standard output and error to itself, so these are kept.
         self._out, self._err = sys.stdout, sys.stderr
         self._lock, self._end = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._began = self._told = time.monotonic()
-        self._done_before = 0.0
+        self._done_before, self._ended_before = 0.0, 0
 
     def __enter__(self) -> "Show":
         self._bar = tqdm(
@@ -64,6 +64,7 @@ class Show:
         with self._lock:
             self.jobs += jobs
             self._done_before += sum(progress.work([watched])[0] for watched in jobs)
+            self._ended_before += sum(watched.has_ended for watched in jobs)
 
     def say(self, text: str) -> None:
         """A line above the bar."""
@@ -118,27 +119,31 @@ class Show:
     def _standing(self) -> str:
         """The best loss so far, how many jobs have ended, and when all will have."""
         ended = sum(watched.has_ended for watched in self.jobs)
-        parts = [f"{ended} of {len(self.jobs)} done"]
+        parts = [f"{ended} of {self.count} done"]
         leader = progress.best(self.jobs)
         if leader is not None:
             parts.insert(0, f"best so far {leader.seen.best_val_loss:.4f}, job {leader.number}")
-        left = progress.seconds_left(time.monotonic() - self._began, self._done_before, *progress.work(self.jobs))
-        if left is not None and ended < len(self.jobs):
+        elapsed = time.monotonic() - self._began
+        if self.count > len(self.jobs):  # nobody knows what is still to be drawn, nor how far it will run
+            left = progress.seconds_left(elapsed, self._ended_before, ended, self.count)
+        else:
+            left = progress.seconds_left(elapsed, self._done_before, *progress.work(self.jobs))
+        if left is not None and ended < self.count:
             parts.append(f"ETA {duration(left)}")
         return ", ".join(parts)
 
 
-def introduce(sweep: Path, record: Record) -> None:
+def introduce(sweep: Path, record: Record, count: int) -> None:
     """Where it is, of what it consists, and how much of that is done."""
     looks = [job.look(job_folder(sweep, number)) for number in range(len(record.jobs))]
     over = " × ".join(
         f"{len(values)} {key}" if isinstance(values, list) else key for key, values in record.space.items()
     )
-    say(f"sweep     {sweep}: {len(record.jobs)} jobs{f', {over}' if over else ''}")
+    say(f"sweep     {sweep}: {count} jobs{f', {over}' if over else ''}")
     done = sum(look.status in job.DONE for look in looks)
     begun = sum(look.status not in (*job.DONE, "waiting") for look in looks)
     if done + begun:
-        say(f"resumed   {done} done, {begun} begun, {len(looks) - done - begun} to begin")
+        say(f"resumed   {done} done, {begun} begun, {count - done - begun} to begin")
     say(f"output    of job N: {sweep / 'N' / job.LOG}")
 
 
@@ -154,14 +159,16 @@ def conclude(show: Show, go_on: str, stopped_by: int | None, problem: Exception 
     if any(watched.seen.status != "waiting" for watched in jobs):
         say(f"\n{table.render(table.sort_runs(table.read_runs([show.sweep])))}\n")
     if stopped_by is not None:
-        raise Interrupted(f"stopped with {done} of {len(jobs)} jobs done; go on with: {go_on}", stopped_by)
+        raise Interrupted(f"stopped with {done} of {show.count} jobs done; go on with: {go_on}", stopped_by)
     failed = [watched for watched in jobs if watched.seen.status == "failed"]
     left = [watched for watched in jobs if not watched.has_ended]
     if problem is not None:
         raise RunStopped(f"the launcher failed: {type(problem).__name__}: {problem}; go on with: {go_on}") from problem
     if failed or left:
         parts = (
-            [f"{len(failed)} of {len(jobs)} jobs failed ({', '.join(str(w.number) for w in failed)})"] if failed else []
+            [f"{len(failed)} of {show.count} jobs failed ({', '.join(str(w.number) for w in failed)})"]
+            if failed
+            else []
         )
         parts += [f"{len(left)} did not run to an end"] if left else []
         raise RunStopped(f"{', '.join(parts)}; to run those again: {go_on}")

@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from microgpt_cli import __version__, randomness
-from microgpt_cli.commands import Invocation, texts
+from microgpt_cli.commands import Invocation, lr_find, texts
 from microgpt_cli.commands.console import duration, say, thousands
 from microgpt_cli.commands.old_runs import config_from_run, resumed_config
 from microgpt_cli.config import TrainConfig
@@ -35,6 +35,7 @@ from microgpt_cli.runs import plots, storage
 from microgpt_cli.runs.about import setting_of
 from microgpt_cli.runs.judge import judge
 from microgpt_cli.runs.samples import Sample, append_sample, drop_samples_after
+from microgpt_cli.sweeps.study import Judge, judge_of
 from microgpt_cli.training import checkpoint, metrics
 from microgpt_cli.training.device import Compute, choose
 from microgpt_cli.training.trackers import Trackers, require
@@ -56,6 +57,8 @@ def run(config: TrainConfig, invocation: Invocation) -> None:
 
 def _run(config: TrainConfig, invocation: Invocation) -> None:
     if config.resume is not None:
+        if config.lr_find:
+            raise UserError(f"lr_find=true resume={config.resume}: it begins with fresh weights; leave resume out")
         if config.from_run is not None:
             raise UserError(f"from_run={config.from_run}: a run is resumed or begun anew from another, not both")
         run_folder = layout.find_run(config.resume, "resume")
@@ -72,6 +75,9 @@ def _run(config: TrainConfig, invocation: Invocation) -> None:
         return
     if config.from_run is not None:
         config = config_from_run(config, invocation.typed)
+    if config.lr_find:
+        lr_find.run(config, invocation)
+        return
     _train(config, invocation, None, None)
 
 
@@ -92,17 +98,42 @@ def _train(
         torch.manual_seed(randomness.derive(config.seed, randomness.WEIGHTS))
         model = GPT(config.model, tokenizer.vocab_size).to(compute.device)
     compare = baselines(splits.train, splits.val, tokenizer.vocab_size)
+    pruner = judge_of(invocation.sweep_dir) if invocation.sweep_dir is not None else None
 
     last_sample = LAST_SAMPLE_TOKENS if invocation.sweep_dir is None else SAMPLE_TOKENS
     if run_folder is not None:  # resumed, and locked already
         _session(
-            config, run_folder, model, tokenizer, splits, compute, facts, compare, corpus.name, resumed, last_sample
+            config,
+            run_folder,
+            model,
+            tokenizer,
+            splits,
+            compute,
+            facts,
+            compare,
+            corpus.name,
+            resumed,
+            last_sample,
+            pruner,
         )
         return
     files = {layout.TOKENIZER: tokenizer.to_json(), layout.CONFIG: dataclasses.asdict(config)}
     written = {name: storage.json_bytes(data) for name, data in files.items()}
     with layout.new(config.out_dir, invocation.sweep_dir, written, invocation.hydra_files) as run_folder:
-        _session(config, run_folder, model, tokenizer, splits, compute, facts, compare, corpus.name, None, last_sample)
+        _session(
+            config,
+            run_folder,
+            model,
+            tokenizer,
+            splits,
+            compute,
+            facts,
+            compare,
+            corpus.name,
+            None,
+            last_sample,
+            pruner,
+        )
 
 
 def _device(config: TrainConfig, invocation: Invocation) -> str:
@@ -159,6 +190,7 @@ def _session(
     text_name: str,
     resumed: checkpoint.Checkpoint | None,
     last_sample_tokens: int,
+    pruner: Judge | None,
 ) -> None:
     """Train in a folder that is locked and holds `config.json` and `tokenizer.json`."""
     trainer = Trainer(run_folder, config, model, splits, compute, facts, resumed)
@@ -183,7 +215,7 @@ def _session(
         for where in trackers.start(run_folder, dataclasses.asdict(config), step, os.environ).values():
             say(f"tracker   {where}")
         with _stop_signals(trainer):
-            _drive(trainer, tokenizer, compare, trackers)
+            _drive(trainer, tokenizer, compare, trackers, pruner)
         text = ""
         if _status(trainer) != "interrupted":
             text = sample_text(trainer, tokenizer, last_sample_tokens)
@@ -227,6 +259,8 @@ def _status(trainer: Trainer) -> str:
     """A signal that came after the last evaluation has interrupted nothing."""
     if not trainer.is_finished or trainer.state.evaluated_step != trainer.state.step:
         return "interrupted"
+    if trainer.is_pruned:
+        return "pruned"
     return "stopped_early" if trainer.stopped_early else "finished"
 
 
@@ -333,8 +367,10 @@ def _stop_signals(trainer: Trainer) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _drive(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines, trackers: Trackers) -> None:
-    """Run the trainer and show what happens: one bar, and lines above it."""
+def _drive(
+    trainer: Trainer, tokenizer: Tokenizer, compare: Baselines, trackers: Trackers, pruner: Judge | None
+) -> None:
+    """Run the trainer and show what happens: one bar, and lines above it. A judge may end it after an evaluation."""
     config, state = trainer.config, trainer.state
     loss = float("nan")
     with tqdm(
@@ -367,6 +403,9 @@ def _drive(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines, trackers:
                         "best so far" if is_best else f"best {state.best_val_loss:.4f} at step {state.best_step:,}"
                     )
                     say(f"step {step:>6,}  val_loss {val_loss:.4f}  train {loss:.4f}  {verdict}")
+                    # the judge hears of the last evaluation, too, though it comes too late to prune
+                    prunes = pruner is not None and pruner.prunes(step, val_loss)
+                    trainer.is_pruned = prunes and not trainer.is_finished
                 case Warned(message):
                     say(f"warning   {message}")
                 case Saved():
@@ -415,6 +454,8 @@ def _conclude(trainer: Trainer, about: dict[str, Any], text: str) -> None:
     """The last sample, the loss, the best step, the time, what the numbers say, and what to type next."""
     state, run_folder = trainer.state, trainer.run_folder
     say(f"\n{text}\n")
+    if trainer.is_pruned:
+        say(f"pruned: other settings of this search did better by step {state.step:,}")
     if trainer.stopped_early:
         say(f"stopped early: {state.stale_evaluations} evaluations without a better one")
     say(

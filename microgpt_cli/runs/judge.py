@@ -144,7 +144,7 @@ def _stuck(training: Points, norms: Points, held_out: Points, config: TrainConfi
 def _lower_rate(config: TrainConfig) -> str:
     rate = config.optim.learning_rate
     lower = SAFE_RATE if rate > 3 * SAFE_RATE else _round(rate / 3)
-    floor = f" optim.min_learning_rate={_round(lower / 10):g}" if config.optim.min_learning_rate > lower else ""
+    floor = f" optim.min_learning_rate={_round(lower / 10):g}" if (config.optim.min_learning_rate or 0) > lower else ""
     return f"optim.learning_rate={lower:g}{floor}"
 
 

@@ -27,7 +27,7 @@ from microgpt_cli.runs.welch import mean_and_sd, welch
 
 Setting = bool | int | float | str | None
 CONCLUDED = ("finished", "stopped_early")  # the others may still get better
-STATUSES = (*CONCLUDED, "interrupted", "failed", "running", "killed", "damaged")
+STATUSES = (*CONCLUDED, "pruned", "interrupted", "failed", "running", "killed", "damaged")
 FORMATS = ("table", "csv", "json", "md")
 # Where things lie and how a run was begun: no setting of the run that the table compares.
 PLACES = {"out_dir", "resume", "from_run", "data.cache_dir", "data.folder", "logger"}

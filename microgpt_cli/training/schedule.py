@@ -8,10 +8,10 @@ from microgpt_cli.config import OptimConfig
 def lr_at(step: int, max_steps: int, config: OptimConfig) -> float:
     """The learning rate of the update that follows `step` finished ones.
 
-    Rises linearly over `warmup_steps`, never from 0, then stays, or falls to `min_learning_rate` at the last update,
+    Rises linearly over `warmup_steps`, never from 0, then stays, or falls to its end at the last update,
     over the last `decay_fraction` of all steps.
     """
-    peak, low = config.learning_rate, config.min_learning_rate
+    peak, low = config.learning_rate, config.last_learning_rate
     if step < config.warmup_steps:
         return peak * (step + 1) / config.warmup_steps
     if config.schedule == "constant":

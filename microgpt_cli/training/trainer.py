@@ -126,6 +126,7 @@ class Trainer:
         self.optimizer = make_optimizer(model.named_parameters(), config.optim)
         self.state = State(loss_scale=FIRST_LOSS_SCALE if compute.dtype == torch.float16 else 1.0)
         self.stop_signal: int | None = None  # set by whoever wants the run to stop; it stops within a micro-step
+        self.is_pruned = False  # set after an evaluation by whoever finds the run not worth going on with
         if resumed is not None:
             checkpoint.copy_tensors(resumed.optim, self.optimizer.state(), resumed.path / checkpoint.OPTIM)
             self.state = State(**resumed.meta["state"])
@@ -148,10 +149,12 @@ class Trainer:
 
     @property
     def is_finished(self) -> bool:
-        return self.state.step >= self.config.max_steps or self.stopped_early
+        return self.state.step >= self.config.max_steps or self.stopped_early or self.is_pruned
 
     def run(self) -> Iterator[Event]:
-        """Train until the last step, an early stop, or a stop signal; the last checkpoint is published before it ends.
+        """Train until the last step, an early stop, a pruning or a stop signal.
+
+        The last checkpoint is published before it ends.
 
         Raises:
             RunStopped: a loss or a gradient is not finite; checkpoints are as they were.

@@ -1,0 +1,156 @@
+"""The learning-rate range test, its rule, and `microgpt train lr_find=true`."""
+
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TEXT, TINY, Run
+from hypothesis import given
+from hypothesis import strategies as st
+
+from microgpt_cli import cli
+from microgpt_cli.commands.lr_find import override
+from microgpt_cli.config import TrainConfig
+from microgpt_cli.data.tokens import Splits, draw_starts
+from microgpt_cli.model.gpt import GPT
+from microgpt_cli.training import lr_find
+from microgpt_cli.training.device import choose
+from microgpt_cli.training.lr_find import Tried, range_test, rate_at, suggestion
+from microgpt_cli.training.optimizers import make_optimizer
+from microgpt_cli.training.schedule import lr_at
+from microgpt_cli.training.trainer import evaluate
+from microgpt_cli.training.update import Update
+
+CHARS = sorted(set(TEXT))
+IDS = torch.tensor([CHARS.index(char) for char in TEXT], dtype=torch.uint8)
+SPLITS = Splits(IDS[:-500], IDS[-500:])
+CPU = choose("cpu", "float32", threads=1)
+
+
+def config(*words: str) -> TrainConfig:
+    loaded: TrainConfig = cli.load_config("train", [*TINY, "max_steps=120", *words])
+    return loaded
+
+
+def fresh(settings: TrainConfig) -> GPT:
+    torch.manual_seed(1)
+    return GPT(settings.model, len(CHARS))
+
+
+def bowl(best: float, top: float = 4.0, bottom: float = 2.0) -> list[Tried]:
+    """A smoothed loss that falls towards `best` over two decades and rises after it."""
+    curve = []
+    for step in range(lr_find.STEPS):
+        decades = math.log10(rate_at(step) / best)
+        loss = bottom + (top - bottom) * (1 - math.exp(-(min(decades, 0.0) ** 2) - max(decades, 0.0) ** 2))
+        curve.append(Tried(rate_at(step), loss, loss))
+    return curve
+
+
+def test_rates_rise_by_equal_factors_over_the_whole_range() -> None:
+    rates = [rate_at(step) for step in range(lr_find.STEPS)]
+    assert rates[0] == pytest.approx(lr_find.LOWEST)
+    assert rates[-1] == pytest.approx(lr_find.HIGHEST)
+    factors = [b / a for a, b in itertools.pairwise(rates)]
+    assert factors == pytest.approx([factors[0]] * len(factors))
+
+
+@given(best=st.floats(1e-4, 0.3), times=st.floats(0.5, 3.0))
+def test_the_suggestion_lies_below_the_lowest_loss_and_does_not_depend_on_the_unit_of_loss(
+    best: float, times: float
+) -> None:
+    curve = bowl(best)
+    found = suggestion(curve)
+    assert found is not None
+    assert best / 20 < found < best
+    assert suggestion([Tried(t.learning_rate, times * t.loss, times * t.smoothed) for t in curve]) == found
+
+
+def test_a_loss_that_never_falls_suggests_nothing() -> None:
+    flat = [Tried(rate_at(step), 4.0, 4.0) for step in range(50)]
+    assert suggestion(flat) is None
+    assert suggestion([]) is None
+
+
+def test_the_test_ends_where_the_loss_is_no_number() -> None:
+    # without normalisation of the gradient, one step at a huge rate is enough
+    settings = config("optim.grad_clip=0")
+    tried = list(range_test(fresh(settings), SPLITS, settings, CPU))
+    assert all(math.isfinite(step.loss) and math.isfinite(step.smoothed) for step in tried)
+    assert len(tried) < lr_find.STEPS
+
+
+def test_equal_configs_make_equal_curves_whatever_the_learning_rate_was() -> None:
+    settings = config()
+    first = list(range_test(fresh(settings), SPLITS, settings, CPU))
+    other = config("optim.learning_rate=1", "optim.schedule=constant")
+    assert list(range_test(fresh(other), SPLITS, other, CPU)) == first
+
+
+def trained_loss(settings: TrainConfig) -> float:
+    """The held-out loss of a short run."""
+    model = fresh(settings)
+    update = Update(model, make_optimizer(model.named_parameters(), settings.optim), SPLITS.train, settings, CPU)
+    for step in range(settings.max_steps):
+        starts = draw_starts(len(SPLITS.train), settings.batch_size, settings.model.block_size, settings.seed, step)
+        update(starts, lr_at(step, settings.max_steps, settings.optim), 1.0, lambda: False)
+    sums, counts = zip(*evaluate(model, SPLITS.val, CPU), strict=True)
+    return float(sum(sums) / sum(counts))
+
+
+def test_the_suggestion_is_within_a_factor_of_3_of_the_best_of_a_sweep() -> None:
+    rates = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+    losses = {rate: trained_loss(config("batch_size=16", f"optim.learning_rate={rate}")) for rate in rates}
+    best = min(losses, key=losses.__getitem__)
+    settings = config("batch_size=16")
+    found = suggestion(list(range_test(fresh(settings), SPLITS, settings, CPU)))
+    assert found is not None
+    assert best / 3 <= found <= 3 * best, losses
+
+
+def test_the_command_leaves_a_plot_and_names_an_override_that_trains(
+    microgpt: Run, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    ran = microgpt("train", "lr_find=true", *TINY, f"data.path={text_file}")
+    assert ran.status == 0, ran.err
+    [plot] = [path for path in (tmp_path / "outputs").rglob("*") if not path.is_dir()]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert f"plot      {plot.relative_to(tmp_path)}\n" in ran.out
+    picture = [line for line in ran.out.splitlines() if "│" in line or "└" in line or "↑" in line]
+    assert len(picture) > 5
+    assert max(map(len, picture)) <= 40
+    overrides = ran.out.rpartition("paste     ")[2].split()
+    assert overrides[0].startswith("optim.learning_rate=")
+    assert microgpt("train", *overrides, *TINY, f"data.path={text_file}", "max_steps=2").status == 0
+
+
+def test_a_given_end_of_the_schedule_keeps_its_distance(microgpt: Run, text_file: Path, tmp_path: Path) -> None:
+    words = ["optim.learning_rate=1e-2", "optim.min_learning_rate=1e-4", "out_dir=there/run"]
+    ran = microgpt("train", "lr_find=true", *TINY, f"data.path={text_file}", *words)
+    peak, low = (float(word.partition("=")[2]) for word in ran.out.rpartition("paste     ")[2].split())
+    assert low == pytest.approx(peak / 100, rel=0.05)
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["run-lr_find.png"]  # the run's folder stays free
+
+
+def test_it_begins_with_fresh_weights_and_says_when_nothing_is_learnt(
+    microgpt: Run, trained: Path, tmp_path: Path
+) -> None:
+    ran = microgpt("train", "lr_find=true", f"resume={trained}")
+    assert ran.status == 2
+    assert "it begins with fresh weights" in ran.err
+    (tmp_path / "same.txt").write_text("a" * 2000)  # one character: the first loss is already 0
+    ran = microgpt("train", "lr_find=true", *TINY, "data.path=same.txt")
+    assert ran.status == 1
+    assert "the loss fell at no learning rate" in ran.err
+    assert ran.err.count("\n") == 1
+
+
+def test_muons_second_rate_keeps_its_ratio() -> None:
+    muon = config("optim=muon", "optim.learning_rate=1e-2", "optim.adamw_learning_rate=5e-3")
+    assert override(muon, 4e-2) == "optim.learning_rate=0.04 optim.adamw_learning_rate=0.02"
+    found = suggestion(list(range_test(fresh(muon), SPLITS, muon, CPU)))
+    assert found is not None
+    assert 1e-3 < found < 1
