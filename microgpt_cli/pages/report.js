@@ -99,15 +99,14 @@ function draw(box, chart, given = box.clientWidth) {
 }
 
 const boxes = Object.entries(data.charts).map(([id, chart]) => [document.getElementById(id), chart]);
-let printing = false;
 for (const [box, chart] of boxes) {
   let width = box.clientWidth;
   new ResizeObserver(() => { if (!printing && Math.abs(box.clientWidth - width) > 2) { width = box.clientWidth; draw(box, chart); } }).observe(box);
   draw(box, chart);
 }
 // A sheet of paper is narrow: three small charts stand side by side there.
-addEventListener("beforeprint", () => { printing = true; for (const [box, chart] of boxes) draw(box, chart, box.closest(".columns") ? 300 : 700); });
-addEventListener("afterprint", () => { printing = false; for (const [box, chart] of boxes) draw(box, chart); });
+addEventListener("beforeprint", () => { for (const [box, chart] of boxes) draw(box, chart, box.closest(".columns") ? 300 : 700); });
+addEventListener("afterprint", () => { for (const [box, chart] of boxes) draw(box, chart); });
 
 if (data.samples && data.samples.length) {
   const slider = document.getElementById("frame"), play = document.getElementById("play");
