@@ -23,7 +23,8 @@ SMOOTHING = 0.9  # share of the past in the smoothed loss
 DIVERGED = 1.5  # times the lowest smoothed loss: there the test ends
 START_STEPS = 10  # whose rates are too small to change anything: what the loss is before training
 LEAST_FALL = 0.02  # of the loss at the start: a curve that falls less shows no rate
-SHARE = 0.9  # the rate suggested is the first at which this much of the whole fall is behind
+# The rate suggested is the first at which this much of the whole fall is behind.
+SHARES = {"adamw": 0.9, "muon": 0.95}
 LOSS_SCALE = 2.0**16  # float16 only, at first
 
 
@@ -85,15 +86,15 @@ def fall(tried: Sequence[Tried]) -> Fall | None:
     return Fall(start, lowest) if lowest.smoothed < (1 - LEAST_FALL) * start else None
 
 
-def suggestion(tried: Sequence[Tried]) -> float | None:
+def suggestion(tried: Sequence[Tried], share: float = SHARES["adamw"]) -> float | None:
     """The learning rate to use, of two digits, or None where the loss never fell.
 
-    It is the first at which the smoothed loss has come nine tenths of its way down. The rate of the lowest loss itself
+    It is the first at which the smoothed loss has come that share of its way down. The rate of the lowest loss itself
     says less: the bottom is often flat over a decade of rates, and where on it the lowest point lies is chance.
     """
     found = fall(tried)
     if found is None:
         return None
-    threshold = found.start - SHARE * (found.start - found.lowest.smoothed)
+    threshold = found.start - share * (found.start - found.lowest.smoothed)
     reached = next(step for step in tried if step.smoothed <= threshold)
     return float(f"{reached.learning_rate:.1e}")
