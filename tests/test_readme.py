@@ -11,7 +11,7 @@ from microgpt_cli import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = sorted(set(re.findall(r"^\$ microgpt (.+?)(?:\s+#.*)?$", README, re.MULTILINE)))
+COMMANDS = sorted(set(re.findall(r"^\$ microgpt (.+?)(?:\s+#.*)?$", README.replace("\\\n", ""), re.MULTILINE)))
 
 
 @pytest.mark.parametrize("command", COMMANDS)

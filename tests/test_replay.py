@@ -73,7 +73,10 @@ def play(run: Path, pressed: bytes, *words: str) -> tuple[int, str, bool]:
 
     ours, theirs = pty.openpty()
     before = termios.tcgetattr(theirs)
-    own_terminal = "import fcntl, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)"
+    own_terminal = (
+        "import fcntl, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)"  # which may have been ignored where pytest began
+    )
     code = f"{own_terminal}; from microgpt_cli import cli; sys.exit(cli.main(sys.argv[1:]))"
     process = subprocess.Popen(
         [sys.executable, "-c", code, "replay", str(run), *words],
