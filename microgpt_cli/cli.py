@@ -499,10 +499,10 @@ def _sweeper(words: overrides.Words) -> str:
     """The sweeper of ours that a command line means: what it typed tells, or the sweep that it goes on with."""
     from microgpt_cli.sweeps import record
 
-    search_only = {leaf.name for leaf in leaves(SearchConfig)} - {leaf.name for leaf in leaves(SweepConfig)}
+    own, shared = ({leaf.name for leaf in leaves(kind, "hydra.sweeper.")} for kind in (SearchConfig, SweepConfig))
     for word in words.overrides:
         key, _, value = word.partition("=")
-        if key.removeprefix("hydra.sweeper.") in search_only or re.search(r"\binterval\(", value):
+        if key in own - shared or re.search(r"\binterval\(", value):
             return "optuna"
         if key == "hydra.sweeper.resume":
             with contextlib.suppress(UserError):  # told later
