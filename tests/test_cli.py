@@ -276,7 +276,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["train", "-m", "model.n_embd=64,66", "model.n_head=4,6"], "cannot be split over"),
     (["train", "-m", "seed=range(1000000000)"], "a sweep of more than 10,000 jobs"),
     (["train", "-m", "seed=range(101)", "max_steps=range(1,101)"], "a sweep of more than 10,000 jobs"),
-    (["train", "-m", "optim.learning_rate=interval(1e-4,1e-1)"], "a grid takes single values"),
+    (["train", "-m", "hydra/sweeper=grid", "optim.learning_rate=interval(1e-4,1e-1)"], "a grid takes single values"),
     (["train", "-m", "seed=1,2", "out_dir=x"], "each job of a sweep has its own folder"),
     (["train", "-m", "seed=1,2", "resume=run"], "to go on with a sweep: sweep.resume="),
     (["train", "-m", "seed=1,2", "hydra.sweep.subdir=x"], "the jobs' folders are numbered"),

@@ -149,7 +149,7 @@ def test_a_grid_is_searched_whole_and_two_at_a_time(microgpt: Run, words: list[s
     [
         (["sweep.n_trials=3"], "nothing to search over"),
         ([RATES, "sweep.sampler=grid"], "optim.learning_rate: sweep.sampler=grid needs values"),
-        ([RATES, "sweep.pruner=ahsa"], "sweep.pruner=ahsa: choose one of asha, median, none"),
+        ([RATES, "sweep.pruner=ahsa"], "sweep.pruner=ahsa: did you mean 'asha'?"),
         ([RATES, "sweep.n_trials=0"], "sweep.n_trials=0: must be at least 1"),
         ([RATES, "sweep.n_trails=3"], "did you mean 'sweep.n_trials'?"),
         ([RATES, "eval_interval=0"], "gives no evaluation before max_steps=24; take eval_interval=2"),

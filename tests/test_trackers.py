@@ -88,7 +88,7 @@ def test_all_that_a_run_logs_reaches_every_tracker(
         assert set(told.numbers("tokens_per_sec")) == {2, 4}
         assert set(told.numbers("sample")) == {2, 4}
         [about] = told.begun
-        assert about["config"]["optim.learning_rate"] == 0.003
+        assert about["config"]["optim.learning_rate"] == 0.015
         assert about["config"]["model.n_embd"] == 16
         assert about["group"] is None
         assert about["project"] == "microgpt"
