@@ -30,7 +30,7 @@ CPU = choose("cpu", "float32", threads=1)
 
 
 def config(*words: str) -> TrainConfig:
-    loaded: TrainConfig = cli.load_config("train", [*TINY, "max_steps=120", *words])
+    loaded: TrainConfig = cli.load_config("train", [*TINY, "optim=adamw", "max_steps=120", *words])
     return loaded
 
 
@@ -128,7 +128,7 @@ def test_the_command_leaves_a_plot_and_names_an_override_that_trains(
 
 
 def test_a_given_end_of_the_schedule_keeps_its_distance(microgpt: Run, text_file: Path, tmp_path: Path) -> None:
-    words = ["optim.learning_rate=1e-2", "optim.min_learning_rate=1e-4", "out_dir=there/run"]
+    words = ["optim=adamw", "optim.learning_rate=1e-2", "optim.min_learning_rate=1e-4", "out_dir=there/run"]
     ran = microgpt("train", "lr_find=true", *TINY, f"data.path={text_file}", *words)
     peak, low = (float(word.partition("=")[2]) for word in ran.out.rpartition("paste     ")[2].split())
     assert low == pytest.approx(peak / 100, rel=0.05)
