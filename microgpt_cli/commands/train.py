@@ -101,10 +101,11 @@ def _train(
     pruner = judge_of(invocation.sweep_dir) if invocation.sweep_dir is not None else None
 
     last_sample = LAST_SAMPLE_TOKENS if invocation.sweep_dir is None else SAMPLE_TOKENS
-    if run_folder is not None:  # resumed, and locked already
+
+    def session(folder: Path) -> None:
         _session(
             config,
-            run_folder,
+            folder,
             model,
             tokenizer,
             splits,
@@ -116,24 +117,14 @@ def _train(
             last_sample,
             pruner,
         )
+
+    if run_folder is not None:  # resumed, and locked already
+        session(run_folder)
         return
     files = {layout.TOKENIZER: tokenizer.to_json(), layout.CONFIG: dataclasses.asdict(config)}
     written = {name: storage.json_bytes(data) for name, data in files.items()}
-    with layout.new(config.out_dir, invocation.sweep_dir, written, invocation.hydra_files) as run_folder:
-        _session(
-            config,
-            run_folder,
-            model,
-            tokenizer,
-            splits,
-            compute,
-            facts,
-            compare,
-            corpus.name,
-            None,
-            last_sample,
-            pruner,
-        )
+    with layout.new(config.out_dir, invocation.sweep_dir, written, invocation.hydra_files) as made:
+        session(made)
 
 
 def _device(config: TrainConfig, invocation: Invocation) -> str:

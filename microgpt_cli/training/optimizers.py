@@ -6,6 +6,7 @@ and refusing a bad gradient need no word from the device to the host.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,21 @@ def make_optimizer(named: Iterable[tuple[str, nn.Parameter]], config: OptimConfi
     return Muon(named, config) if config.kind == "muon" else AdamW(named, config)
 
 
-class AdamW:
+class Gradients:
+    """The gradients of the parameters that an optimizer updates."""
+
+    params: list[Any]  # nn.Parameter
+
+    def grads(self) -> list[Tensor]:
+        """The gradients, in the order of the parameters; every parameter has one after a backward pass."""
+        return [p.grad for p in self.params if p.grad is not None]
+
+    def zero_grad(self) -> None:
+        for p in self.params:
+            p.grad = None
+
+
+class AdamW(Gradients):
     """AdamW with decay on matrices only.
 
     Args:
@@ -40,14 +55,6 @@ class AdamW:
         matrices = [i for i, p in enumerate(self.params) if p.ndim >= 2]
         others = [i for i, p in enumerate(self.params) if p.ndim < 2]
         self._groups = [(matrices, config.weight_decay), (others, 0.0)]
-
-    def grads(self) -> list[Tensor]:
-        """The gradients, in the order of the parameters; every parameter has one after a backward pass."""
-        return [p.grad for p in self.params if p.grad is not None]
-
-    def zero_grad(self) -> None:
-        for p in self.params:
-            p.grad = None
 
     @torch.no_grad()
     def step(self, learning_rate: float | Tensor, divide_by: Tensor, skip: Tensor) -> None:
@@ -89,7 +96,7 @@ class AdamW:
         return tensors
 
 
-class Muon:
+class Muon(Gradients):
     """Momentum made orthogonal for the matrices of the blocks, AdamW for everything else.
 
     The update of a matrix is its (Nesterov) momentum with all singular values brought near 1, so that directions that
@@ -116,14 +123,6 @@ class Muon:
             shape: torch.zeros(sum(len(_stacked(*item)) for item in members.items()), *shape, device=p.device)
             for shape, members in self._groups.items()
         }
-
-    def grads(self) -> list[Tensor]:
-        """The gradients, in the order of the parameters."""
-        return [p.grad for p in self.params if p.grad is not None]
-
-    def zero_grad(self) -> None:
-        for p in self.params:
-            p.grad = None
 
     @torch.no_grad()
     def step(self, learning_rate: float | Tensor, divide_by: Tensor, skip: Tensor) -> None:
