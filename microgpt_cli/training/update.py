@@ -137,7 +137,7 @@ class Update:
                 self._step(self._starts, self._learning_rate, 1.0, lambda: False)
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # a save may go on beside it
             numbers = self._step(self._starts, self._learning_rate, 1.0, lambda: False)
         assert numbers is not None
         self._numbers = numbers
