@@ -83,8 +83,8 @@ class Update:
         self, starts: Tensor, learning_rate: float | Tensor, loss_scale: float, give_up: Callable[[], bool]
     ) -> Tensor | None:
         config, optimizer = self.config, self.optimizer
-        idx, targets = take(self.ids, starts.to(self.ids.device, non_blocking=True), config.model.block_size)
-        idx, targets = (t.to(self.compute.device, non_blocking=True) for t in (idx, targets))
+        starts = starts.to(self.ids.device, non_blocking=True)
+        idx, targets = take(self.ids, starts, config.model.block_size, self.compute.device)
         optimizer.zero_grad()
         loss = torch.zeros((), device=self.compute.device)
         for micro_batch in zip(idx.split(config.batch_size), targets.split(config.batch_size), strict=True):
