@@ -112,11 +112,11 @@ def test_tied_weights_are_stored_once_and_noted(tmp_path: Path) -> None:
     from conftest import preset
 
     model = GPT(preset("micro", "gpt2"), 65)
-    data = checkpoint._tensor_bytes(dict(model.named_parameters()), checkpoint._ties(model))
+    data = checkpoint._tensor_bytes(checkpoint.weights_of(model))
     assert "lm_head.weight" not in safetensors.torch.load(data)
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     assert json.loads(header["__metadata__"]["microgpt"])["ties"] == {"lm_head.weight": "token_embedding_table.weight"}
-    assert data == checkpoint._tensor_bytes(dict(model.named_parameters()), checkpoint._ties(model))
+    assert data == checkpoint._tensor_bytes(checkpoint.weights_of(model))
 
 
 @pytest.mark.parametrize(
