@@ -156,7 +156,7 @@ def save_filled(run: Path, step: int, best: int | None) -> None:
     with torch.no_grad():
         for tensor in (*model.parameters(), *state.values()):
             tensor.fill_(step)
-    checkpoint.save(run, step, model, state, meta_at(step), best)
+    checkpoint.save(run, step, checkpoint.weights_of(model), state, meta_at(step), best)
 
 
 def preset(size: str, arch: str, **changes: object) -> ModelConfig:

@@ -93,7 +93,7 @@ class Replay:
                 self._step(stretch)
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # a run may be saving beside it
             self.tokens.copy_(self._step(stretch))
             self.position.add_(1)
         return graph

@@ -83,8 +83,8 @@ class Update:
         self, starts: Tensor, learning_rate: float | Tensor, loss_scale: float, give_up: Callable[[], bool]
     ) -> Tensor | None:
         config, optimizer = self.config, self.optimizer
-        idx, targets = take(self.ids, starts.to(self.ids.device, non_blocking=True), config.model.block_size)
-        idx, targets = (t.to(self.compute.device, non_blocking=True) for t in (idx, targets))
+        starts = starts.to(self.ids.device, non_blocking=True)
+        idx, targets = take(self.ids, starts, config.model.block_size, self.compute.device)
         optimizer.zero_grad()
         loss = torch.zeros((), device=self.compute.device)
         for micro_batch in zip(idx.split(config.batch_size), targets.split(config.batch_size), strict=True):
@@ -137,7 +137,7 @@ class Update:
                 self._step(self._starts, self._learning_rate, 1.0, lambda: False)
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # a save may go on beside it
             numbers = self._step(self._starts, self._learning_rate, 1.0, lambda: False)
         assert numbers is not None
         self._numbers = numbers
