@@ -41,7 +41,7 @@ def baselines(train: Tensor, val: Tensor, vocab_size: int) -> Baselines:
 
 
 def count_pairs(ids: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """The different pairs of neighbours in `ids` (N,), each as first · V + second, rising, and how often each is there."""
+    """The different pairs of neighbours in `ids` (N,), as first · V + second, rising, and how often each is there."""
     if vocab_size <= TABLE_TOKENS:
         table = torch.zeros(vocab_size**2, dtype=torch.long)
         for piece in _pairs(ids, vocab_size):
