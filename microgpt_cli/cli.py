@@ -223,8 +223,12 @@ def _hydra_main(verb: str, words: overrides.Words) -> None:
 
 
 def load_config(verb: str, words: Sequence[str]) -> Any:
-    """The config that a command line would run with, for programs: `load_config("train", ["model=mini"])`."""
+    """The config that a command line would run with, for programs: `load_config("train", ["model=mini"])`.
+
+    Of two values of a key the last one counts, where a command line is refused.
+    """
     spec = VERBS[verb]
+    words = list({word.partition("=")[0]: word for word in words}.values())
     schema_leaves = {leaf.name: leaf for leaf in leaves(spec.schema)}
     sorted_words = overrides.sort_words(words, schema_leaves, group_choices(verb), ())
     return composing.to_config(verb, spec, composing.compose(VERBS, verb, sorted_words))
