@@ -111,6 +111,7 @@ def _dtype(wanted: str, device: torch.device, train_n_embd: int) -> tuple[torch.
     return torch.float32, "the safe choice here"
 
 
+@functools.cache
 def cpu_multiplies_bfloat16() -> bool:
     """Whether there are instructions for it (AVX512-BF16, AMX); without, it is slower than float32."""
     asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
