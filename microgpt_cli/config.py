@@ -302,7 +302,7 @@ class SampleConfig(Node):
     out: str | None = key("write to this file and not to the screen")
     device: str = key(f"where to compute: {DEVICE}")
     dtype: str = key("precision of the arithmetic", choices=DTYPES)
-    threads: int | None = key("CPU threads (null: torch's choice)", at_least=1, at_most=MOST_THREADS)
+    threads: int | None = key("CPU threads (null: one for a small model, else all)", at_least=1, at_most=MOST_THREADS)
 
     def check(self) -> None:
         check_device(self.device)

@@ -9,9 +9,9 @@ import torch
 from conftest import Run, optim, preset
 
 from microgpt_cli.config import DataConfig, TokenizerConfig, TrainConfig
+from microgpt_cli.generation.cuda_graph import decode_anywhere, stretch_for
 from microgpt_cli.generation.decoding import Cache, prefill, prepare
 from microgpt_cli.generation.generate import generate
-from microgpt_cli.generation.replay import decode_anywhere, stretch_for
 from microgpt_cli.generation.sampling import Draws, Sampler
 from microgpt_cli.inspection.inside import look
 from microgpt_cli.inspection.surprise import Surprise, token_losses
