@@ -138,7 +138,7 @@ def on_device(averages: Iterable[Any]) -> list[Operation]:
     rows = [
         Operation(row.key, row.self_device_time_total / 1e6, row.count, row.flops)
         for row in averages
-        if row.device_type != torch.autograd.DeviceType.CPU and not row.is_user_annotation
+        if row.device_type.name != "CPU" and not row.is_user_annotation
     ]
     return sorted((row for row in rows if row.seconds > 0), key=lambda row: -row.seconds)
 
@@ -155,7 +155,7 @@ def phases_of(averages: Iterable[Any], on_gpu: bool, seconds: float) -> dict[str
     found = {
         row.key: (row.device_time_total if on_gpu else row.cpu_time_total) / 1e6
         for row in averages
-        if row.key in (STEP, *PHASES) and row.device_type == torch.autograd.DeviceType.CPU
+        if row.key in (STEP, *PHASES) and row.device_type.name == "CPU"
     }
     if "forward" not in found:
         return {}
