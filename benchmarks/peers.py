@@ -146,7 +146,7 @@ def row_of(what: str, ways: dict[str, Way], tokens: int, rounds: int) -> dict[st
     Args:
         tokens: that a unit of each way makes.
     """
-    found = in_turns(ways, rounds, trial_units=2, progress=lambda text: say(f"{what}: {text}"))
+    found = in_turns(ways, rounds, trial_units=1, progress=lambda text: say(f"{what}: {text}"))
     say("")
     row: dict[str, Any] = {"what": what, "tokens_per_sec": {}, "times": {}, "times_min_max": {}}
     for name, timed in found.items():
