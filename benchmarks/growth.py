@@ -98,24 +98,32 @@ def label(title: str, found: dict[str, Any]) -> str:
 
 def draw(series: dict[str, list[dict[str, Any]]], path: str) -> None:
     """A panel for each series: bars of tokens/s above, memory below."""
+    import matplotlib
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4.6), layout="constrained")
-    panels = figure.subplots(2, len(series), sharex="col", squeeze=False)
+    panels = figure.subplots(2, len(series), sharex="col", sharey="row", squeeze=False)
     for (title, points), rate, held in zip(series.items(), panels[0], panels[1], strict=True):
         names = [found["point"] for found in points]
-        rate.plot(names, [found["tokens_per_sec"] for found in points], marker="o")
+        rates = [found["tokens_per_sec"] for found in points]
+        rate.plot(names, rates, marker="o")
+        for name, value in zip(names, rates, strict=True):
+            rate.annotate(f"{value:,.0f}", (name, value), (0, 6), textcoords="offset points", ha="center", fontsize=8)
+        rate.margins(0.12, 0.15)
         held.plot(names, [found["memory_mb"] for found in points], marker="o", color="tab:red", label="measured")
         formula = [found["formula_mb"] for found in points]
         held.plot(names, formula, linestyle=":", color="grey", label="by formula")
         rate.set_title(title, fontsize=10)
         for axes in (rate, held):
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:,.0f}")
+            axes.yaxis.set_minor_formatter("")
             axes.grid(alpha=0.2)
     panels[0][0].set_ylabel("tokens/s")
     panels[1][0].set_ylabel("memory, MB")
     panels[1][0].legend(fontsize=8)
-    figure.savefig(path, metadata={"Date": None})
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "growth"}):
+        figure.savefig(path, metadata={"Date": None} if path.endswith(".svg") else {})
 
 
 if __name__ == "__main__":

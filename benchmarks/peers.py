@@ -8,7 +8,9 @@ trains as its own documentation does on a CPU (float32, AdamW, eager), and sampl
 from one token to a full context. Writes to benchmarks/results/.
 """
 
+import contextlib
 import importlib.util
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -80,7 +82,8 @@ def training(size: str, batch_size: int, rounds: int, nanogpt: ModuleType | None
     ways = {"ours": our_steps(config, GPT(config.model, VOCAB_SIZE).to(compute.device), ids, compute)}
     if nanogpt is not None:
         theirs = nanogpt_model(nanogpt, config.model).to(compute.device)
-        optimizer = theirs.configure_optimizers(0.1, 1e-3, (0.9, 0.99), compute.device.type)
+        with contextlib.redirect_stdout(io.StringIO()):
+            optimizer = theirs.configure_optimizers(0.1, 1e-3, (0.9, 0.99), compute.device.type)
         ways["nanoGPT"] = steps(lambda idx, targets: theirs(idx, targets)[1], theirs, optimizer, ids, batch_size, T)
     if has_transformers():
         other = transformers_model(config.model).to(compute.device)
@@ -173,7 +176,8 @@ def table(row: dict[str, Any]) -> str:
 
 def nanogpt_model(module: ModuleType, config: ModelConfig) -> Any:
     sizes = {name: getattr(config, name) for name in ("n_layer", "n_head", "n_embd", "block_size", "dropout")}
-    return module.GPT(module.GPTConfig(vocab_size=VOCAB_SIZE, bias=config.bias, **sizes))
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its number of parameters
+        return module.GPT(module.GPTConfig(vocab_size=VOCAB_SIZE, bias=config.bias, **sizes))
 
 
 def transformers_model(config: ModelConfig) -> Any:
@@ -182,7 +186,7 @@ def transformers_model(config: ModelConfig) -> Any:
 
     sizes = {name: getattr(config, name) for name in ("n_layer", "n_head", "n_embd")}
     dropout = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), config.dropout)
-    ids = {"bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0}
+    ids = {"bos_token_id": 1, "eos_token_id": None}
     return GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB_SIZE, n_positions=config.block_size, **sizes, **dropout, **ids))
 
 
