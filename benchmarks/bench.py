@@ -10,13 +10,13 @@ counts. A table at the end holds each figure against its goal; all of it goes to
 """
 
 import json
+import os
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from datetime import date
 from pathlib import Path
 
 import evaluating
@@ -24,11 +24,10 @@ import machine
 import sample_speed
 import torch
 import train_speed
-from plain import plain_step
-from timing import Ratio, repeated, seconds_of, times_as_fast
+from timing import Ratio
 
 from microgpt_cli import cli
-from microgpt_cli.model.gpt import GPT
+from microgpt_cli.errors import UserError
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 BEGIN, END = "<!-- bench: python benchmarks/bench.py readme=NAME writes this -->\n", "<!-- end of bench -->\n"
@@ -62,7 +61,6 @@ ON_GPU = {"micro": (64, 10.0), "mini": (64, 10.0), "small": (64, 2.0), "gpt2": (
 BF16_SHARE = {"small": 0.6}  # of the CPU's bfloat16 matrix rate, to be reached
 SAMPLED = {"micro": (1, 64), "small": (1, 64), "gpt2": (1,)}  # size → samples at once
 EVALUATING = 0.05  # of a run at most
-PLAIN_STEPS = 2000  # of nanoGPT's recipe for a laptop, whose loss speedrun_cpu reaches
 
 
 def training(settings: Settings) -> Iterator[Row]:
@@ -94,18 +92,29 @@ def training(settings: Settings) -> Iterator[Row]:
             )
 
 
+def start(settings: Settings) -> Iterator[Row]:
+    """What commands take to begin, beyond `import torch`."""
+    import start_up
+
+    settings.progress("fresh processes")
+    found = start_up.measure(settings.rounds)
+    seconds, beside = found["seconds"], found["beside_import_torch"]
+    spans = found["seconds_min_max"]
+    for name, what in (("help", "microgpt --help"), ("params", "microgpt params"), ("first_step", "the first step")):
+        measured = f"{seconds[name]:.2f} s" + (f", {beside[name]:.2f} s beyond import torch" if name in beside else "")
+        low, high = spans[name]
+        yield Row(
+            "start", f"until {what} {'is logged' if name == 'first_step' else 'ends'}", f"{measured} ({low}–{high})"
+        )
+
+
 def sampling(settings: Settings) -> Iterator[Row]:
     """One sample beside the article's `generate`, and many at once beside one."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     for size, batches in SAMPLED.items():
-        config = cli.load_config("train", [f"model={size}", "arch=gpt2"])
-        torch.manual_seed(0)
-        vocab_size = sample_speed.VOCAB_SIZES.get(size, sample_speed.SMALL_VOCAB_SIZE)
-        model = GPT(config.model, vocab_size).to(device).eval()
         rates = {}
         for count in batches:
             settings.progress(f"{size}: {count} at once")
-            found = sample_speed.compare(model, count, "auto", min(settings.rounds, 3))
+            found = sample_speed.compare(size=size, num_samples=count, rounds=min(settings.rounds, 3))
             per_second = found["tokens_per_sec"]
             rates[count] = per_second["ours"]
             if count == 1:
@@ -134,28 +143,19 @@ def evaluation(settings: Settings) -> Iterator[Row]:
 
 
 def loss(settings: Settings) -> Iterator[Row]:
-    """The whole process of `speedrun_cpu` beside the steps alone of the plain loop that ends at the same loss."""
-    config = cli.load_config("train", ["experiment=nanogpt_cpu"])
-    ids = train_speed.token_ids(65)
-    plain = repeated(plain_step(GPT(config.model, 65), ids, config.batch_size, torch.cuda.is_available()))
-    seconds_of(plain, 20)
-    ours, plains, losses = [], [], []
-    for number in range(min(settings.rounds, 3)):
-        settings.progress(f"speedrun_cpu, round {number + 1}")
-        with tempfile.TemporaryDirectory() as home:
-            words = [*evaluating.of_experiment("speedrun_cpu", settings.text), f"out_dir={home}/run"]
-            began = time.perf_counter()
-            subprocess.run(
-                [sys.executable, "-m", "microgpt_cli", "train", *words], cwd=home, check=True, capture_output=True
-            )
-            ours.append(time.perf_counter() - began)
-            losses.append(json.loads(Path(home, "run", "result.json").read_text(encoding="utf-8"))["val_loss"])
-        settings.progress(f"plain steps, round {number + 1}")
-        plains.append(seconds_of(plain, 100) / 100 * PLAIN_STEPS)
-    measured = (
-        f"{statistics.median(ours):.1f} s to {losses[0]:.3f}, the plain loop's steps {statistics.median(plains):.1f} s"
-    )
-    yield against(None, times_as_fast(ours, plains), "loss", "speedrun_cpu, the whole process", measured)
+    """The whole process of `speedrun_cpu` beside nanoGPT's laptop recipe, which ends at the same loss."""
+    import speedrun
+
+    text = settings.text or os.environ.get("MICROGPT_SHAKESPEARE")
+    if not text:
+        raise UserError("the loss is one on Tiny Shakespeare: give its file with text=")
+    settings.progress("speedrun_cpu, whole processes")
+    found = speedrun.measure(text, min(settings.rounds, 3))
+    ours, plain = found["ours_sec"], found["plain_sec"]
+    ratio = Ratio(found["ratio"], plain / max(ours), plain / min(ours))
+    losses = " ".join(f"{value:.3f}" for value in found["ours_val_loss"])
+    measured = f"{statistics.median(ours):.1f} s to {losses}; the plain way {plain:.0f} s"
+    yield against(None, ratio, "loss", "speedrun_cpu, the whole process", measured)
 
 
 def against(goal: float | None, ratio: Ratio, part: str, what: str, measured: str) -> Row:
@@ -165,8 +165,8 @@ def against(goal: float | None, ratio: Ratio, part: str, what: str, measured: st
     return Row(part, what, measured, f"≥ {goal:g} ×" if goal else "", round(ratio.median, 2), span, met)
 
 
-PARTS = {"training": training, "sampling": sampling, "evaluating": evaluation, "loss": loss}
-USUAL = "training,sampling,evaluating"
+PARTS = {"training": training, "start": start, "sampling": sampling, "evaluating": evaluation, "loss": loss}
+USUAL = "training,start,sampling,evaluating"
 
 
 def main(words: list[str]) -> None:
@@ -188,7 +188,7 @@ def main(words: list[str]) -> None:
         heading = f"{part} ({number + 1} of {len(chosen)})"
         progress = shown(heading, began)
         progress("")
-        for row in PARTS[part](Settings(given["text"], int(given["rounds"]), progress)):
+        for row in measured(part, Settings(given["text"], int(given["rounds"]), progress)):
             print(f"\r\033[K{line(row)}" if sys.stderr.isatty() else line(row), flush=True)
             rows.append(asdict(row))
         store(name, words, rows, chosen)
@@ -197,9 +197,19 @@ def main(words: list[str]) -> None:
     print(f"stored in {store(name, words, rows, chosen if given['only'] else list(PARTS))}")
 
 
+def measured(part: str, settings: Settings) -> Iterator[Row]:
+    """The rows of a part; what ends it is told in a row of its own, for the other parts have taken minutes."""
+    try:
+        yield from PARTS[part](settings)
+    except Exception as error:
+        yield Row(part, part, f"failed: {type(error).__name__}: {error}", met=False)
+
+
 def store(name: str, words: list[str], rows: list[dict[str, object]], replaced: list[str]) -> Path:
     """Write the rows beside those of the parts that were not asked for, which stay as they are."""
     path = machine.RESULTS / f"{name}.json"
+    for row in rows:
+        row["on"] = date.today().isoformat()
     before = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
     kept = [row for row in before if row["part"] not in replaced]
     order = list(PARTS)

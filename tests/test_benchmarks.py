@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -101,6 +102,26 @@ def test_parts_that_were_not_measured_keep_their_rows(monkeypatch: pytest.Monkey
     assert [(row["part"], row["what"]) for row in page["rows"]] == [("training", "new"), ("loss", "old")]
     assert page["command"] == "python benchmarks/bench.py only=training"
     assert set(page["versions"]) == {"microgpt", "torch", "python"}
+
+
+def test_a_part_that_fails_is_told_and_the_others_are_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench, machine = script("bench"), script("machine")
+    monkeypatch.setattr(machine, "RESULTS", tmp_path)
+
+    def works(settings: object) -> Iterator[object]:
+        yield bench.Row("training", "one", "1")
+
+    def fails(settings: object) -> Iterator[object]:
+        yield bench.Row("loss", "two", "2")
+        raise OSError("no disk")
+
+    monkeypatch.setattr(bench, "PARTS", {"training": works, "loss": fails})
+    bench.main(["only=loss,training", "name=it"])
+    rows = json.loads((tmp_path / "bench_it.json").read_text(encoding="utf-8"))["rows"]
+    assert [row["measured"] for row in rows] == ["1", "2", "failed: OSError: no disk"]
+    assert "no disk" in capsys.readouterr().out
 
 
 def test_the_table_goes_between_its_marks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
