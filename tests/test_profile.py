@@ -16,10 +16,11 @@ from microgpt_cli.data.tokens import Splits
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.training import profile
 from microgpt_cli.training.device import choose
-from microgpt_cli.training.profile import PHASES, STEP, Operation, Profile
+from microgpt_cli.training.profile import STEP, Operation, Profile
 
 CHARS = sorted(set(TEXT))
 IDS = torch.tensor([CHARS.index(char) for char in TEXT], dtype=torch.uint8)
+PHASES = ["windows", "forward", "backward", "optimizer"]
 CPU, CUDA = torch.autograd.DeviceType.CPU, torch.autograd.DeviceType.CUDA
 
 
@@ -79,12 +80,12 @@ def test_on_a_gpu_kernels_count_and_what_launches_or_marks_them_does_not() -> No
         Average("aten::mm", CPU, self_device_time_total=5e6),
         Average("sm90_gemm", CUDA, self_device_time_total=5e6, count=3),
         Average("elementwise_kernel", CUDA, self_device_time_total=7e6),
-        Average("forward", CPU, device_time_total=4e6),
+        Average("forward", CPU, device_time_total=4e6, is_user_annotation=True),
         Average("forward", CUDA, self_device_time_total=6e6, device_time_total=6e6, is_user_annotation=True),
-        Average("windows", CPU, device_time_total=1e6),
-        Average("optimizer", CPU, device_time_total=2e6),
-        Average("backward", CPU),  # launched by another thread
-        Average(STEP, CPU, device_time_total=7e6),
+        Average("windows", CPU, device_time_total=1e6, is_user_annotation=True),
+        Average("optimizer", CPU, device_time_total=2e6, is_user_annotation=True),
+        Average("backward", CPU, is_user_annotation=True),  # launched by another thread
+        Average(STEP, CPU, device_time_total=7e6, is_user_annotation=True),
     ]
     kernels = profile.on_device(rows)
     assert kernels == [Operation("elementwise_kernel", 7.0, 1, 0), Operation("sm90_gemm", 5.0, 3, 0)]

@@ -3,6 +3,7 @@
 import gzip
 import os
 import shutil
+from collections.abc import Collection
 from datetime import datetime
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from microgpt_cli.model.gpt import GPT
 from microgpt_cli.runs import folder as layout
 from microgpt_cli.training import profile
 from microgpt_cli.training.device import choose
-from microgpt_cli.training.profile import PHASES, PROFILED_STEPS, STEP, TIMED_STEPS, WARMUP_STEPS, Profile
+from microgpt_cli.training.profile import PROFILED_STEPS, STEP, TIMED_STEPS, WARMUP_STEPS, Profile
 
 TRACE = "trace.json"
 LARGE_BYTES = 4 << 20  # of a trace: it is compressed, to a twentieth
@@ -119,7 +120,7 @@ def table(found: Profile, columns: int) -> list[str]:
     lines = [" share  ms a step  calls a step  GFLOP/s  operation" + (", on the GPU" if found.on_gpu else "")]
     for row in found.operations[:SHOWN]:
         rate = f"{row.flops / row.seconds / 1e9:,.0f}" if row.flops >= LEAST_FLOPS * row.calls else ""
-        lines.append(line(row.seconds, row.calls, rate, in_words(row.name)))
+        lines.append(line(row.seconds, row.calls, rate, in_words(row.name, found.phases)))
     rest = found.operations[SHOWN:]
     if rest:
         seconds, calls = sum(row.seconds for row in rest), sum(row.calls for row in rest)
@@ -129,9 +130,9 @@ def table(found: Profile, columns: int) -> list[str]:
     return [text if len(text) <= width else text[: width - 1] + "…" for text in lines]
 
 
-def in_words(name: str) -> str:
+def in_words(name: str, phases: Collection[str]) -> str:
     """What an operation does, and its name in torch: `matrix product (aten::mm)`."""
-    if name in (STEP, *PHASES):
+    if name == STEP or name in phases:
         return f"between operations, {'outside the phases' if name == STEP else f'in {name}'}"
     short = name.removeprefix("aten::")
     words = OPERATIONS.get(short) if short != name else next((w for k, w in KERNELS.items() if k in name), None)

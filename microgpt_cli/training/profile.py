@@ -26,8 +26,7 @@ from microgpt_cli.training.update import CompilerFailed, Update
 
 WARMUP_STEPS, TIMED_STEPS, PROFILED_STEPS = 5, 10, 10
 LONGEST_SECONDS = 20.0  # for each of the three; then as many steps as were made must do
-STEP = "step"
-PHASES = ("windows", "forward", "backward", "optimizer")  # as `Update` calls them
+STEP = "step"  # what the profiled steps are marked by; their phases are marked as `Update` calls them
 
 
 @dataclass(frozen=True)
@@ -155,12 +154,12 @@ def phases_of(averages: Iterable[Any], on_gpu: bool, seconds: float) -> dict[str
     found = {
         row.key: (row.device_time_total if on_gpu else row.cpu_time_total) / 1e6
         for row in averages
-        if row.key in (STEP, *PHASES) and row.device_type.name == "CPU"
+        if row.is_user_annotation and row.device_type.name == "CPU"
     }
-    if "forward" not in found:
+    entered = [name for name in found if name != STEP]
+    if not entered:
         return {}
-    if on_gpu:
-        found["backward"] = seconds - sum(found[name] for name in PHASES if name != "backward")
-        return {name: found[name] for name in PHASES}
-    phases = {name: found[name] for name in PHASES}
-    return phases | {"the rest": found[STEP] - sum(phases.values())}
+    if on_gpu and "backward" in entered:
+        found["backward"] = seconds - sum(found[name] for name in entered if name != "backward")
+    phases = {name: found[name] for name in entered}
+    return phases if on_gpu else phases | {"the rest": found[STEP] - sum(phases.values())}
