@@ -255,6 +255,7 @@ class TrainConfig(Node):
     resume: str | None = key("go on with the run in this folder, or with the newest: latest")
     from_run: str | None = key("begin a new run with the configuration of this one, and what is typed", absent=None)
     lr_find: bool = key("find a learning rate with a throw-away model, and train no run", absent=False)
+    profile: bool = key("find where a step's time goes, with a throw-away model, and train no run", absent=False)
 
     def check(self) -> None:
         check_device(self.device)

@@ -78,6 +78,8 @@ class Task:
             raise UserError(f"out_dir={config.out_dir}: each job of a sweep has its own folder; use hydra.sweep.dir=")
         if self.makes_run_folder and config.lr_find:
             raise UserError("lr_find=true: leaves no run to compare; find a rate without -m, one command a model")
+        if self.makes_run_folder and config.profile:
+            raise UserError("profile=true: leaves no run to compare; profile without -m, one command a model")
         if self.makes_run_folder and config.resume is not None:
             raise UserError(
                 f"resume={config.resume}: jobs of a sweep are new runs; to go on with a sweep: sweep.resume="

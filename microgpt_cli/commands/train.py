@@ -75,8 +75,9 @@ def run(config: TrainConfig, invocation: Invocation) -> None:
 
 def _run(config: TrainConfig, invocation: Invocation) -> None:
     if config.resume is not None:
-        if config.lr_find:
-            raise UserError(f"lr_find=true resume={config.resume}: it begins with fresh weights; leave resume out")
+        for name in ("lr_find", "profile"):
+            if getattr(config, name):
+                raise UserError(f"{name}=true resume={config.resume}: it begins with fresh weights; leave resume out")
         if config.from_run is not None:
             raise UserError(f"from_run={config.from_run}: a run is resumed or begun anew from another, not both")
         run_folder = layout.find_run(config.resume, "resume")
@@ -93,8 +94,15 @@ def _run(config: TrainConfig, invocation: Invocation) -> None:
         return
     if config.from_run is not None:
         config = config_from_run(config, invocation.typed)
+    if config.lr_find and config.profile:
+        raise UserError("lr_find=true profile=true: one at a time; neither leaves a model for the other")
     if config.lr_find:
         lr_find.run(config, invocation)
+        return
+    if config.profile:
+        from microgpt_cli.commands import profile  # a run has no profiler in memory
+
+        profile.run(config, invocation)
         return
     _train(config, invocation, None, None)
 

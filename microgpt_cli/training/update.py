@@ -5,6 +5,7 @@ by the launch of its kernels, so the whole step (windows, forward, backward, cli
 CUDA graph and replayed.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -52,6 +53,8 @@ class Update:
         small = flops_per_token(model).value * step_tokens <= GRAPH_FLOPS
         self._wants_graph = resident and device.type == "cuda" and compute.dtype != torch.float16 and small
         self._graph: torch.cuda.CUDAGraph | None = None
+        # What is called with the name of each phase of a step, and entered around it: a profiler takes this place.
+        self.phase: Callable[[str], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
 
     def __call__(
         self, starts: Tensor, learning_rate: float, loss_scale: float, give_up: Callable[[], bool]
@@ -83,28 +86,31 @@ class Update:
         self, starts: Tensor, learning_rate: float | Tensor, loss_scale: float, give_up: Callable[[], bool]
     ) -> Tensor | None:
         config, optimizer = self.config, self.optimizer
-        starts = starts.to(self.ids.device, non_blocking=True)
-        idx, targets = take(self.ids, starts, config.model.block_size, self.compute.device)
+        with self.phase("windows"):
+            starts = starts.to(self.ids.device, non_blocking=True)
+            idx, targets = take(self.ids, starts, config.model.block_size, self.compute.device)
         optimizer.zero_grad()
         loss = torch.zeros((), device=self.compute.device)
         for micro_batch in zip(idx.split(config.batch_size), targets.split(config.batch_size), strict=True):
             if give_up():
                 return None
             loss += self._backward(*micro_batch, loss_scale)
-        norm = total_norm(optimizer.grads()) / loss_scale
-        clip = config.optim.grad_clip
-        divide_by = loss_scale * (torch.clamp(norm / clip, min=1.0) if clip else torch.ones_like(norm))
-        self._finite &= torch.isfinite(loss) & torch.isfinite(norm)
-        optimizer.step(learning_rate, divide_by, (~self._finite).float())
+        with self.phase("optimizer"):
+            norm = total_norm(optimizer.grads()) / loss_scale
+            clip = config.optim.grad_clip
+            divide_by = loss_scale * (torch.clamp(norm / clip, min=1.0) if clip else torch.ones_like(norm))
+            self._finite &= torch.isfinite(loss) & torch.isfinite(norm)
+            optimizer.step(learning_rate, divide_by, (~self._finite).float())
         return torch.stack((loss, norm))
 
     def _backward(self, idx: Tensor, targets: Tensor, loss_scale: float) -> Tensor:
         """Add a micro-batch's share to the gradients; its share of the loss."""
         try:
-            with self.compute.autocast():
+            with self.phase("forward"), self.compute.autocast():
                 _, loss = self._forward(idx, targets)
             loss = loss / self.config.grad_accum_steps
-            (loss * loss_scale).backward()
+            with self.phase("backward"):
+                (loss * loss_scale).backward()
         except Exception as error:
             if self._compiled or not self.compute.compile_may_fail:
                 raise
