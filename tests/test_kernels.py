@@ -75,7 +75,8 @@ def test_a_model_made_of_them_trains_as_one_of_the_plain_ones(
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.1)
-    idx, targets = torch.randint(65, (4, 32)), torch.randint(65, (4, 32))
+    idx, targets = torch.randint(65, (64, 32)), torch.randint(65, (64, 32))
+    assert kernels.pay(model.embed(idx))
 
     def gradients() -> list[Tensor]:
         model.zero_grad()

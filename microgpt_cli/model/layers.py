@@ -24,7 +24,7 @@ LONGEST_SCORES = 256  # context up to which the scores of all pairs are written 
 
 def squared_relu(x: Tensor) -> Tensor:
     """Zero below 0, the square above."""
-    return kernels.squared_relu(x) if x.device.type == "cpu" else F.relu(x).square()
+    return kernels.squared_relu(x) if kernels.pay(x) else F.relu(x).square()
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -45,7 +45,7 @@ class RMSNorm(nn.RMSNorm):
     """torch's, with its gradient written by hand on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu":
+        if not kernels.pay(x):
             return super().forward(x)
         assert self.eps is not None
         return kernels.rms_norm(x, self.weight, self.eps)
@@ -147,7 +147,7 @@ class CausalSelfAttention(nn.Module):
         return kernels.heads(qkv, self.n_head, QK_NORM_EPS if self.qk_norm else None, angles)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.project_by_hand(x) if x.device.type == "cpu" else self.project(x)
+        q, k, v = self.project_by_hand(x) if kernels.pay(x) else self.project(x)
         written_out = x.device.type in ("cpu", "meta") and x.size(1) <= LONGEST_SCORES
         attend = attend_written_out if written_out else attend_fused
         return self.merge(attend(q, k, v, self.dropout if self.training else 0.0))

@@ -183,7 +183,7 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(steps):
         square = x.mT @ x  # (n, columns, columns)
-        x = a * x + x @ (b * square + c * (square @ square))
+        x = torch.baddbmm(x, x, torch.baddbmm(square, square, square, beta=b, alpha=c), beta=a)
     return x.to(matrices.dtype)
 
 
