@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import TINY
+from conftest import TINY, Tried
 
 from microgpt_cli import cli
 from microgpt_cli.errors import UserError
@@ -53,8 +53,9 @@ def everything(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 
 def test_a_second_writer_is_refused_before_torch_is_imported_and_changes_nothing(
-    held: tuple[Path, subprocess.Popen[str]], tmp_path: Path
+    held: tuple[Path, subprocess.Popen[str]], tmp_path: Path, tried: Tried
 ) -> None:
+    tried("a second writer is refused")
     run, _ = held
     before = everything(tmp_path)
     second = [sys.executable, "-c", SECOND, "train", f"resume={run}", "max_steps=40"]
@@ -87,7 +88,8 @@ def test_a_folder_that_was_empty_until_it_was_locked_is_looked_at_again(
     assert Path("one", layout.CONFIG).read_text() == "of the first"
 
 
-def test_a_lock_dies_with_its_holder(held: tuple[Path, subprocess.Popen[str]]) -> None:
+def test_a_lock_dies_with_its_holder(held: tuple[Path, subprocess.Popen[str]], tried: Tried) -> None:
+    tried("a second writer is refused")
     run, holder = held
     with pytest.raises(UserError, match="another process is writing"), layout.locked(run):
         pass
@@ -109,7 +111,8 @@ def test_a_name_left_by_a_process_that_died_does_not_stop_the_next(tmp_path: Pat
 
 
 @pytest.mark.stress
-def test_20_runs_begun_together_have_20_folders(text_file: Path, tmp_path: Path) -> None:
+def test_20_runs_begun_together_have_20_folders(text_file: Path, tmp_path: Path, tried: Tried) -> None:
+    tried("runs begun together", 20)
     words = [*TINY, f"data.path={text_file}", "max_steps=1"]
     command = [sys.executable, "-m", "microgpt_cli", "train", *words]
     together = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for _ in range(20)]
@@ -123,7 +126,8 @@ def test_20_runs_begun_together_have_20_folders(text_file: Path, tmp_path: Path)
 
 
 @pytest.mark.stress
-def test_of_6_runs_begun_together_in_one_folder_one_goes_on(text_file: Path, tmp_path: Path) -> None:
+def test_of_6_runs_begun_together_in_one_folder_one_goes_on(text_file: Path, tmp_path: Path, tried: Tried) -> None:
+    tried("runs begun together", 6)
     words = [*TINY, f"data.path={text_file}", "max_steps=3", "out_dir=one"]
     command = [sys.executable, "-m", "microgpt_cli", "train", *words]
     together = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for _ in range(6)]
