@@ -30,7 +30,7 @@ from microgpt_cli.training import checkpoint
 from microgpt_cli.training.trainer import Trainer
 
 TEXT = "The quick brown fox jumps over the lazy dog.\nPack my box with five dozen liquor jugs!\n" * 60
-STEPS = 40
+STEPS = 24
 WORDS = [
     *(
         "model.n_layer=1",

@@ -139,7 +139,7 @@ YAML_WORDS += ("hydra: ", "@package _global_", "99999999999999999999", ".nan", "
 
 
 @pytest.mark.parametrize(
-    ("tries", "part"), [(20, 0), *(pytest.param(250, part, marks=pytest.mark.stress) for part in range(1, 5))]
+    ("tries", "part"), [(20, 0), *(pytest.param(250, part, marks=pytest.mark.stress) for part in (1, 2))]
 )
 def test_mutated_yaml_is_refused_or_composes(
     tries: int, part: int, own: Path, capfd: pytest.CaptureFixture[str], tried: Tried

@@ -260,7 +260,7 @@ def test_a_full_disk_loses_no_job(
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize(
-    ("tries", "kills", "seed"), [(1, 2, 0), *(pytest.param(5, 4, n, marks=pytest.mark.stress) for n in range(1, 6))]
+    ("tries", "kills", "seed"), [(1, 2, 0), *(pytest.param(5, 4, n, marks=pytest.mark.stress) for n in (1, 2, 3))]
 )
 def test_a_killed_sweep_goes_on_to_the_same_bits(tries: int, kills: int, seed: int, tried: Tried) -> None:
     program = [sys.executable, HERE / "killing_sweeps.py", *map(str, (tries, kills, seed))]
