@@ -12,13 +12,13 @@ test:
 	$(BIN)python -m pytest
 
 test-slow:
-	$(BIN)python -m pytest -m slow
+	$(BIN)python -m pytest -n 0 -m slow
 
 stress:
-	$(BIN)python -m pytest -m stress
+	$(BIN)python -m pytest -m 'stress or promise'
 
 test-gpu:
-	$(BIN)python -m pytest -m gpu
+	$(BIN)python -m pytest -n 0 -m gpu
 
 cover:
 	$(BIN)python -m pytest --cov --cov-report=term-missing:skip-covered

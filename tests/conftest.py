@@ -1,21 +1,30 @@
-"""What the tests share: a small text, a way to run the command in-process, and one small trained run."""
+"""What the tests share: a small text, a way to run the command in-process, one small trained run, and promises.
+
+The whole suite runs in as many processes as there are cores (pytest-xdist), files and tests that are named in one.
+"""
 
 import dataclasses
 import functools
+import itertools
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, here and in the programs that tests start
 
 import browser as browsers
 import pytest
 import torch
 import yaml
 
+import microgpt_cli.commands.train as train_command
 from microgpt_cli import cli
 from microgpt_cli.config import ModelConfig, OptimConfig, TrainConfig, from_json
 from microgpt_cli.model.gpt import GPT
-from microgpt_cli.runs import storage
+from microgpt_cli.runs import folder as layout
+from microgpt_cli.runs import plots, storage
 from microgpt_cli.training import checkpoint
 from microgpt_cli.training.optimizers import AdamW, Muon, make_optimizer
 from microgpt_cli.training.trainer import State
@@ -41,29 +50,114 @@ class Ran:
 
 
 Run = Callable[..., Ran]
-Tried = Callable[[str, int, int], None]
-TRIED = pytest.StashKey[dict[str, list[int]]]()
+Tried = Callable[..., None]
+# What `make stress` tries, in the order of the table that it prints, and how often at least.
+PROMISES = {
+    "SIGKILL at a random instant": 200,
+    "… while a checkpoint was saved": 1,
+    "… while the model was evaluated": 1,
+    "… while an old checkpoint was removed": 1,
+    "SIGKILL at each I/O call of a save": 30,
+    "ten SIGKILLs in one run": 5,
+    "SIGKILL, SIGTERM, SIGINT in a sweep of six jobs": 30,
+    "power loss: states of the disk recovered from": 1000,
+    "power loss: an fsync left out is noticed": 20,
+    "power loss after a kill": 1000,
+    "SIGTERM, SIGINT, SIGUSR1 at an instant": 50,
+    "a second signal ends it at once": 1,
+    "a call of a save fails, once or for good": 80,
+    "a call of a whole command fails, once or for good": 100,
+    "a run can't begin": 20,
+    "a full or read-only disk, a file too large": 7,
+    "a full disk in a sweep": 2,
+    "a flipped bit is noticed": 1000,
+    "a lost end is noticed": 100,
+    "an older checkpoint is taken, never none": 2,
+    "resuming refuses or tells what changed": 5,
+    "a second writer is refused": 2,
+    "runs begun together": 26,
+    "a mutated checkpoint": 7000,
+    "a mutated tokenizer": 3000,
+    "a mutated YAML": 500,
+    "a kept hostile file": 120,
+    "no code from files: a module of the package": 50,
+    "text and prompts of any bytes": 300,
+    "a text of 10 GB, in memory for a fifth of it": 1,
+    "no checkpoint that is not finite": 9,
+    "out of memory: what it says to type works": 4,
+    "equal commands, equal bytes": 1,
+    "watched always or never, equal weights": 1,
+    "a checkpoint of format 1 is read": 1,
+    "a mistake is one line": 40,
+}
 
 
 @pytest.fixture
 def tried(request: pytest.FixtureRequest) -> Tried:
-    """Note that a promise was tried so often and failed so often, for the table at the end."""
-    counts = request.config.stash.setdefault(TRIED, {})
+    """Note that a promise was tried, for the table of `make stress`: `tried("a mistake is one line")`.
 
-    def note(promise: str, tries: int, failures: int) -> None:
-        count = counts.setdefault(promise, [0, 0])
-        count[0] += tries
-        count[1] += failures
+    A test that fails without saying how many of its tries did counts as one failure, of the promise it named last.
+    """
+    counts: dict[str, list[int]] = {}
+    request.node.user_properties.append(("tried", counts))  # which goes with the report, also to another process
+
+    def note(promise: str, tries: int = 1, failures: int = 0) -> None:
+        assert promise in PROMISES
+        before = counts.pop(promise, [0, 0])
+        counts[promise] = [before[0] + tries, before[1] + failures]
 
     return note
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What tries a promise is part of `make stress`, also where it is cheap."""
+    for item in items:
+        if "tried" in getattr(item, "fixturenames", ()):
+            item.add_marker("promise")
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two processes or more for the whole suite; for a file or two, their start would cost more than they save."""
+    is_whole = config.args_source is not pytest.Config.ArgsSource.ARGS
+    return min(len(os.sched_getaffinity(0)), 8) if is_whole and hasattr(os, "sched_getaffinity") else 0
+
+
+def counted(reporter: pytest.TerminalReporter) -> dict[str, tuple[int, int]]:
+    """Promise → tries, failures: what the tests of all processes have noted."""
+    counts = dict.fromkeys(PROMISES, (0, 0))
+    reports = [found for found in itertools.chain(*reporter.stats.values()) if isinstance(found, pytest.TestReport)]
+    for report in reports:
+        noted = dict(report.user_properties).get("tried", {}) if report.when == "call" else {}
+        silent = report.failed and not any(failures for _, failures in noted.values())
+        for promise, (tries, failures) in noted.items():
+            failed = failures + (silent and promise == [*noted][-1])
+            counts[promise] = (counts[promise][0] + tries, counts[promise][1] + failed)
+    return counts
+
+
+def is_whole_matrix(config: pytest.Config) -> bool:
+    return "promise" in config.option.markexpr and config.args_source is not pytest.Config.ArgsSource.ARGS
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """The matrix fails, too, if something of it was not tried."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and is_whole_matrix(session.config) and session.exitstatus == pytest.ExitCode.OK:
+        short = [promise for promise, (tries, _) in counted(reporter).items() if tries < PROMISES[promise]]
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED if short else session.exitstatus
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    counts = config.stash.get(TRIED, {})
-    if counts:
-        terminalreporter.section("promises")
-        for promise, (tries, failures) in counts.items():
-            terminalreporter.write_line(f"{promise:50}{tries:>8,} tries{failures:>6} failures")
+    """The table of `make stress`: each promise, how often it was tried and is to be, and how often it failed."""
+    if "promise" not in config.option.markexpr:
+        return
+    terminalreporter.section("promises")
+    terminalreporter.write_line(f"{'promise':58}{'tries':>8}{'at least':>10}{'failures':>10}")
+    for promise, (tries, failures) in counted(terminalreporter).items():
+        if tries or is_whole_matrix(config):
+            few = "  too few" if tries < PROMISES[promise] and is_whole_matrix(config) else ""
+            terminalreporter.write_line(f"{promise:58}{tries:>8,}{PROMISES[promise]:>10,}{failures:>10}{few}")
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +182,17 @@ def microgpt(capfd: pytest.CaptureFixture[str]) -> Run:
         return Ran(status, captured.out, captured.err)
 
     return run
+
+
+COMPOSE = functools.cache(cli._compose)
+
+
+@pytest.fixture
+def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what costs most of a small run, where nothing of it matters: the picture, a long sample, composing."""
+    monkeypatch.setattr(plots, "draw_loss", lambda path, *_: storage.replace(path, b"a picture"))
+    monkeypatch.setattr(train_command, "LAST_SAMPLE_TOKENS", 20)
+    monkeypatch.setattr(cli, "_compose", COMPOSE)
 
 
 @pytest.fixture
@@ -117,6 +222,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     finally:
         os.chdir(before)
     return home / "run"
+
+
+@pytest.fixture
+def step(trained: Path, tmp_path: Path) -> Path:
+    """The only checkpoint of a copied run."""
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    newest, *others = layout.step_folders(run)
+    for other in others:
+        shutil.rmtree(other)
+    (run / layout.CHECKPOINTS / layout.BEST).write_bytes(storage.json_bytes({"checkpoint": newest.name}))
+    return newest
 
 
 @pytest.fixture(scope="session")

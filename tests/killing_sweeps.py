@@ -1,4 +1,4 @@
-"""Kill sweeps of six jobs, go on with them, and compare the bits: `python killing_sweeps.py TRIES KILLS`.
+"""Kill sweeps of six jobs, go on with them, and compare the bits: `python killing_sweeps.py TRIES KILLS SEED`.
 
 Like killing.py, a program of its own that forks a child for each try. SIGKILL, SIGTERM and SIGINT come at random
 instants, one after the other, until the sweep is done; then every job must have ended with the bits that it ends with
@@ -57,7 +57,7 @@ def done() -> dict[int, int]:
     return {n: (SWEEP / str(n) / layout.RESULT).stat().st_mtime_ns for n in numbers}
 
 
-def main(tries: int, most_kills: int) -> None:
+def main(tries: int, most_kills: int, seed: int) -> None:
     torch.set_num_threads(1)
     plots.draw_loss = lambda *_: None  # type: ignore[assignment]  # a third of a job's time, and no part of this
     microgpt_cli.commands.train.LAST_SAMPLE_TOKENS = 5
@@ -70,7 +70,7 @@ def main(tries: int, most_kills: int) -> None:
         assert status_of(in_child(sweep)) == 0
         duration = time.monotonic() - began
         expected = outcomes()
-        draw = random.Random(1)
+        draw = random.Random(seed)
         wrong, kills = 0, Counter[str]()
         for _ in range(tries):
             shutil.rmtree(SWEEP)
@@ -92,4 +92,4 @@ def main(tries: int, most_kills: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(*map(int, sys.argv[1:]))

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import TINY, Run
+from conftest import TINY, Run, Tried
 
 from microgpt_cli import cli, sweeping
 
@@ -454,7 +454,10 @@ def everything(folder: Path) -> list[tuple[Path, int]]:
 
 
 @pytest.mark.parametrize(("words", "says"), MISTAKES, ids=[" ".join(words)[:70] for words, _ in MISTAKES])
-def test_a_mistake_is_one_line_and_nothing_is_written(words: list[str], says: str, microgpt: Run, things: Path) -> None:
+def test_a_mistake_is_one_line_and_nothing_is_written(
+    words: list[str], says: str, microgpt: Run, things: Path, tried: Tried
+) -> None:
+    tried("a mistake is one line")
     before = everything(things)
     ran = microgpt(*words)
     assert ran.status == 2

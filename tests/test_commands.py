@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import TEXT, TINY, Run
+from conftest import TEXT, TINY, Run, Tried
 
 from microgpt_cli.runs import folder as layout
 
@@ -60,8 +60,9 @@ def test_a_run_is_not_overwritten(microgpt: Run, trained: Path) -> None:
 
 
 def test_resuming_takes_more_steps_and_refuses_another_model_or_text(
-    microgpt: Run, trained: Path, tmp_path: Path
+    microgpt: Run, trained: Path, tmp_path: Path, tried: Tried
 ) -> None:
+    tried("resuming refuses or tells what changed", 4)
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     assert "finished already, at step 30" in microgpt("train", f"resume={run}").err
     refused = microgpt("train", f"resume={run}", "model=mini", "max_steps=40").err
@@ -79,7 +80,10 @@ def test_resuming_takes_more_steps_and_refuses_another_model_or_text(
     assert json.loads((run / "config.json").read_text())["max_steps"] == 40
 
 
-def test_resuming_elsewhere_says_that_bits_may_differ(microgpt: Run, trained: Path, tmp_path: Path) -> None:
+def test_resuming_elsewhere_says_that_bits_may_differ(
+    microgpt: Run, trained: Path, tmp_path: Path, tried: Tried
+) -> None:
+    tried("resuming refuses or tells what changed")
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     ran = microgpt("train", f"resume={run}", "max_steps=31", "dtype=bfloat16")
     assert ran.status == 0

@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TEXT, TINY, Ran, Run, save_filled
+from conftest import TEXT, TINY, Ran, Run, Tried, save_filled
 
 from microgpt_cli.errors import UserError
 from microgpt_cli.runs import folder as layout
-from microgpt_cli.runs import plots, storage
+from microgpt_cli.runs import storage
 from microgpt_cli.training import checkpoint
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EROFS)
 NAMELESS = ("write", "fsync", "ftruncate")  # the kernel's error does not say which file
 CALLS = (*NAMELESS, "open", "replace", "mkdir", "symlink", "unlink", "rmdir")
+PARTS = 4  # of what takes long, so that several processes share it
 WORDS = [*TINY, "data.path=my.txt", "max_steps=4", "checkpoint_interval=2", "eval_interval=2", "log_interval=1"]
 
 
@@ -100,7 +101,9 @@ def save(run: Path, step: int) -> None:
     save_filled(run, step, best=step)
 
 
-def test_a_save_that_fails_at_any_call_loses_nothing_and_the_next_one_succeeds(trained: Path, tmp_path: Path) -> None:
+def test_a_save_that_fails_at_any_call_loses_nothing_and_the_next_one_succeeds(
+    trained: Path, tmp_path: Path, tried: Tried
+) -> None:
     """Every call of a save, with what it removes, and every error, and a disk that works or not after that."""
     old = tmp_path / "old"
     old.mkdir()
@@ -113,6 +116,7 @@ def test_a_save_that_fails_at_any_call_loses_nothing_and_the_next_one_succeeds(t
     assert calls >= 40
     for fail_at in range(calls):
         for broken in (False, True):
+            tried("a call of a save fails, once or for good")
             run = Path(shutil.copytree(old, tmp_path / f"run-{fail_at}-{broken}"))
             number = ERRORS[fail_at % len(ERRORS)]
             with failing(fail_at, number, broken), pytest.raises(OSError, match=os.strerror(number)) as raised:
@@ -133,7 +137,7 @@ def test_a_save_that_fails_at_any_call_loses_nothing_and_the_next_one_succeeds(t
 
 
 @pytest.mark.parametrize("out_dir", [None, "mine"])
-def test_a_run_that_cannot_begin_leaves_nothing(out_dir: str | None, tmp_path: Path) -> None:
+def test_a_run_that_cannot_begin_leaves_nothing(out_dir: str | None, tmp_path: Path, tried: Tried) -> None:
     files = {layout.TOKENIZER: b"{}", layout.CONFIG: b"{}"}
 
     def begin() -> None:
@@ -143,6 +147,7 @@ def test_a_run_that_cannot_begin_leaves_nothing(out_dir: str | None, tmp_path: P
     calls = len(calls_of(begin))
     for number in ERRORS:
         for fail_at in range(calls):
+            tried("a run can't begin")
             for name in ("outputs", "mine"):
                 shutil.rmtree(tmp_path / name, ignore_errors=True)
             with failing(fail_at, number), pytest.raises(UserError, match=os.strerror(number)) as raised:
@@ -159,10 +164,9 @@ def test_a_run_that_cannot_begin_leaves_nothing(out_dir: str | None, tmp_path: P
 
 
 @pytest.fixture
-def train(microgpt: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Ran]:
-    """Train on a disk that fails; the picture is drawn in no time."""
+def train(microgpt: Run, cheap: None, tmp_path: Path) -> Callable[..., Ran]:
+    """Train on a disk that fails."""
     (tmp_path / "my.txt").write_text(TEXT, encoding="utf-8")
-    monkeypatch.setattr(plots, "draw_loss", lambda path, *_: storage.replace(path, b"a picture"))
 
     def run(*words: str, **fault: Any) -> Ran:
         with failing(**fault) as failing_os:
@@ -176,10 +180,11 @@ def train(microgpt: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cal
 KEPT = ("metrics.jsonl", "samples.txt", "ckpt/best.json", *(f"ckpt/step-00000004/{n}" for n in checkpoint.FILES))
 
 
-def check_command(train: Callable[..., Ran], whole: Path, fail_at: int, number: int, broken: bool, name: str) -> int:
+def check_command(train: Callable[..., Ran], whole: Path, fail_at: int, number: int, broken: bool) -> int:
     """Train on a failing disk, look at what is left, and go on; the exit status of the failure."""
-    run = Path(name)
-    shutil.rmtree("outputs", ignore_errors=True)  # so that the calls are the same ones
+    run = Path("run")
+    for left in ("run", "outputs"):  # so that the calls are the same ones
+        shutil.rmtree(left, ignore_errors=True)
     ran = train(*WORDS, f"out_dir={run}", fail_at=fail_at, number=number, broken=broken)
     assert "Traceback" not in ran.err
     if ran.status == 0:  # `outputs/latest` could not be a link; it is a file, or it is done without
@@ -189,7 +194,7 @@ def check_command(train: Callable[..., Ran], whole: Path, fail_at: int, number: 
     assert ran.err.count("\n") == 1, ran.err
     assert ran.err.startswith("microgpt train: ")
     assert os.strerror(number) in ran.err
-    assert name in ran.err or "train: .: " in ran.err  # the folder that a new folder's name is in
+    assert run.name in ran.err or "train: .: " in ran.err  # the folder that a new folder's name is in
     steps = layout.step_folders(run)
     assert all(checkpoint.load(path) for path in steps)
     if ran.status == 2:
@@ -215,35 +220,40 @@ def check_command(train: Callable[..., Ran], whole: Path, fail_at: int, number: 
 
 
 def test_a_command_that_fails_at_a_call_of_each_kind_says_so_in_a_line_and_is_resumed(
-    train: Callable[..., Ran], tmp_path: Path
+    train: Callable[..., Ran], tried: Tried
 ) -> None:
     whole = train(*WORDS, "out_dir=whole")
     assert whole.status == 0
     calls = train.calls  # type: ignore[attr-defined]
     first_of_a_kind = {name: calls.index(name) for name in CALLS if name in calls}
     last_of_a_kind = {name: len(calls) - 1 - calls[::-1].index(name) for name in ("write", "fsync", "replace")}
-    tried = sorted({*first_of_a_kind.values(), *last_of_a_kind.values(), len(calls) // 2})
-    statuses = {
-        check_command(train, Path("whole"), fail_at, ERRORS[i % len(ERRORS)], i % 3 == 2, f"run-{fail_at}")
-        for i, fail_at in enumerate(tried)
-    }
+    statuses = set()
+    for i, fail_at in enumerate(sorted({*first_of_a_kind.values(), *last_of_a_kind.values(), len(calls) // 2})):
+        tried("a call of a whole command fails, once or for good")
+        number, broken = ERRORS[i % len(ERRORS)], i % 3 == 2
+        statuses.add(check_command(train, Path("whole"), fail_at, number, broken))
     assert statuses == {0, 1, 2}
 
 
 @pytest.mark.stress
 @pytest.mark.parametrize(("number", "broken"), [(errno.ENOSPC, False), (errno.EIO, True)], ids=["once", "from then on"])
+@pytest.mark.parametrize("part", range(PARTS))
 def test_a_command_that_fails_at_any_call_says_so_in_a_line_and_is_resumed(
-    number: int, broken: bool, train: Callable[..., Ran], tmp_path: Path
+    part: int, number: int, broken: bool, train: Callable[..., Ran], tried: Tried
 ) -> None:
     assert train(*WORDS, "out_dir=whole").status == 0
-    for fail_at in range(len(train.calls)):  # type: ignore[attr-defined]
-        check_command(train, Path("whole"), fail_at, number, broken, f"run-{fail_at}")
+    for fail_at in range(part, len(train.calls), PARTS):  # type: ignore[attr-defined]
+        tried("a call of a whole command fails, once or for good")
+        check_command(train, Path("whole"), fail_at, number, broken)
 
 
 # What the system itself says
 
 
-def test_a_file_that_may_not_be_so_large(microgpt: Run, text_file: Path, trained: Path, tmp_path: Path) -> None:
+def test_a_file_that_may_not_be_so_large(
+    microgpt: Run, text_file: Path, trained: Path, tmp_path: Path, tried: Tried
+) -> None:
+    tried("a full or read-only disk, a file too large")
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, before[1]))  # the weights take 18,000 bytes
@@ -295,8 +305,11 @@ def on_a_disk(disk: str, words: list[str], kept: Path, before: Path | None = Non
 
 @pytest.mark.stress
 @pytest.mark.parametrize("size_kib", range(60, 300, 60))
-def test_a_disk_that_is_full(size_kib: int, text_file: Path, trained: Path, tmp_path: Path, microgpt: Run) -> None:
+def test_a_disk_that_is_full(
+    size_kib: int, text_file: Path, trained: Path, tmp_path: Path, microgpt: Run, tried: Tried
+) -> None:
     """Large enough for the run that is there; the next checkpoints are more than it holds."""
+    tried("a full or read-only disk, a file too large")
     kept = tmp_path / "kept"
     kept.mkdir()
     size = sum(-(-path.stat().st_size // 4096) * 4 for path in trained.rglob("*") if path.is_file()) + size_kib
@@ -317,11 +330,12 @@ def test_a_disk_that_is_full(size_kib: int, text_file: Path, trained: Path, tmp_
 
 
 @pytest.mark.stress
-def test_a_read_only_disk(text_file: Path, trained: Path, tmp_path: Path) -> None:
+def test_a_read_only_disk(text_file: Path, trained: Path, tmp_path: Path, tried: Tried) -> None:
     """For root too, whom file modes don't stop."""
     words = [*TINY, f"data.path={text_file}", "max_steps=2"]
     disk = "mount -t tmpfs none {mount} && cp -r {before} {mount}/run && mount -o remount,ro {mount}"
     for name, more in (("new", "out_dir={}/new"), ("old", "resume={}/run")):
+        tried("a full or read-only disk, a file too large")
         kept = tmp_path / name / "kept"
         kept.mkdir(parents=True)
         ran = on_a_disk(disk, [*words, more.format(kept.with_name("disk"))], kept, trained)

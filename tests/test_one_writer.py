@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import TINY
+from conftest import TINY, Tried
 
 from microgpt_cli import cli
 from microgpt_cli.errors import UserError
@@ -32,6 +32,25 @@ assert "torch" not in sys.modules, "seconds went by before it looked"
 sys.exit(status)
 """
 
+# `microgpt` in so many processes, which all wait until the last of them is there.
+TOGETHER = """
+import os, sys
+import torch
+import microgpt_cli.commands.train
+from killing import in_child, status_of
+from microgpt_cli import cli
+torch.set_num_threads(1)
+waiting, begin = os.pipe()
+def train():
+    os.close(begin)
+    os.read(waiting, 1)
+    return cli.main(sys.argv[2:])
+processes = [in_child(train) for _ in range(int(sys.argv[1]))]
+os.close(begin)
+print(*map(status_of, processes))
+"""
+HERE = Path(__file__).parent
+
 
 @pytest.fixture
 def held(trained: Path, tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
@@ -53,8 +72,9 @@ def everything(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 
 def test_a_second_writer_is_refused_before_torch_is_imported_and_changes_nothing(
-    held: tuple[Path, subprocess.Popen[str]], tmp_path: Path
+    held: tuple[Path, subprocess.Popen[str]], tmp_path: Path, tried: Tried
 ) -> None:
+    tried("a second writer is refused")
     run, _ = held
     before = everything(tmp_path)
     second = [sys.executable, "-c", SECOND, "train", f"resume={run}", "max_steps=40"]
@@ -87,7 +107,8 @@ def test_a_folder_that_was_empty_until_it_was_locked_is_looked_at_again(
     assert Path("one", layout.CONFIG).read_text() == "of the first"
 
 
-def test_a_lock_dies_with_its_holder(held: tuple[Path, subprocess.Popen[str]]) -> None:
+def test_a_lock_dies_with_its_holder(held: tuple[Path, subprocess.Popen[str]], tried: Tried) -> None:
+    tried("a second writer is refused")
     run, holder = held
     with pytest.raises(UserError, match="another process is writing"), layout.locked(run):
         pass
@@ -108,14 +129,19 @@ def test_a_name_left_by_a_process_that_died_does_not_stop_the_next(tmp_path: Pat
     assert os.listdir("somewhere") == ["of another"]
 
 
+def begin_together(count: int, *words: str) -> list[int]:
+    """Let so many processes train at once, forked from one that has imported torch; their exit statuses."""
+    command = [sys.executable, "-c", TOGETHER, str(count), "train", *words]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    assert done.returncode == 0, done.stderr
+    return sorted(map(int, done.stdout.split()))
+
+
 @pytest.mark.stress
-def test_20_runs_begun_together_have_20_folders(text_file: Path, tmp_path: Path) -> None:
-    words = [*TINY, f"data.path={text_file}", "max_steps=1"]
-    command = [sys.executable, "-m", "microgpt_cli", "train", *words]
-    together = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for _ in range(20)]
-    for process in together:
-        _, err = process.communicate(timeout=600)
-        assert process.returncode == 0, err
+def test_20_runs_begun_together_have_20_folders(text_file: Path, tmp_path: Path, tried: Tried) -> None:
+    tried("runs begun together", 20)
+    assert begin_together(20, *TINY, f"data.path={text_file}", "max_steps=1") == [0] * 20
     runs = list((tmp_path / "outputs" / "train").iterdir())
     assert len(runs) == 20
     assert all([path.name for path in layout.step_folders(run)] == ["step-00000001"] for run in runs)
@@ -123,13 +149,8 @@ def test_20_runs_begun_together_have_20_folders(text_file: Path, tmp_path: Path)
 
 
 @pytest.mark.stress
-def test_of_6_runs_begun_together_in_one_folder_one_goes_on(text_file: Path, tmp_path: Path) -> None:
-    words = [*TINY, f"data.path={text_file}", "max_steps=3", "out_dir=one"]
-    command = [sys.executable, "-m", "microgpt_cli", "train", *words]
-    together = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for _ in range(6)]
-    statuses = []
-    for process in together:
-        process.communicate(timeout=600)
-        statuses.append(process.returncode)
-    assert sorted(statuses) == [0, *[2] * 5]
-    assert cli.main(["train", "resume=one", f"data.path={text_file}", "max_steps=4"]) == 0
+def test_of_6_runs_begun_together_in_one_folder_one_goes_on(text_file: Path, tmp_path: Path, tried: Tried) -> None:
+    tried("runs begun together", 6)
+    statuses = begin_together(6, *TINY, f"data.path={text_file}", "max_steps=100", "out_dir=one")
+    assert statuses == [0, *[2] * 5]
+    assert cli.main(["train", "resume=one", f"data.path={text_file}", "max_steps=101"]) == 0

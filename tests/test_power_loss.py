@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TEXT, TINY, save_filled
+from conftest import TEXT, TINY, Tried, save_filled
 
 from microgpt_cli import cli
 from microgpt_cli.errors import UserError
@@ -546,9 +546,10 @@ def test_every_write_is_recorded_and_the_model_ends_with_what_is_there(recorded:
 
 
 def test_power_loss_at_any_instant_loses_nothing_that_was_promised(
-    recorded: Callable[[str], Recording], scratch: Path
+    recorded: Callable[[str], Recording], scratch: Path, tried: Tried
 ) -> None:
     counts = {name: explore(recorded(name), scratch / str(i)) for i, name in enumerate(SCENARIOS)}
+    tried("power loss: states of the disk recovered from", sum(counts.values()))
     assert sum(counts.values()) >= 1000, counts
 
 
@@ -559,24 +560,27 @@ def test_every_fsync_is_in_the_table(recorded: Callable[[str], Recording]) -> No
 
 @pytest.mark.parametrize("fsync", FSYNCS)
 def test_without_any_one_fsync_something_is_lost(
-    fsync: str, recorded: Callable[[str], Recording], scratch: Path
+    fsync: str, recorded: Callable[[str], Recording], scratch: Path, tried: Tried
 ) -> None:
+    tried("power loss: an fsync left out is noticed")
     with pytest.raises((AssertionError, UserError)):
         explore(recorded(FSYNCS[fsync]), scratch / "run", without=fsync)
 
 
 @pytest.mark.stress
 @pytest.mark.parametrize("kill_at", range(45))
-def test_a_kill_and_then_power_loss(kill_at: int, trained: Path, tmp_path: Path, scratch: Path) -> None:
+def test_a_kill_and_then_power_loss(kill_at: int, trained: Path, tmp_path: Path, scratch: Path, tried: Tried) -> None:
     recording = Recording(tmp_path / "home")
     recording.root.mkdir()
     killed_at(kill_at, 50)(recording, trained)
-    explore(recording, scratch / "run")
+    tried("power loss after a kill", explore(recording, scratch / "run"))
 
 
 @pytest.mark.stress
 @pytest.mark.parametrize("name", ["a new run", "the best so far", "not the best"])
 def test_each_state_is_recovered_from_also_where_they_differ_in_nothing_that_is_read(
-    name: str, recorded: Callable[[str], Recording], scratch: Path
+    name: str, recorded: Callable[[str], Recording], scratch: Path, tried: Tried
 ) -> None:
-    assert explore(recorded(name), scratch / "run", each=True) >= 300
+    states = explore(recorded(name), scratch / "run", each=True)
+    tried("power loss: states of the disk recovered from", states)
+    assert states >= 300

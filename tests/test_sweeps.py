@@ -260,14 +260,14 @@ def test_a_full_disk_loses_no_job(
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize(
-    "words", [pytest.param(["1", "2"], id="few"), pytest.param(["25", "4"], id="many", marks=pytest.mark.stress)]
+    ("tries", "kills", "seed"), [(1, 2, 0), *(pytest.param(5, 4, n, marks=pytest.mark.stress) for n in (1, 2, 3))]
 )
-def test_a_killed_sweep_goes_on_to_the_same_bits(words: list[str], tried: Tried) -> None:
-    program = [sys.executable, HERE / "killing_sweeps.py", *words]
+def test_a_killed_sweep_goes_on_to_the_same_bits(tries: int, kills: int, seed: int, tried: Tried) -> None:
+    program = [sys.executable, HERE / "killing_sweeps.py", *map(str, (tries, kills, seed))]
     done = subprocess.run(program, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     counted = json.loads(done.stdout)
-    tried("kills of a six-job sweep", sum(counted["kills"].values()), counted["wrong"])
+    tried("SIGKILL, SIGTERM, SIGINT in a sweep of six jobs", sum(counted["kills"].values()), counted["wrong"])
     assert counted["wrong"] == 0
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, Run, instead
+from conftest import TINY, Run, Tried, instead
 
 from microgpt_cli.data.tokens import Splits
 from microgpt_cli.errors import RunStopped
@@ -40,7 +40,8 @@ def weights(run: Path, step: int = 20) -> bytes:
     return (run / "ckpt" / f"step-{step:08d}" / "model.safetensors").read_bytes()
 
 
-def test_equal_commands_give_equal_bytes(train: RunText) -> None:
+def test_equal_commands_give_equal_bytes(train: RunText, tried: Tried) -> None:
+    tried("equal commands, equal bytes")
     a, b = train("a"), train("b")
     assert weights(a) == weights(b)
     assert (a / "metrics.jsonl").read_bytes() == (b / "metrics.jsonl").read_bytes()
@@ -48,7 +49,8 @@ def test_equal_commands_give_equal_bytes(train: RunText) -> None:
     assert weights(train("c", "seed=2")) != weights(a)
 
 
-def test_watching_a_run_changes_no_weight(train: RunText) -> None:
+def test_watching_a_run_changes_no_weight(train: RunText, tried: Tried) -> None:
+    tried("watched always or never, equal weights")
     often = train("often", "eval_interval=1", "sample_interval=1", "checkpoint_interval=1", "log_interval=1")
     never = train("never", "eval_interval=0", "sample_interval=0", "checkpoint_interval=0")
     assert weights(often) == weights(never)

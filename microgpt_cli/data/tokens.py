@@ -54,8 +54,8 @@ def build_tokenizer(
 
 def _characters(chunks: Iterable[str]) -> set[str]:
     seen: set[str] = set()
-    for chunk in chunks:
-        seen.update(chunk)
+    for chunk in chunks:  # to remove what is known first is much faster, where Python can do it byte by byte
+        seen.update(chunk.translate(dict.fromkeys(map(ord, seen))) if chunk.isascii() else chunk)
     return seen
 
 

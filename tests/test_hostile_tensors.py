@@ -1,0 +1,105 @@
+"""A kept corpus of safetensors made to harm: one line that names the file, and never another error."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Tried
+from hostile import DEEP, MODEL, OPTIM, forge, refusal, tensors
+
+from microgpt_cli.errors import UserError
+from microgpt_cli.training import checkpoint
+
+
+def rewritten(change: Callable[[dict[str, Any], bytearray], None]) -> Callable[[bytes], bytes]:
+    """Change the header and the numbers of a file of tensors."""
+
+    def rewrite(data: bytes) -> bytes:
+        length = int.from_bytes(data[:8], "little")
+        header, numbers = json.loads(data[8 : 8 + length]), bytearray(data[8 + length :])
+        change(header, numbers)
+        return tensors(header=json.dumps(header).encode(), data=bytes(numbers))
+
+    return rewrite
+
+
+def put(name: str, **fields: object) -> Callable[[bytes], bytes]:
+    return rewritten(lambda header, _: header[name].update(fields))
+
+
+def many(header: dict[str, Any], numbers: bytearray) -> None:
+    header.update({f"x{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(100_000)})
+
+
+def overlapping(header: dict[str, Any], numbers: bytearray) -> None:
+    header["ln_f.bias"]["data_offsets"] = header["ln_f.weight"]["data_offsets"]
+
+
+def swapped(header: dict[str, Any], numbers: bytearray) -> None:
+    header["ln_f.bias"], header["lm_head.bias"] = header["lm_head.bias"], header["ln_f.bias"]
+
+
+def number(value: bytes) -> Callable[[bytes], bytes]:
+    def write(header: dict[str, Any], numbers: bytearray) -> None:
+        numbers[-4:] = value
+
+    return rewritten(write)
+
+
+F32 = "ln_f.weight must be F32 of shape [16]"
+TENSOR_CASES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "nothing": (lambda _: b"", "not a valid JSON file"),
+    "seven bytes": (lambda _: b"\0" * 7, "not a valid JSON file"),
+    "a pickle": (lambda _: b"\x80\x04cos\nsystem\n(S'touch canary'\ntR.", "not a valid JSON file"),
+    "a header of 2^63 bytes": (lambda data: b"\xff" * 7 + b"\x7f" + data[8:], "not a valid JSON file"),
+    "a header longer than the file": (lambda data: (10**6).to_bytes(8, "little") + data[8:], "not a valid JSON file"),
+    "a header of nothing": (lambda _: tensors(header=b""), "not a valid JSON file"),
+    "a header that is a list": (lambda _: tensors(header=b"[]"), "not a valid safetensors file"),
+    "a header that is deep": (lambda _: tensors(header=DEEP), "not a valid JSON file"),
+    "a header that is huge": (lambda _: tensors(header=b" " * (2 << 20)), "larger than"),
+    "a name twice": (lambda _: tensors(header=b'{"a": {}, "a": {}}'), "key 'a' stands twice"),
+    "100,000 tensors": (rewritten(many), "larger than"),
+    "a tensor missing": (rewritten(lambda header, _: header.pop("ln_f.weight")), "ln_f.weight is missing"),
+    "a tensor too many": (rewritten(lambda header, _: header.update({"../x": {}})), "../x is not part of this model"),
+    "truth": (put("ln_f.weight", dtype="BOOL"), F32),
+    "halves": (put("ln_f.weight", dtype="F16"), F32),
+    "numbers of 6 bits": (put("ln_f.weight", dtype="F6_E2M3"), F32),
+    "a type that is none": (put("ln_f.weight", dtype="os.system"), F32),
+    "a type that is a list": (put("ln_f.weight", dtype=["F32"]), F32),
+    "a shape that overflows": (put("ln_f.weight", shape=[2**32, 2**32]), F32),
+    "a shape below zero": (put("ln_f.weight", shape=[-16]), F32),
+    "a shape of floats": (put("ln_f.weight", shape=[16.5]), F32),
+    "a shape of none": (put("ln_f.weight", shape=None), F32),
+    "no offsets": (rewritten(lambda header, _: header["ln_f.weight"].pop("data_offsets")), "not a valid safetensors"),
+    "offsets outside": (put("ln_f.weight", data_offsets=[10**9, 10**9 + 64]), "not a valid safetensors file"),
+    "offsets backwards": (put("ln_f.weight", data_offsets=[64, 0]), "not a valid safetensors file"),
+    "offsets below zero": (put("ln_f.weight", data_offsets=[-64, 0]), "not a valid safetensors file"),
+    "offsets that overflow": (put("ln_f.weight", data_offsets=[2**64 - 1, 2**64 + 63]), "not a valid safetensors"),
+    "offsets that overlap": (rewritten(overlapping), "not a valid safetensors file"),
+    "offsets of one another": (rewritten(swapped), "ln_f.bias must be F32 of shape [16]"),
+    "metadata that is no text": (rewritten(lambda h, _: h.update(__metadata__={"a": 1})), "not a valid safetensors"),
+    "bytes that belong to none": (lambda data: data + b"1234", "not a valid safetensors file"),
+    "bytes missing": (lambda data: data[:-4], "not a valid safetensors file"),
+    "NaN": (number(b"\0\0\xc0\x7f"), "holds numbers that are not finite"),
+    "infinity": (number(b"\0\0\x80\xff"), "holds numbers that are not finite"),
+}
+
+
+@pytest.mark.parametrize(("attack", "says"), TENSOR_CASES.values(), ids=TENSOR_CASES)
+def test_kept_tensors_are_answered_in_one_line(
+    attack: Callable[[bytes], bytes], says: str, step: Path, tmp_path: Path, tried: Tried
+) -> None:
+    tried("a kept hostile file")
+    forge(step, MODEL, attack((step / MODEL).read_bytes()))
+    said = refusal(tmp_path / "run")
+    assert said.startswith(str(step / MODEL))
+    assert says in said
+    assert not list(tmp_path.rglob("canary"))
+
+
+def test_an_optimizer_that_is_not_finite_is_refused_too(step: Path) -> None:
+    forge(step, OPTIM, number(b"\0\0\xc0\x7f")((step / OPTIM).read_bytes()))
+    with pytest.raises(UserError, match=r"optim\.safetensors: .* not finite"):
+        checkpoint.load(step)
