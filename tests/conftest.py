@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, here and in the programs that tests start
 
@@ -20,7 +21,7 @@ import torch
 import yaml
 
 import microgpt_cli.commands.train as train_command
-from microgpt_cli import cli
+from microgpt_cli import cli, composing
 from microgpt_cli.config import ModelConfig, OptimConfig, TrainConfig, from_json
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.runs import folder as layout
@@ -184,7 +185,10 @@ def microgpt(capfd: pytest.CaptureFixture[str]) -> Run:
     return run
 
 
-COMPOSE = functools.cache(cli._compose)
+@functools.cache
+def composed_once(verb: str, words: Any, compose: Any = composing.compose) -> Any:
+    """What a command's words compose to, once for the same words: it takes longer than a run of a few tiny steps."""
+    return compose(cli.VERBS, verb, words)
 
 
 @pytest.fixture
@@ -192,7 +196,7 @@ def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out what costs most of a small run, where nothing of it matters: the picture, a long sample, composing."""
     monkeypatch.setattr(plots, "draw_loss", lambda path, *_: storage.replace(path, b"a picture"))
     monkeypatch.setattr(train_command, "LAST_SAMPLE_TOKENS", 20)
-    monkeypatch.setattr(cli, "_compose", COMPOSE)
+    monkeypatch.setattr(composing, "compose", lambda _, verb, words: composed_once(verb, words))
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 import microgpt_cli.commands.train as command  # before the fork, so that no child spends its time on it
-from microgpt_cli import cli
+from microgpt_cli import cli, composing
 from microgpt_cli.runs import folder as layout
 from microgpt_cli.runs import plots, storage
 from microgpt_cli.training import checkpoint
@@ -84,7 +84,8 @@ def make_cheap() -> None:
     """Leave out what costs most of a small run and is no part of this: the picture, long samples, composing anew."""
     plots.draw_loss = lambda path, *_: storage.replace(path, b"a picture")
     command.SAMPLE_TOKENS = command.LAST_SAMPLE_TOKENS = 10
-    cli._compose = functools.cache(cli._compose)
+    compose_once = functools.cache(lambda verb, words, compose=composing.compose: compose(cli.VERBS, verb, words))
+    composing.compose = lambda _, verb, words: compose_once(verb, words)
 
 
 def train() -> int:
