@@ -59,7 +59,7 @@ def test_orthogonalized_matrices_have_singular_values_near_one_and_the_same_sing
     values = torch.linspace(1.0, 0.05, shape[2])
     found = left.mT @ orthogonalize(left @ torch.diag(values) @ right.mT) @ right
     assert (found.diagonal(dim1=1, dim2=2) - 1).abs().max() < 0.35
-    assert (found - torch.diag_embed(found.diagonal(dim1=1, dim2=2))).abs().max() < 1e-3
+    assert (found - torch.diag_embed(found.diagonal(dim1=1, dim2=2))).abs().max() < 0.03  # in bfloat16 on some CPUs
 
 
 def test_muon_moves_the_matrices_of_blocks_by_their_orthogonal_momentum_and_the_rest_as_adamw() -> None:

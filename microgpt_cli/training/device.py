@@ -106,12 +106,13 @@ def _dtype(wanted: str, device: torch.device, train_n_embd: int) -> tuple[torch.
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16, "this GPU multiplies it fast, and it needs no loss scaling"
         return torch.float16, "this GPU has no bfloat16; the loss is scaled"
-    if device.type == "cpu" and train_n_embd >= BFLOAT16_N_EMBD and _cpu_multiplies_bfloat16():
+    if device.type == "cpu" and train_n_embd >= BFLOAT16_N_EMBD and cpu_multiplies_bfloat16():
         return torch.bfloat16, "this CPU multiplies it twice as fast, and a step is 1.3 to 2 times as fast"
     return torch.float32, "the safe choice here"
 
 
-def _cpu_multiplies_bfloat16() -> bool:
+@functools.cache
+def cpu_multiplies_bfloat16() -> bool:
     """Whether there are instructions for it (AVX512-BF16, AMX); without, it is slower than float32."""
     asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return any(ask is not None and ask() for ask in asked)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from microgpt_cli.config import OptimConfig
+from microgpt_cli.training.device import cpu_multiplies_bfloat16
 
 # The quintic that Jordan et al. (2024) found to bring singular values near 1 in few steps.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -226,14 +227,16 @@ def _scale(name: str, p: Tensor) -> float:
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     """The nearest semi-orthogonal matrices, roughly: singular values between about 0.7 and 1.2.
 
-    Newton-Schulz iteration of Jordan et al. (2024), products of matrices alone.
+    Newton-Schulz iteration of Jordan et al. (2024), products of matrices alone, in bfloat16 where that is fast: the
+    values need not be exact.
 
     Args:
         matrices: (n, rows, columns), rows at least columns.
         steps: iterations.
     """
     a, b, c = NEWTON_SCHULZ
-    x: Tensor = matrices.bfloat16() if matrices.is_cuda else matrices
+    fast = cpu_multiplies_bfloat16() if matrices.device.type == "cpu" else matrices.is_cuda
+    x: Tensor = matrices.bfloat16() if fast else matrices
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(steps):
         square = x.mT @ x  # (n, columns, columns)
