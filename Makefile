@@ -1,7 +1,7 @@
 # What a developer types. Each target uses the environment that is active, or .venv where there is one.
 BIN := $(if $(wildcard .venv/bin/python),.venv/bin/,)
 
-.PHONY: check test test-slow stress test-gpu cover
+.PHONY: check test test-slow stress test-gpu cover bench bench-loss bench-peers bench-growth
 
 check:
 	$(BIN)ruff format --check .
@@ -22,3 +22,17 @@ test-gpu:
 
 cover:
 	$(BIN)python -m pytest --cov --cov-report=term-missing:skip-covered
+
+# The table of every figure and its goal, about five minutes; make bench ARGS="only=sampling threads=2"
+bench:
+	$(BIN)python benchmarks/bench.py $(ARGS)
+
+bench-loss:
+	$(BIN)python benchmarks/bench.py only=loss $(ARGS)
+
+# make bench-peers ARGS="nanogpt=../nanoGPT"
+bench-peers:
+	$(BIN)python benchmarks/peers.py $(ARGS)
+
+bench-growth:
+	$(BIN)python benchmarks/growth.py $(ARGS)

@@ -29,14 +29,16 @@ from microgpt_cli.training.schedule import lr_at
 from microgpt_cli.training.trainer import evaluate
 from microgpt_cli.training.update import Update
 
-SETTINGS = {
+KINDS = {
     "micro, batch 8": ["batch_size=8"],
     "micro, batch 32": [],
     "micro, batch 128": ["batch_size=128"],
     "micro gpt2": ["arch=gpt2"],
     "micro modern": ["arch=modern"],
     "mini, batch 16": ["model=mini", "batch_size=16"],
-    "micro muon, batch 8": ["optim=muon", "batch_size=8"],
+}
+SETTINGS = {
+    f"{optim} {name}": [f"optim={optim}", *words] for optim in ("adamw", "muon") for name, words in KINDS.items()
 }
 RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
 MUON_RATES = (4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2, 1.28e-1)
@@ -89,6 +91,7 @@ def valley(tried: Sequence[Tried]) -> float:
 
 
 RULES = {
+    "95% of the fall": share_of_the_fall(0.95),
     "90% of the fall": share_of_the_fall(0.9),
     "80% of the fall": share_of_the_fall(0.8),
     "half of the fall": share_of_the_fall(0.5),
@@ -149,11 +152,12 @@ def main(text_file: str) -> None:
     page |= {
         "command": "python benchmarks/lr_find.py tinyshakespeare.txt",
         "measured": f"val_loss of {EVAL_TOKENS:,} held-out tokens after {STEPS} steps, one seed",
-        "versions": {"microgpt": __version__, "torch": torch.__version__},
+        "torch": torch.__version__,
         "settings": page.get("settings", {}),
     }
     for name, words in SETTINGS.items():
-        row = page["settings"].setdefault(name, {"overrides": words, "val_loss": {}, "suggested": {}})
+        fresh = {"microgpt": __version__, "overrides": words, "val_loss": {}, "suggested": {}}
+        row = page["settings"].setdefault(name, fresh)
         for seed in SEEDS:
             if str(seed) not in row["suggested"]:
                 curve = bench.curve(bench.config(*words, f"seed={seed}"))
@@ -163,7 +167,10 @@ def main(text_file: str) -> None:
             if str(rate) not in row["val_loss"]:
                 row["val_loss"][str(rate)] = round(bench.val_loss(at_rate(bench.config(*words), rate)), 4)
                 RESULTS.write_text(json.dumps(page, indent=1) + "\n")
-    page["within"] = compare(page["settings"])
+    page["within"] = {
+        optim: compare({name: row for name, row in page["settings"].items() if name.startswith(optim)})
+        for optim in ("adamw", "muon")
+    }
     RESULTS.write_text(json.dumps(page, indent=1) + "\n")
 
 

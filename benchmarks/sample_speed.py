@@ -1,88 +1,134 @@
 """Tokens/s of one sample and of many: ours, the article's plain way, and transformers where it is installed.
 
-    python benchmarks/sample_speed.py model=micro,small,gpt2 num_samples=1,8,64 device=cpu threads=2
+    python benchmarks/sample_speed.py model=micro,small,gpt2 num_samples=1,8,64 device=cpu threads=2 name=cpu_sample
     python benchmarks/sample_speed.py model=micro,small,gpt2 num_samples=1,64 device=cuda name=h100_sample
 
 All go on from one token at temperature 1, with the same random weights (arch=gpt2, which transformers has too).
-They run in turns (ours, plain, …), and the median of the rounds counts. The plain way works out the whole context in
-float32 for every token; it is timed with a full one, as all but its first tokens are. Writes to benchmarks/results/.
+They run in turns (ours, plain, …), and the median of the rounds counts; precision and threads of ours are those that
+`microgpt sample` would choose. The plain way works out the whole context in float32 for every token; it is timed with a
+full one, as all but its first tokens are. The time to the first token is that of taking in a prompt, in one pass and
+token by token. Writes to benchmarks/results/, where rows of the same model and number of samples are replaced.
 """
 
+import contextlib
+import importlib.metadata
 import importlib.util
 import json
+import os
 import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from microgpt_cli import __version__, cli
+from microgpt_cli.generation.decoding import Cache, decode_one_token, prefill, prepare
 from microgpt_cli.generation.generate import generate
-from microgpt_cli.generation.precision import choose_dtype
+from microgpt_cli.generation.precision import choose_dtype, choose_threads
 from microgpt_cli.generation.sampling import Draws, Sampler
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.training.device import choose
 
 ROUND_SECONDS = 2.0  # about, for each of those compared
+LONGEST_PROMPT = 128
 VOCAB_SIZES = {"gpt2": 50257}
 SMALL_VOCAB_SIZE = 65
+
+Row = dict[str, Any]
 
 
 def main(words: list[str]) -> None:
     given = dict(word.split("=", 1) for word in words)
     sizes = given.pop("model", "micro,small,gpt2").split(",")
     batches = [int(number) for number in given.pop("num_samples", "1,8,64").split(",")]
-    rounds = int(given.pop("rounds", 5))
     dtypes = given.pop("dtype", "auto").split(",")
+    rounds = int(given.pop("rounds", 5))
     device = given.pop("device", "auto")
-    threads = given.pop("threads", None)
+    threads = int(given["threads"]) if "threads" in given else None
+    given.pop("threads", None)
     out = Path(__file__).parent / "results" / f"{given.pop('name', 'sample_speed')}.json"
-    compute = choose(device, "auto", threads=int(threads) if threads else None)
-    rows = []
+    if not has_transformers():
+        print("transformers is not installed: not compared (pip install transformers)")
     for size in sizes:
-        config = cli.load_config("train", [f"model={size}", "arch=gpt2", *(f"{k}={v}" for k, v in given.items())])
-        torch.manual_seed(0)
-        model = GPT(config.model, VOCAB_SIZES.get(size, SMALL_VOCAB_SIZE)).to(compute.device).eval()
         for num_samples in batches:
             for dtype in dtypes:
-                rows.append({"model": size} | compare(model, num_samples, dtype, rounds))
-                print(json.dumps(rows[-1]), flush=True)
-    cuda = compute.device.type == "cuda"
+                row = compare(size, num_samples, device, dtype, threads, rounds, **given)
+                print(json.dumps(row), flush=True)
+                store(out, row, words)
+
+
+def store(out: Path, row: Row, words: list[str]) -> None:
+    """Put a row into the file of results, in the place of an older one for the same."""
+    same = ("model", "num_samples", "dtype")
+    old = json.loads(out.read_text())["rows"] if out.exists() else []
+    rows = [other for other in old if any(other[key] != row[key] for key in same)] + [row]
     versions = {"microgpt": __version__, "torch": torch.__version__, "python": platform.python_version()}
     if has_transformers():
-        import transformers
-
-        versions["transformers"] = transformers.__version__
-    else:
-        print("transformers is not installed: not compared (pip install transformers)")
+        versions["transformers"] = importlib.metadata.version("transformers")
     page = {
         "command": f"python benchmarks/sample_speed.py {' '.join(words)}",
-        "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if "cuda" in row["device"] else machine(),
         "versions": versions,
-        "rows": rows,
+        "rows": sorted(rows, key=lambda row: (row["block_size"], row["num_samples"])),
     }
     out.parent.mkdir(exist_ok=True)
     out.write_text(json.dumps(page, indent=1) + "\n")
 
 
-def compare(model: GPT, num_samples: int, dtype: str, rounds: int) -> dict[str, object]:
-    """Rates of all, in tokens/s over all samples, and how many times the others' ours is."""
+def machine() -> str:
+    """What the CPU is, in words."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return f"{line.partition(':')[2].strip()}, {os.cpu_count()} cores, {cpu_capability()}"
+    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {cpu_capability()}"
+
+
+def cpu_capability() -> str:
+    return torch.backends.cpu.get_cpu_capability()
+
+
+def compare(
+    size: str = "micro",
+    num_samples: int = 1,
+    device: str = "auto",
+    dtype: str = "auto",
+    threads: int | None = None,
+    rounds: int = 5,
+    **overrides: str,
+) -> Row:
+    """One row: rates of all in tokens/s over all samples, how many times the others' ours is, time to the first token.
+
+    The plain way and transformers (where it is installed) are compared with for one sample.
+
+    Args:
+        size: a choice of the group `model`.
+        device, dtype, threads: as the keys of `microgpt sample`.
+        rounds: how often each is timed.
+        overrides: other keys of `microgpt train`.
+    """
+    compute = choose(device, "auto", threads=threads)
+    all_threads = torch.get_num_threads()
+    config = cli.load_config("train", [f"model={size}", "arch=gpt2", *(f"{k}={v}" for k, v in overrides.items())])
+    torch.manual_seed(0)
+    model = GPT(config.model, VOCAB_SIZES.get(size, SMALL_VOCAB_SIZE)).to(compute.device).eval()
     chosen, _ = choose_dtype(dtype, model, num_samples)
+    our_threads = choose_threads(model, num_samples) if compute.device.type == "cpu" else all_threads
     block_size = model.config.block_size
-    vocab_size = model.vocab_size
 
     def ours(count: int) -> None:
+        torch.set_num_threads(our_threads)
         for _ in generate(model, [1], count, Sampler(), Draws(0, num_samples), num_samples, dtype=chosen):
             pass
+        torch.set_num_threads(all_threads)
 
     def plain(count: int) -> None:
-        plain_generate(model, torch.ones(num_samples, block_size, dtype=torch.long, device=device), count)
+        plain_generate(model, torch.ones(num_samples, block_size, dtype=torch.long, device=compute.device), count)
 
-    device = model.lm_head.weight.device
     ways: dict[str, Callable[[int], None]] = {"ours": ours}
     if num_samples == 1:
         ways["plain"] = plain
@@ -90,22 +136,24 @@ def compare(model: GPT, num_samples: int, dtype: str, rounds: int) -> dict[str, 
             ways["transformers"] = transformers_generate(model)
     counts = {}
     for name, way in ways.items():
-        way(2)
-        warm = min(block_size - 1, 40)
-        way(warm if name != "plain" else 2)  # a graph is recorded here
-        seconds = timed(way, warm if name != "plain" else 2)
+        warm = 1 if name == "plain" else min(block_size - 1, 40)
+        way(warm)  # a graph is recorded here
         longest = block_size - 2 if name == "transformers" else 5 * block_size
-        counts[name] = min(longest, max(4, int(ROUND_SECONDS / seconds * (warm if name != "plain" else 2))))
+        counts[name] = min(longest, max(2, int(ROUND_SECONDS / timed(way, warm) * warm)))
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
             rates[name].append(counts[name] * num_samples / timed(way, counts[name]))
-    row: dict[str, object] = {
+    row: Row = {
+        "model": size,
         "num_samples": num_samples,
-        "vocab_size": vocab_size,
+        "vocab_size": model.vocab_size,
         "block_size": block_size,
-        "new_tokens": counts,
+        "device": str(compute.device),
+        "threads": {"ours": our_threads, "others": all_threads},
         "dtype": str(chosen).removeprefix("torch."),
+        "new_tokens": counts,
+        "rounds": rounds,
         "tokens_per_sec": {name: round(statistics.median(values), 1) for name, values in rates.items()},
         "tokens_per_sec_min_max": {name: [round(min(v), 1), round(max(v), 1)] for name, v in rates.items()},
     }
@@ -114,7 +162,35 @@ def compare(model: GPT, num_samples: int, dtype: str, rounds: int) -> dict[str, 
             ratios = [a / b for a, b in zip(rates["ours"], rates[name], strict=True)]
             row[f"times_{name}"] = round(statistics.median(ratios), 2)
             row[f"times_{name}_min_max"] = [round(min(ratios), 2), round(max(ratios), 2)]
-    return row
+    return row | first_token(model, num_samples, chosen, rounds)
+
+
+def first_token(model: GPT, num_samples: int, dtype: torch.dtype, rounds: int) -> Row:
+    """Seconds from a prompt to logits, taken in in one pass and token by token, the weights being ready."""
+    device = model.lm_head.weight.device
+    T = max(1, min(LONGEST_PROMPT, model.config.block_size // 2))
+    idx = torch.ones(num_samples, T, dtype=torch.long, device=device)
+    weights = prepare(model, dtype, num_samples)
+    cache = Cache(weights, num_samples, T)
+
+    @torch.inference_mode()
+    def one_pass(_: int) -> None:
+        prefill(weights, cache, idx)
+
+    @torch.inference_mode()
+    def token_by_token(_: int) -> None:
+        for position in range(T):
+            decode_one_token(weights, cache, idx[:, position], position)
+
+    seconds: dict[str, list[float]] = {"one_pass": [], "token_by_token": []}
+    one_pass(0)
+    for _ in range(rounds):
+        seconds["one_pass"].append(timed(one_pass, 0))
+        seconds["token_by_token"].append(timed(token_by_token, 0))
+    return {
+        "prompt_tokens": T,
+        "first_token_sec": {name: round(statistics.median(values), 5) for name, values in seconds.items()},
+    }
 
 
 def timed(way: Callable[[int], None], count: int) -> float:

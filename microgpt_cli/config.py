@@ -255,6 +255,7 @@ class TrainConfig(Node):
     resume: str | None = key("go on with the run in this folder, or with the newest: latest")
     from_run: str | None = key("begin a new run with the configuration of this one, and what is typed", absent=None)
     lr_find: bool = key("find a learning rate with a throw-away model, and train no run", absent=False)
+    profile: bool = key("find where a step's time goes, with a throw-away model, and train no run", absent=False)
 
     def check(self) -> None:
         check_device(self.device)
@@ -302,7 +303,7 @@ class SampleConfig(Node):
     out: str | None = key("write to this file and not to the screen")
     device: str = key(f"where to compute: {DEVICE}")
     dtype: str = key("precision of the arithmetic", choices=DTYPES)
-    threads: int | None = key("CPU threads (null: torch's choice)", at_least=1, at_most=MOST_THREADS)
+    threads: int | None = key("CPU threads (null: one for a small model, else all)", at_least=1, at_most=MOST_THREADS)
 
     def check(self) -> None:
         check_device(self.device)

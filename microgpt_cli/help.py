@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from microgpt_cli.config import Leaf
 
 if TYPE_CHECKING:
-    from microgpt_cli.cli import Verb
+    from microgpt_cli.verb import Verb
 
 WIDEST_COLUMN, NARROWEST_MEANING = 24, 50
 

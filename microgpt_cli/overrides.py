@@ -50,15 +50,18 @@ def sort_words(
         sweep_leaves: the keys of a sweep itself, which Hydra has in `hydra.sweeper`.
 
     Raises:
-        UserError: an unknown flag or key, a key without a value, or a word too many.
+        UserError: an unknown flag or key, a key without a value or with two, or a word too many.
     """
     flags, rest = _split_flags(list(words))
     sweep = "--multirun" in flags
     overrides, typed, free, several = [], [], list(positional), []
+    given: dict[str, str] = {}  # key → the word that gave it
     for word in rest:
         match = OVERRIDE.fullmatch(word)
-        is_positional = match is None or match["value"] is None or _is_path(match["key"], word, leaves, groups)
-        if is_positional and not (match and match["prefix"] == "~"):
+        is_bare = match is None or (
+            match["prefix"] != "~" and (match["value"] is None or _is_path(match["key"], word, leaves, groups))
+        )
+        if is_bare:
             if not free:
                 raise UserError(f"{word!r} is not of the form key=value{_suggest(word, [*leaves, *groups])}")
             if leaves[free[0]].type_name == "list":
@@ -68,10 +71,14 @@ def sort_words(
         else:
             assert match is not None
             key, value = match["key"], match["value"]
+        if key in given:  # Hydra would take the last one, without a word
+            raise UserError(f"{key} is given twice, as {given[key]!r} and {word!r}; leave one of them out")
+        given[key] = word
+        if not is_bare:
             if key == "hydra" or key.startswith(("hydra.", "hydra/")):
                 overrides.append(word)
                 continue
-            if match["prefix"] == "~":
+            if match and match["prefix"] == "~":
                 raise UserError(f"{word}: keys and groups can be changed, not removed")
             if key in sweep_leaves:
                 if not sweep:
@@ -82,6 +89,8 @@ def sort_words(
                 continue
         overrides.append(_override(key, value, {**leaves, **sweep_leaves}, groups, sweep))
         typed.append(key)
+    if several and free[0] in given:
+        raise UserError(f"{free[0]} is given twice, as {given[free[0]]!r} and {several[0]!r}; leave one of them out")
     if several:
         overrides.append(f"{free[0]}=[{','.join(map(quote, several))}]")
         typed.append(free[0])

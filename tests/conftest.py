@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,11 @@ TEXT = "The quick brown fox jumps over the lazy dog.\nPack my box with five doze
 TINY = ["model.n_layer=1", "model.n_head=2", "model.n_embd=16", "model.block_size=8", "batch_size=4", "device=cpu"]
 SIZES = sorted(path.stem for path in (cli.CONF / "model").glob("*.yaml"))
 ARCHES = sorted(path.stem for path in (cli.CONF / "arch").glob("*.yaml"))
+
+
+def instead(words: Sequence[str], *others: str) -> list[str]:
+    """The words with others added, which take the place of those with the same key."""
+    return list({word.partition("=")[0]: word for word in (*words, *others)}.values())
 
 
 @dataclass(frozen=True)
@@ -156,7 +161,7 @@ def save_filled(run: Path, step: int, best: int | None) -> None:
     with torch.no_grad():
         for tensor in (*model.parameters(), *state.values()):
             tensor.fill_(step)
-    checkpoint.save(run, step, model, state, meta_at(step), best)
+    checkpoint.save(run, step, checkpoint.weights_of(model), state, meta_at(step), best)
 
 
 def preset(size: str, arch: str, **changes: object) -> ModelConfig:

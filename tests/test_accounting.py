@@ -5,7 +5,7 @@ import torch
 from conftest import ARCHES, SIZES, preset
 from torch.utils.flop_counter import FlopCounterMode
 
-from microgpt_cli.model import layers
+from microgpt_cli.model import layers, loss
 from microgpt_cli.model.accounting import (
     embedding_parameters,
     flops_per_token,
@@ -55,9 +55,13 @@ def test_flops_are_what_the_flop_counter_counts(arch: str) -> None:
 
 @pytest.mark.parametrize("arch", ARCHES)
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_activation_bytes_are_what_autograd_saves(arch: str, batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("V", [65, 5003])
+def test_activation_bytes_are_what_autograd_saves(
+    arch: str, batch_size: int, V: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(layers, "LONGEST_SCORES", 0)  # fused attention
-    model = GPT(preset("micro", arch), 65)
+    monkeypatch.setattr(loss, "CHUNK_LOGITS", 64 * 5003)  # of the larger vocabulary, three windows are two chunks
+    model = GPT(preset("micro", arch), V)
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     saved: dict[int, torch.Tensor] = {}
 
@@ -66,7 +70,7 @@ def test_activation_bytes_are_what_autograd_saves(arch: str, batch_size: int, mo
             saved[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    idx, targets = torch.randint(65, (batch_size, 32)), torch.randint(65, (batch_size, 32))
+    idx, targets = torch.randint(V, (batch_size, 32)), torch.randint(V, (batch_size, 32))
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         model(idx, targets)
     assert memory(model, batch_size)["activations"].value == sum(t.untyped_storage().nbytes() for t in saved.values())

@@ -227,7 +227,7 @@ def test_a_mapped_text_asks_for_no_memory(tmp_path: Path) -> None:
     ids = tokens._mapped(tmp_path / "ids", torch.uint8)
     assert ids.numel() == 1 << 40
     starts = tokens.draw_starts(len(ids), 4, 8, seed=0, step=0)
-    assert not tokens.take(ids, starts, 8)[0].any()
+    assert not tokens.take(ids, starts, 8, torch.device("cpu"))[0].any()
 
 
 @pytest.mark.stress

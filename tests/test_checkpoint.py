@@ -74,7 +74,7 @@ def test_the_last_two_and_the_best_are_kept(run: Path) -> None:
     loaded = checkpoint.load(newest(run))
     model = checkpoint.build_model(loaded, torch.device("cpu"))
     for step in (40, 50, 60, 70):
-        checkpoint.save(run, step, model, loaded.optim, meta_at(loaded, step), best=40)
+        checkpoint.save(run, step, checkpoint.weights_of(model), loaded.optim, meta_at(loaded, step), best=40)
     assert [p.name for p in layout.step_folders(run)] == ["step-00000070", "step-00000060", "step-00000040"]
     assert layout.find_checkpoint(str(run)).name == "step-00000040"
     assert not [p for p in (run / layout.CHECKPOINTS).iterdir() if p.name.startswith(".")]
@@ -84,7 +84,7 @@ def test_a_damaged_folder_of_the_same_step_is_set_aside_not_overwritten(run: Pat
     loaded = checkpoint.load(newest(run))
     model = checkpoint.build_model(loaded, torch.device("cpu"))
     (newest(run) / checkpoint.OPTIM).write_bytes(b"broken")
-    checkpoint.save(run, 30, model, loaded.optim, loaded.meta, best=None)
+    checkpoint.save(run, 30, checkpoint.weights_of(model), loaded.optim, loaded.meta, best=None)
     assert checkpoint.load(newest(run)).step == 30
     assert [p for p in (run / layout.CHECKPOINTS).iterdir() if p.name.startswith(".broken-")]
 
@@ -102,9 +102,9 @@ def test_a_save_that_fails_anywhere_leaves_the_old_ones(
     with monkeypatch.context() as patch:
         patch.setattr(storage, function, no_room)
         with pytest.raises(OSError, match="No space"):
-            checkpoint.save(run, 40, model, loaded.optim, meta_at(loaded, 40), best=None)
+            checkpoint.save(run, 40, checkpoint.weights_of(model), loaded.optim, meta_at(loaded, 40), best=None)
     assert checkpoint.newest(run)[0].step in (30, 40)
-    checkpoint.save(run, 40, model, loaded.optim, meta_at(loaded, 40), best=None)
+    checkpoint.save(run, 40, checkpoint.weights_of(model), loaded.optim, meta_at(loaded, 40), best=None)
     assert checkpoint.newest(run)[0].step == 40
 
 
@@ -112,11 +112,11 @@ def test_tied_weights_are_stored_once_and_noted(tmp_path: Path) -> None:
     from conftest import preset
 
     model = GPT(preset("micro", "gpt2"), 65)
-    data = checkpoint._tensor_bytes(dict(model.named_parameters()), checkpoint._ties(model))
+    data = checkpoint._tensor_bytes(checkpoint.weights_of(model))
     assert "lm_head.weight" not in safetensors.torch.load(data)
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     assert json.loads(header["__metadata__"]["microgpt"])["ties"] == {"lm_head.weight": "token_embedding_table.weight"}
-    assert data == checkpoint._tensor_bytes(dict(model.named_parameters()), checkpoint._ties(model))
+    assert data == checkpoint._tensor_bytes(checkpoint.weights_of(model))
 
 
 @pytest.mark.parametrize(

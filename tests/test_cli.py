@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY, Run
 
-from microgpt_cli import cli
+from microgpt_cli import cli, sweeping
 
 MICROGPT = [sys.executable, "-m", "microgpt_cli"]
 
@@ -31,6 +31,49 @@ def test_the_first_page_imports_neither_torch_nor_hydra(words: tuple[str, ...]) 
 @pytest.mark.parametrize("words", [("train", "--help"), ("sample", "--cfg", "job"), ("params", "--info", "defaults")])
 def test_pages_about_a_verb_do_not_import_torch(words: tuple[str, ...]) -> None:
     assert "torch" not in imported(*words)
+
+
+FIRST_STEP = """
+import sys
+from microgpt_cli import cli
+from microgpt_cli.training.trainer import Stepped, Trainer
+
+run = Trainer.run
+
+def watched(self):
+    for event in run(self):
+        if isinstance(event, Stepped):
+            print("#", *sys.modules, file=sys.stderr)
+        yield event
+
+Trainer.run = watched
+cli.main(sys.argv[1:])
+"""
+
+
+def test_what_takes_long_to_import_is_not_there_at_the_first_step(text_file: Path) -> None:
+    words = ["train", *TINY, f"data.path={text_file}", "max_steps=1"]
+    done = subprocess.run([sys.executable, "-c", FIRST_STEP, *words], capture_output=True, text=True, check=True)
+    modules = set(done.stderr.rpartition("#")[2].split())
+    assert {"torch", "hydra", "microgpt_cli.commands.train"} <= modules
+    dear = {"torch._dynamo", "torch._inductor", "torch.utils.tensorboard", "sympy", "networkx", "matplotlib", "PIL"}
+    assert not modules & (dear | {"optuna", "joblib", "wandb", "trackio", "microgpt_cli.sweeping"})
+
+
+COLLECTOR = """
+import gc, sys
+from microgpt_cli import cli
+sys.argv = ["microgpt", "runs", "nowhere"]
+cli.main(sys.argv[1:] if {by_program} else None)
+print(gc.isenabled(), gc.get_freeze_count() > 0)
+"""
+
+
+@pytest.mark.parametrize("by_program", [True, False])
+def test_the_collector_rests_while_a_command_starts_and_never_in_a_program_of_others(by_program: bool) -> None:
+    code = COLLECTOR.format(by_program=by_program)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", str(not by_program)]
 
 
 def test_replay_needs_no_torch(trained: Path) -> None:
@@ -232,7 +275,13 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["sample", "run", "--prompt=x"], "unknown flag --prompt=x; options are typed as key=value"),
     (["sample", LONG], "no such folder"),
     (["sample", f"x={LONG}"], "unknown key 'x'"),
-    (["train", "max_steps=1", "max_steps=0"], "max_steps=0: must be at least 1"),
+    (["train", "seed=1", "max_steps=1", "seed=2"], "seed is given twice, as 'seed=1' and 'seed=2'; leave one"),
+    (["train", "model=mini", "model=micro"], "model is given twice, as 'model=mini' and 'model=micro'"),
+    (["train", "-m", "seed=1,2", "++seed=3"], "seed is given twice"),
+    (["train", "-m", "sweep.resume=a", "sweep.resume=b"], "sweep.resume is given twice"),
+    (["train", "hydra.job.chdir=true", "hydra.job.chdir=false"], "hydra.job.chdir is given twice"),
+    (["sample", "run", "ckpt=latest"], "ckpt is given twice, as 'run' and 'ckpt=latest'"),
+    (["runs", "paths=[run]", "full"], "paths is given twice, as 'paths=[run]' and 'full'"),
     # flags
     (["train", "--cfg", "job", "--cfg", "job"], "--cfg is given twice"),
     (["train", "--config-dir", "full", "-cd", "full"], "-cd is given twice"),
@@ -549,7 +598,7 @@ def test_python_3_14_checks_help_texts_and_hydra_passes_a_lazy_one(monkeypatch: 
             raise ValueError("badly formed help string")
 
     monkeypatch.setattr(argparse.ArgumentParser, "_check_help", strict, raising=False)
-    cli._mend_argparse()
+    sweeping.mend_argparse()
     mended = argparse.ArgumentParser._check_help  # type: ignore[attr-defined]
     mended(None, argparse.Action([], "x", help=object()))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="badly formed"):

@@ -151,3 +151,17 @@ def test_tiny_shakespeare_is_what_the_preset_says(shakespeare: Path) -> None:
     text = shakespeare.read_bytes()
     assert (len(text), hashlib.sha256(text).hexdigest()) == (preset["size_bytes"], preset["sha256"])
     assert len(set(text.decode())) == 65
+
+
+def test_a_text_is_read_once_for_its_checksum_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = []
+    read = corpus._read
+    monkeypatch.setattr(corpus, "_read", lambda source: reads.append(source) or read(source))
+    path = tmp_path / "a.txt"
+    path.write_text("first")
+    text = Corpus("a", (path, b"more"))
+    first = text.sha256()
+    assert text.sha256() == first
+    assert reads == [path, b"more"]
+    path.write_text("second")
+    assert text.sha256() != first

@@ -5,14 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ARCHES, Run, preset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from microgpt_cli.data.tokenizers import CharTokenizer
 from microgpt_cli.errors import UserError
-from microgpt_cli.generation.decoding import Cache, decode_one_token, has_half_products, prefill, prepare
+from microgpt_cli.generation.cuda_graph import decode_anywhere, stretch_for
+from microgpt_cli.generation.decoding import Cache, decode_one_token, prefill, prepare
 from microgpt_cli.generation.generate import Stops, generate
-from microgpt_cli.generation.precision import choose_dtype
-from microgpt_cli.generation.replay import decode_anywhere, stretch_for
+from microgpt_cli.generation.precision import choose_dtype, choose_threads
+from microgpt_cli.generation.products import can_pack, has_half_products, make_head, make_product
 from microgpt_cli.generation.sampling import Draws, Sampler
 from microgpt_cli.model.gpt import GPT
 
@@ -91,6 +94,27 @@ def test_prompts_of_any_length(length: int) -> None:
     assert list(generate(model, prompt, 40, Sampler(), Draws(1, 1))) == expected
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(st.data())
+def test_nor_of_any_model_prompt_window_and_batch(packed: bool, data: st.DataObject) -> None:
+    if packed and not can_pack(torch.float32):
+        pytest.skip("no oneDNN here")
+    n_head, D, block_size = (data.draw(s) for s in (st.integers(1, 3), st.sampled_from([2, 4, 6]), st.integers(1, 9)))
+    model = lively(
+        "micro", data.draw(st.sampled_from(ARCHES)), n_head=n_head, n_embd=n_head * D,
+        n_layer=data.draw(st.integers(1, 2)), block_size=block_size, token_shift=data.draw(st.booleans()),
+        qk_norm=data.draw(st.booleans()), activation=data.draw(st.sampled_from(["relu", "gelu", "relu2"])),
+    )  # fmt: skip
+    prompt = data.draw(st.lists(st.integers(0, V - 1), min_size=1, max_size=2 * block_size))
+    samples = data.draw(st.integers(2, 4) if packed else st.integers(1, 4))
+    sampler = Sampler(data.draw(st.sampled_from([0.0, 1.0])))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("microgpt_cli.generation.products.LARGE", 0 if packed else 100_000)
+        found = list(generate(model, prompt, 12, sampler, Draws(1, samples), samples))
+    assert found == plainly(model, prompt, 12, sampler, 1, samples)
+
+
 @pytest.mark.parametrize("arch", ARCHES)
 def test_with_and_without_the_cache_the_same_is_written_until_the_context_is_full(arch: str) -> None:
     model = lively("micro", arch)
@@ -99,6 +123,30 @@ def test_with_and_without_the_cache_the_same_is_written_until_the_context_is_ful
     )
     assert cached[:31] == cropped[:31]
     assert cached != cropped
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows", [1, 2, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_products_are_those_of_the_layer(dtype: torch.dtype, rows: int, bias: bool) -> None:
+    """Whichever kernel multiplies: of float32, from and to float32, within what half precision of the weights costs."""
+    if dtype == torch.float16 and not has_half_products():
+        pytest.skip("no FBGEMM on this CPU")
+    torch.manual_seed(0)
+    for size in ((48, 16), (400, 320)):
+        weight, x = torch.randn(size), torch.randn(rows, size[1])
+        shift = torch.randn(size[0]) if bias else None
+        expected = torch.nn.functional.linear(x, weight, shift)
+        off = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}[dtype] * expected.abs().max()
+        product, start = make_product(weight, shift, dtype, rows), torch.randn(rows, size[0])
+        out, total = torch.empty_like(start), start.clone()
+        product.into(out, x)
+        product.added_to(total, x)
+        for found in (product(x), out, total - start):
+            assert found.dtype == torch.float32
+            assert (found - expected).abs().max() < off
+        logits = make_head(weight, shift, torch.bfloat16, rows)(x)
+        assert (logits - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 def logits_of(model: GPT, dtype: torch.dtype, idx: Tensor, prompt: int) -> Tensor:
@@ -158,16 +206,38 @@ def test_samples_that_have_stopped_cost_no_more_work(
         assert [column[row] for column in made[:count]][:20] == [column[row] for column in alone][:count]
 
 
-def test_auto_takes_float16_weights_for_few_samples_of_a_large_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    micro, small = lively("micro", "gpt2"), lively("small", "gpt2")
-    for has in (True, False):
-        monkeypatch.setattr("microgpt_cli.generation.precision.has_half_products", lambda has=has: has)
-        assert choose_dtype("auto", micro, 1)[0] == torch.float32
-        assert choose_dtype("auto", small, 64)[0] == torch.float32
-        assert choose_dtype("auto", small, 1)[0] == (torch.float16 if has else torch.float32)
-    assert choose_dtype("bfloat16", micro, 1)[0] == torch.bfloat16
-    with pytest.raises(UserError, match="dtype=float16"):
-        choose_dtype("float16", small, 1)
+@pytest.mark.parametrize(
+    ("has_float16", "has_bfloat16", "samples", "expected"),
+    [
+        (True, True, 1, torch.float16),
+        (True, True, 8, torch.float16),
+        (True, True, 64, torch.bfloat16),
+        (True, False, 8, torch.float16),
+        (True, False, 64, torch.float32),
+        (False, True, 1, torch.float32),
+        (False, True, 2, torch.bfloat16),
+        (False, False, 64, torch.float32),
+    ],
+)
+def test_auto_takes_what_this_cpu_multiplies_fastest(
+    has_float16: bool, has_bfloat16: bool, samples: int, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("microgpt_cli.generation.precision.has_half_products", lambda: has_float16)
+    monkeypatch.setattr("microgpt_cli.generation.precision.cpu_multiplies_bfloat16", lambda: has_bfloat16)
+    monkeypatch.setattr("microgpt_cli.generation.precision.can_pack", lambda dtype: True)
+    micro, small = lively("micro", "gpt2"), lively("small", "gpt2", n_layer=1)
+    assert choose_dtype("auto", micro, samples)[0] == torch.float32
+    assert choose_dtype("auto", small, samples)[0] == expected
+    assert choose_dtype("bfloat16", micro, samples)[0] == torch.bfloat16
+    if not has_float16:
+        with pytest.raises(UserError, match="dtype=float16"):
+            choose_dtype("float16", small, samples)
+
+
+def test_one_sample_of_a_small_model_takes_one_thread() -> None:
+    micro, small = lively("micro", "gpt2"), lively("small", "gpt2", n_layer=1)
+    assert choose_threads(micro, 1) == 1
+    assert choose_threads(micro, 64) == choose_threads(small, 1) == torch.get_num_threads()
 
 
 @pytest.mark.parametrize("cache", ["true", "false"])

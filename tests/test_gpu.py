@@ -9,15 +9,18 @@ import torch
 from conftest import Run, optim, preset
 
 from microgpt_cli.config import DataConfig, TokenizerConfig, TrainConfig
+from microgpt_cli.generation.cuda_graph import decode_anywhere, stretch_for
 from microgpt_cli.generation.decoding import Cache, prefill, prepare
 from microgpt_cli.generation.generate import generate
-from microgpt_cli.generation.replay import decode_anywhere, stretch_for
 from microgpt_cli.generation.sampling import Draws, Sampler
 from microgpt_cli.inspection.inside import look
 from microgpt_cli.inspection.surprise import Surprise, token_losses
+from microgpt_cli.model import loss
 from microgpt_cli.model.gpt import GPT
+from microgpt_cli.training import update as update_module
 from microgpt_cli.training.device import choose
 from microgpt_cli.training.optimizers import make_optimizer
+from microgpt_cli.training.saver import Saver, after_this, snapshot
 from microgpt_cli.training.update import Update
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")]
@@ -169,3 +172,67 @@ def test_replayed_logits_are_those_of_the_forward_pass(arch: str, dtype: torch.d
             found.append(decode_anywhere(weights, cache, idx[:, position], at, stretch_for(position, 256)))
     difference = (torch.stack(found, dim=1).float() - exact[:, 199:]).abs().max() / exact.abs().max()
     assert difference < (1e-3 if dtype == torch.float32 else 5e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("arch", ["article", "gpt2", "modern"])  # a head with a bias, a tied one, and neither
+def test_a_loss_in_chunks_is_that_of_the_logits(arch: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = GPT(preset("micro", arch), 50_257).to("cuda")
+    idx, targets = (torch.randint(50_257, (16, 32), device="cuda") for _ in range(2))
+    found = []
+    for logits in (1 << 40, 64 * 50_257):
+        monkeypatch.setattr(loss, "CHUNK_LOGITS", logits)
+        model.zero_grad()
+        with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+            whole, mean = model(idx, targets)
+        assert (whole is None) == (logits < 1 << 40)
+        mean.backward()
+        found.append([mean.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+    for a, b in zip(*found, strict=True):
+        assert (a - b).norm() <= (1e-4 if dtype == torch.float32 else 2e-2) * b.norm()
+
+
+def test_chunks_of_a_large_vocabulary_save_memory() -> None:
+    torch.manual_seed(0)
+    model = GPT(preset("micro", "gpt2"), 50_257).to("cuda")
+    idx = torch.randint(50_257, (256, 32), device="cuda")
+    torch.cuda.reset_peak_memory_stats()
+    with torch.autocast("cuda", torch.bfloat16):
+        _, mean = model(idx, idx)
+    mean.backward()
+    assert torch.cuda.max_memory_allocated() < 4 * idx.numel() * 50_257 / 2  # half of the logits in float32
+
+
+def test_windows_of_a_split_that_is_not_on_the_gpu_train_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, resident = trained(False)
+    monkeypatch.setattr(update_module, "RESIDENT_BYTES", 0)
+    _, fetched = trained(False)
+    assert fetched == pytest.approx(resident, rel=1e-3)
+
+
+def test_a_snapshot_is_of_its_instant_though_it_is_brought_to_the_host_later() -> None:
+    weight = torch.zeros(1 << 22, device="cuda")
+    for _ in range(200):
+        weight += 1
+    copies, aside, found = snapshot({"a": weight}), after_this(weight.device), []
+    assert copies["a"].is_cuda
+    saver = Saver(beside=True)
+
+    def save() -> Path:
+        with aside:
+            found.append(copies["a"].cpu())
+        return Path()
+
+    saver.start(200, save)
+    for _ in range(200):
+        weight += 1
+    saver.finish()
+    assert (found[0] == 200).all()
+
+
+def test_a_run_that_saves_at_each_step_beside_training_can_be_resumed(microgpt: Run, tmp_path: Path) -> None:
+    words = ["device=cuda", "out_dir=run", "checkpoint_interval=1", "eval_interval=10", "sample_interval=7"]
+    assert microgpt("train", "max_steps=40", *words).status == 0
+    assert microgpt("verify", "run").status == 0
+    assert microgpt("train", "resume=run", "max_steps=50").status == 0

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import TINY, Run
+from conftest import TINY, Run, instead
 
 from microgpt_cli.sweeps import job
 
@@ -38,7 +38,7 @@ def sweep_with(launcher: str, *words: str) -> subprocess.Popen[str]:
 @pytest.mark.slow
 def test_joblib_runs_jobs_side_by_side_with_the_threads_divided(text_file: Path) -> None:
     Path("latin1.txt").write_bytes(b"caf\xe9" * 1000)
-    words = [*SHORT, "data.path=my.txt,latin1.txt", "hydra.launcher.n_jobs=2"]
+    words = instead(SHORT, "data.path=my.txt,latin1.txt", "hydra.launcher.n_jobs=2")
     with sweep_with("joblib", *words) as process:
         out, err = process.communicate(timeout=200)
     [sweep] = Path("outputs/sweeps").iterdir()
@@ -58,7 +58,7 @@ def test_joblib_runs_jobs_side_by_side_with_the_threads_divided(text_file: Path)
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_workers_of_joblib_save_and_stop_when_the_sweep_does(number: signal.Signals, text_file: Path) -> None:
-    words = [*SHORT, "max_steps=1000000", "seed=1,2,3", "hydra.launcher.n_jobs=2", "threads=1"]
+    words = instead(SHORT, "max_steps=1000000", "seed=1,2,3", "hydra.launcher.n_jobs=2", "threads=1")
     with sweep_with("joblib", *words) as process:
         deadline = time.monotonic() + 100
         while len(list(Path().glob("outputs/sweeps/*/*/metrics.jsonl"))) < 2 and time.monotonic() < deadline:
@@ -94,7 +94,7 @@ def _jobs_of_submitit() -> list[int]:
 @needs("submitit")
 @pytest.mark.slow
 def test_submitit_puts_a_preempted_job_into_the_queue_again_and_it_goes_on(text_file: Path) -> None:
-    words = [*SHORT, "max_steps=4000", "seed=1,2", "threads=1", "checkpoint_interval=0", "eval_interval=0"]
+    words = instead(SHORT, "max_steps=4000", "threads=1", "checkpoint_interval=0", "eval_interval=0")
     with sweep_with("submitit_local", *words) as process:
         deadline = time.monotonic() + 100
         while not _trains("0") and time.monotonic() < deadline:

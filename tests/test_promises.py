@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, Run, Tried
+from conftest import TINY, Run, Tried, instead
 
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.runs import folder as layout
@@ -55,7 +55,8 @@ def test_a_killed_run_resumes_to_the_same_bits(name: str, words: list[str], trie
 @pytest.fixture
 def train(microgpt: Run, text_file: Path, tmp_path: Path) -> Callable[..., Path]:
     def run(name: str, *words: str, status: int = 0) -> Path:
-        ran = microgpt("train", *TINY, f"data.path={text_file}", f"out_dir={tmp_path / name}", *OFTEN, *words)
+        common = ["train", *TINY, f"data.path={text_file}", f"out_dir={tmp_path / name}", *OFTEN]
+        ran = microgpt(*instead(common, *words))
         assert ran.status == status, ran.err
         return tmp_path / name
 

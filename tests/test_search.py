@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import TINY, Run
+from conftest import TINY, Run, instead
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from hydra_plugins.microgpt_sweeper.search import axis_of
@@ -162,7 +162,7 @@ def test_a_grid_is_searched_whole_and_two_at_a_time(microgpt: Run, words: list[s
 def test_a_mistake_costs_a_line_and_leaves_nothing(
     microgpt: Run, words: list[str], tmp_path: Path, typed: list[str], says: str
 ) -> None:
-    ran = microgpt("train", "-m", *words, *typed)
+    ran = microgpt("train", "-m", *instead(words, *typed))
     assert ran.status == 2
     assert says in ran.err
     assert ran.err.count("\n") == 1

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, Run, Tried
+from conftest import TINY, Run, Tried, instead
 
 from microgpt_cli.commands import texts
 from microgpt_cli.commands import train as train_command
@@ -130,7 +130,7 @@ def test_a_job_that_fails_is_told_and_kept_and_the_others_go_on(
 
 def test_a_job_that_fails_before_its_run_begins_is_a_row_too(microgpt: Run, tmp_path: Path) -> None:
     Path("latin1.txt").write_bytes(b"caf\xe9" * 1000)
-    ran = microgpt("train", "-m", *SHORT, "data.path=latin1.txt,my.txt")
+    ran = microgpt("train", "-m", *instead(SHORT, "data.path=latin1.txt,my.txt"))
     sweep = only_sweep(tmp_path)
     assert ran.status == 1
     assert "FAILED: latin1.txt: not UTF-8 text" in ran.out
@@ -184,7 +184,7 @@ def test_another_sweep_is_shown_as_a_difference_and_refused(
     words: list[str], difference: str, cut: Path, microgpt: Run
 ) -> None:
     before = everything(Path())
-    ran = microgpt("train", "-m", *SHORT, *words, f"sweep.resume={cut}")
+    ran = microgpt("train", "-m", *instead(SHORT, *words), f"sweep.resume={cut}")
     assert ran.status == 2
     assert f"another sweep was begun there: {difference}" in ran.err
     assert ran.err.count("\n") == 1
@@ -281,7 +281,7 @@ def test_memory_does_not_grow_with_the_number_of_jobs(microgpt: Run, monkeypatch
         return original(trainer)
 
     monkeypatch.setattr(Trainer, "run", run)
-    assert microgpt("train", "-m", *SHORT, "max_steps=1", "seed=range(6)").status == 0
+    assert microgpt("train", "-m", *instead(SHORT, "max_steps=1"), "seed=range(6)").status == 0
     assert len(alive) == 6
     assert len({trainers for trainers, _ in alive}) == 1, "none of an earlier job is kept"
     assert alive[5][1] < alive[1][1] + 20, "a job has about 60 tensors"
@@ -291,7 +291,7 @@ def test_jobs_in_one_process_share_the_encoded_text(microgpt: Run, monkeypatch: 
     original, encoded = texts.encode, []
     monkeypatch.setattr(texts, "encode", lambda *words: encoded.append(words) or original(*words))
     Path("other.txt").write_text("Another text, of other characters. " * 300)
-    words = [*SHORT, "max_steps=1", "seed=1,2", "data.path=my.txt,other.txt"]
+    words = instead(SHORT, "max_steps=1", "seed=1,2", "data.path=my.txt,other.txt")
     assert microgpt("train", "-m", *words).status == 0
     assert len(encoded) == 2
     Path("my.txt").write_text("A text that was changed. " * 300)

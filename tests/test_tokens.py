@@ -22,7 +22,7 @@ CHAR = TokenizerConfig("char", "error")
 
 def batch(ids: torch.Tensor, batch_size: int, block_size: int, seed: int, step: int):
     """The windows of a step, as training draws them."""
-    return take(ids, draw_starts(len(ids), batch_size, block_size, seed, step), block_size)
+    return take(ids, draw_starts(len(ids), batch_size, block_size, seed, step), block_size, torch.device("cpu"))
 
 
 def test_a_batch_is_a_function_of_seed_and_step() -> None:
@@ -86,6 +86,25 @@ def test_a_text_shorter_than_a_context_says_the_least_that_would_do() -> None:
             split(torch.arange(least), fraction, T)
         else:
             assert min(len(parts.train), len(parts.val)) >= T + 1
+
+
+def test_on_its_way_to_a_gpu_a_batch_is_pinned_and_nothing_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    original = torch.Tensor.to
+
+    def to(self: torch.Tensor, *args: object, **named: object) -> torch.Tensor:
+        asked.append((*args, named))
+        return original(self, "meta") if args == (torch.device("cuda"),) else original(self, *args, **named)  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: asked.append("pinned") or self)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    ids, starts = torch.arange(100, dtype=torch.uint8), torch.tensor([[3], [50]])
+    idx, targets = take(ids, starts, 8, torch.device("cuda"))
+    assert asked == ["pinned", (torch.device("cuda"), {"non_blocking": True})]
+    assert idx.shape == targets.shape == (2, 8)
+    asked.clear()
+    assert take(ids, starts, 8, torch.device("cpu"))[0][:, 0].tolist() == [3, 50]
+    assert "pinned" not in asked
 
 
 @pytest.fixture

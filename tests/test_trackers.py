@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, Run
+from conftest import TINY, Run, instead
 
 from microgpt_cli.config import LOGGERS, TrainConfig, from_json
 from microgpt_cli.errors import UserError
@@ -120,7 +120,7 @@ def test_a_resumed_run_goes_on_in_the_same_run_of_its_trackers(
 def test_the_jobs_of_a_sweep_are_a_group(
     microgpt: Run, words: list[str], wandb: Told, trackio: Told, tmp_path: Path
 ) -> None:
-    ran = microgpt(*words, "-m", "logger=wandb,[trackio]", "max_steps=2")
+    ran = microgpt(*instead(words, "-m", "logger=wandb,[trackio]", "max_steps=2"))
     assert ran.status == 0, ran.err
     [sweep] = (tmp_path / "outputs" / "sweeps").iterdir()
     [about], [other] = wandb.begun, trackio.begun
@@ -190,7 +190,7 @@ def test_wandb_is_offline_unless_its_own_variables_say_otherwise(wandb: Told, tm
 
 def test_a_run_that_fails_is_a_failed_run_of_its_tracker(microgpt: Run, words: list[str], wandb: Told) -> None:
     hot = ["optim.learning_rate=1e30", "optim.schedule=constant", "optim.grad_clip=0", "optim.warmup_steps=0"]
-    assert microgpt(*words, "logger=wandb", *hot, "max_steps=50").status == 1
+    assert microgpt(*instead(words, "logger=wandb", *hot, "max_steps=50")).status == 1
     assert wandb.ended == [1]
 
 

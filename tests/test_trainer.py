@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, Run
+from conftest import TINY, Run, instead
 
 from microgpt_cli.data.tokens import Splits
 from microgpt_cli.errors import RunStopped
@@ -29,7 +29,7 @@ def train(microgpt: Run, text_file: Path, tmp_path: Path) -> RunText:
 
     def run(name: str, *words: str, status: int = 0) -> Path:
         common = ["train", *TINY, f"data.path={text_file}", f"out_dir={tmp_path / name}", "max_steps=20"]
-        ran = microgpt(*common, "model.dropout=0.1", *words)
+        ran = microgpt(*instead([*common, "model.dropout=0.1"], *words))
         assert ran.status == status, ran.err
         return tmp_path / name
 

@@ -35,8 +35,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 if TYPE_CHECKING:
-    from microgpt_cli.cli import Task
     from microgpt_cli.config import SweepConfig
+    from microgpt_cli.sweeping import Task
     from microgpt_cli.sweeps.job import Look
     from microgpt_cli.sweeps.progress import Plan
     from microgpt_cli.sweeps.record import Job, Record

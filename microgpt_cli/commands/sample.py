@@ -15,7 +15,7 @@ from microgpt_cli.config import SampleConfig
 from microgpt_cli.data.tokenizers import Tokenizer
 from microgpt_cli.errors import UserError
 from microgpt_cli.generation.generate import Stops, cut_at, generate, text_of
-from microgpt_cli.generation.precision import choose_dtype
+from microgpt_cli.generation.precision import choose_dtype, choose_threads
 from microgpt_cli.generation.sampling import Draws, Sampler
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.runs import folder as layout
@@ -39,6 +39,8 @@ def run(config: SampleConfig, invocation: Invocation) -> None:
     context = loaded.config.model.block_size
     ids, count = encode_prompt(prompt, loaded.tokenizer, context)
     model = checkpoint.build_model(loaded, compute.device).eval()
+    if config.threads is None and config.cache and compute.device.type == "cpu":
+        torch.set_num_threads(choose_threads(model, config.num_samples))
     if "ckpt" not in invocation.typed or config.ckpt == "latest":
         print(f"from {path}, step {loaded.step:,}", file=sys.stderr)
     if count > context:
@@ -82,8 +84,8 @@ def _write(
     live = config.stream and config.out is None and config.num_samples == 1
     stops = Stops(config.num_samples, tokenizer.text_stream, None if live else config.stop)
     dtype, why = choose_dtype(config.dtype, model, config.num_samples)
-    if config.dtype == "auto" and dtype == torch.float16 and compute.device.type == "cpu":
-        print(f"dtype float16: {why}", file=sys.stderr)
+    if config.dtype == "auto" and dtype != torch.float32 and compute.device.type == "cpu" and config.cache:
+        print(f"dtype {str(dtype).removeprefix('torch.')}: {why}", file=sys.stderr)
     with contextlib.nullcontext() if config.cache else compute.autocast():
         columns = generate(
             model, ids, config.max_new_tokens, sampler, draws, config.num_samples,

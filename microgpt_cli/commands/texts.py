@@ -7,7 +7,7 @@ from torch import Tensor
 
 from microgpt_cli.commands.console import bytes_bar
 from microgpt_cli.config import DataConfig, TokenizerConfig
-from microgpt_cli.data.corpus import Corpus, open_corpus
+from microgpt_cli.data.corpus import Corpus, Stamp, open_corpus
 from microgpt_cli.data.tokenizers import Tokenizer
 from microgpt_cli.data.tokens import build_tokenizer, encode
 
@@ -28,19 +28,11 @@ def read(
         corpus = open_corpus(data, progress)
         if tokenizer is not None:
             return corpus, tokenizer, *encode(corpus, tokenizer, Path(data.cache_dir), progress)
-    return corpus, *_encoded(corpus, _stamp(corpus), kind.kind, kind.unknown, data.cache_dir)
-
-
-def _stamp(corpus: Corpus) -> tuple[tuple[int, int], ...]:
-    """Changes when a file of the corpus does."""
-    stats = [source.stat() for source in corpus.sources if isinstance(source, Path)]
-    return tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)
+    return corpus, *_encoded(corpus, corpus.stamp(), kind.kind, kind.unknown, data.cache_dir)
 
 
 @functools.lru_cache(maxsize=KEPT)
-def _encoded(
-    corpus: Corpus, _stamp: tuple[tuple[int, int], ...], kind: str, unknown: str, cache_dir: str
-) -> tuple[Tokenizer, Tensor, str]:
+def _encoded(corpus: Corpus, _stamp: Stamp, kind: str, unknown: str, cache_dir: str) -> tuple[Tokenizer, Tensor, str]:
     with bytes_bar("reading the text") as progress:
         tokenizer = build_tokenizer(TokenizerConfig(kind, unknown), corpus, Path(cache_dir), progress)
         return tokenizer, *encode(corpus, tokenizer, Path(cache_dir), progress)

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -46,6 +47,23 @@ UNITS = {"char": "characters", "byte": "bytes"}  # what a token is
 STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
 
 
+@dataclass(frozen=True)
+class Session:
+    """What a run is made of, all of it checked before its folder is made."""
+
+    config: TrainConfig
+    model: GPT
+    tokenizer: Tokenizer
+    text_name: str
+    splits: Splits
+    compute: Compute
+    facts: dict[str, Any]  # what each checkpoint notes
+    compare: Baselines
+    resumed: checkpoint.Checkpoint | None
+    last_sample_tokens: int
+    pruner: Judge | None  # of the search that the run is a trial of
+
+
 def run(config: TrainConfig, invocation: Invocation) -> None:
     """Train a new run, or go on with an old one."""
     threads = torch.get_num_threads()
@@ -57,8 +75,9 @@ def run(config: TrainConfig, invocation: Invocation) -> None:
 
 def _run(config: TrainConfig, invocation: Invocation) -> None:
     if config.resume is not None:
-        if config.lr_find:
-            raise UserError(f"lr_find=true resume={config.resume}: it begins with fresh weights; leave resume out")
+        for name in ("lr_find", "profile"):
+            if getattr(config, name):
+                raise UserError(f"{name}=true resume={config.resume}: it begins with fresh weights; leave resume out")
         if config.from_run is not None:
             raise UserError(f"from_run={config.from_run}: a run is resumed or begun anew from another, not both")
         run_folder = layout.find_run(config.resume, "resume")
@@ -75,8 +94,15 @@ def _run(config: TrainConfig, invocation: Invocation) -> None:
         return
     if config.from_run is not None:
         config = config_from_run(config, invocation.typed)
+    if config.lr_find and config.profile:
+        raise UserError("lr_find=true profile=true: one at a time; neither leaves a model for the other")
     if config.lr_find:
         lr_find.run(config, invocation)
+        return
+    if config.profile:
+        from microgpt_cli.commands import profile  # a run has no profiler in memory
+
+        profile.run(config, invocation)
         return
     _train(config, invocation, None, None)
 
@@ -99,32 +125,17 @@ def _train(
         model = GPT(config.model, tokenizer.vocab_size).to(compute.device)
     compare = baselines(splits.train, splits.val, tokenizer.vocab_size)
     pruner = judge_of(invocation.sweep_dir) if invocation.sweep_dir is not None else None
-
     last_sample = LAST_SAMPLE_TOKENS if invocation.sweep_dir is None else SAMPLE_TOKENS
-
-    def session(folder: Path) -> None:
-        _session(
-            config,
-            folder,
-            model,
-            tokenizer,
-            splits,
-            compute,
-            facts,
-            compare,
-            corpus.name,
-            resumed,
-            last_sample,
-            pruner,
-        )
-
+    session = Session(
+        config, model, tokenizer, corpus.name, splits, compute, facts, compare, resumed, last_sample, pruner
+    )
     if run_folder is not None:  # resumed, and locked already
-        session(run_folder)
+        _train_in(run_folder, session)
         return
     files = {layout.TOKENIZER: tokenizer.to_json(), layout.CONFIG: dataclasses.asdict(config)}
     written = {name: storage.json_bytes(data) for name, data in files.items()}
     with layout.new(config.out_dir, invocation.sweep_dir, written, invocation.hydra_files) as made:
-        session(made)
+        _train_in(made, session)
 
 
 def _device(config: TrainConfig, invocation: Invocation) -> str:
@@ -169,22 +180,10 @@ def _check_same(resumed: checkpoint.Checkpoint, facts: dict[str, Any]) -> None:
         say(f"note      not bit for bit what one uninterrupted run gives: {', '.join(changed)}")
 
 
-def _session(
-    config: TrainConfig,
-    run_folder: Path,
-    model: GPT,
-    tokenizer: Tokenizer,
-    splits: Splits,
-    compute: Compute,
-    facts: dict[str, Any],
-    compare: Baselines,
-    text_name: str,
-    resumed: checkpoint.Checkpoint | None,
-    last_sample_tokens: int,
-    pruner: Judge | None,
-) -> None:
+def _train_in(run_folder: Path, session: Session) -> None:
     """Train in a folder that is locked and holds `config.json` and `tokenizer.json`."""
-    trainer = Trainer(run_folder, config, model, splits, compute, facts, resumed)
+    config, resumed, tokenizer, compare = session.config, session.resumed, session.tokenizer, session.compare
+    trainer = Trainer(run_folder, config, session.model, session.splits, session.compute, session.facts, resumed)
     if resumed is not None and _is_concluded(trainer):
         more = "early_stop_patience=null" if trainer.stopped_early else f"max_steps={2 * trainer.state.step}"
         how = "stopped early" if trainer.stopped_early else "finished already"
@@ -197,19 +196,19 @@ def _session(
             # The last sample of all follows the last checkpoint, so it is written again.
             drop_samples_after(run_folder, trainer.state.step - trainer.is_finished)
         _point_latest(run_folder)
-        about = _about(trainer, tokenizer, compare, text_name)
+        about = _about(trainer, tokenizer, compare, session.text_name)
         storage.replace(run_folder / layout.ABOUT, storage.json_bytes(about))
-        _introduce(trainer, tokenizer, compare, text_name)
+        _introduce(trainer, tokenizer, compare, session.text_name)
         if resumed is not None and resumed.config.max_steps != config.max_steps and config.optim.schedule != "constant":
             say("note      the learning rate follows max_steps: from here on it is that of a run of another length")
         step = trainer.state.step
         for where in trackers.start(run_folder, dataclasses.asdict(config), step, os.environ).values():
             say(f"tracker   {where}")
         with _stop_signals(trainer):
-            _drive(trainer, tokenizer, compare, trackers, pruner)
+            _drive(trainer, tokenizer, compare, trackers, session.pruner)
         text = ""
         if _status(trainer) != "interrupted":
-            text = sample_text(trainer, tokenizer, last_sample_tokens)
+            text = sample_text(trainer, tokenizer, session.last_sample_tokens)
             append_sample(run_folder, Sample(trainer.state.step, text))
             trackers.text(trainer.state.step, text)
         _draw(trainer, compare)

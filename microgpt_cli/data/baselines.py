@@ -1,12 +1,18 @@
-"""What a loss can be compared with: predictors that count, of this very text, with add-one smoothing."""
+"""What a loss can be compared with: predictors that count, of this very text, with add-one smoothing.
+
+Counted piece by piece, so that memory holds the counts and a piece, however long the text is.
+"""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 MAX_TOKENS = 1 << 24  # counted of each split: 16.8M settle the counts, and larger corpora don't cost more
+PIECE_TOKENS = 1 << 20
+TABLE_TOKENS = 1 << 10  # vocabularies up to this are counted in a table of all pairs, 8 MB; without sorting any
 
 
 @dataclass(frozen=True)
@@ -20,12 +26,37 @@ class Baselines:
 
 def baselines(train: Tensor, val: Tensor, vocab_size: int) -> Baselines:
     """Count in `train` (N,), predict `val` (M,); all but the first held-out token, which has none before it."""
-    train, val = train[:MAX_TOKENS].long(), val[:MAX_TOKENS].long()
-    counts = torch.bincount(train, minlength=vocab_size).double()  # (V,)
-    unigram = (counts[val[1:]] + 1) / (len(train) + vocab_size)
-    pairs, times = torch.unique(train[:-1] * vocab_size + train[1:], return_counts=True)
-    wanted = val[:-1] * vocab_size + val[1:]
+    train, val = train[:MAX_TOKENS], val[:MAX_TOKENS]
+    pairs, times = count_pairs(train, vocab_size)
+    followed = torch.zeros(vocab_size, dtype=torch.long).index_add_(0, pairs // vocab_size, times)  # (V,)
+    counts = followed.clone()  # (V,)
+    counts[int(train[-1])] += 1
+    wanted, weights = count_pairs(val, vocab_size)
     place = torch.searchsorted(pairs, wanted).clamp(max=len(pairs) - 1)
     seen = torch.where(pairs[place] == wanted, times[place], 0)
-    bigram = (seen + 1) / (torch.bincount(train[:-1], minlength=vocab_size)[val[:-1]] + vocab_size)
-    return Baselines(math.log(vocab_size), -unigram.log().mean().item(), -bigram.double().log().mean().item())
+    unigram = (counts[wanted % vocab_size] + 1).double() / (len(train) + vocab_size)
+    bigram = (seen + 1).double() / (followed[wanted // vocab_size] + vocab_size)
+    nats = [-(weights * chance.log()).sum().item() / (len(val) - 1) for chance in (unigram, bigram)]
+    return Baselines(math.log(vocab_size), *nats)
+
+
+def count_pairs(ids: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """The different pairs of neighbours in `ids` (N,), as first · V + second, rising, and how often each is there."""
+    if vocab_size <= TABLE_TOKENS:
+        table = torch.zeros(vocab_size**2, dtype=torch.long)
+        for piece in _pairs(ids, vocab_size):
+            table += torch.bincount(piece, minlength=len(table))
+        pairs = table.nonzero()[:, 0]
+        return pairs, table[pairs]
+    pairs = times = torch.zeros(0, dtype=torch.long)
+    for piece in _pairs(ids, vocab_size):
+        found, more = torch.unique(piece, return_counts=True)
+        pairs, place = torch.unique(torch.cat([pairs, found]), return_inverse=True)
+        times = torch.zeros(len(pairs), dtype=torch.long).index_add_(0, place, torch.cat([times, more]))
+    return pairs, times
+
+
+def _pairs(ids: Tensor, vocab_size: int) -> Iterator[Tensor]:
+    for begin in range(0, len(ids) - 1, PIECE_TOKENS):
+        piece = ids[begin : begin + PIECE_TOKENS + 1].long()
+        yield piece[:-1] * vocab_size + piece[1:]

@@ -13,7 +13,7 @@ import os
 import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ SUFFIXES = (".txt", ".md")
 DOWNLOAD_TIMEOUT_SEC = 30
 
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
+Stamp = tuple[tuple[int, int], ...]  # size and time of change, in nanoseconds, of each file
 
 
 def no_progress(done: int, total: int) -> None:
@@ -42,6 +43,12 @@ class Corpus:
 
     name: str
     sources: tuple[Path | bytes, ...]
+    _checksums: dict[Stamp, str] = field(default_factory=dict, init=False, compare=False, repr=False)
+
+    def stamp(self) -> Stamp:
+        """Changes when a file of the corpus does."""
+        stats = [source.stat() for source in self.sources if isinstance(source, Path)]
+        return tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)
 
     @property
     def size_bytes(self) -> int:
@@ -74,11 +81,14 @@ class Corpus:
         return "".join(self.text_chunks())
 
     def sha256(self, progress: Progress = no_progress) -> str:
-        """The checksum of all its bytes."""
-        digest = hashlib.sha256()
-        for chunk in self.chunks(progress):
-            digest.update(chunk)
-        return digest.hexdigest()
+        """The checksum of all its bytes, read once as long as no file changes."""
+        stamp = self.stamp()
+        if stamp not in self._checksums:
+            digest = hashlib.sha256()
+            for chunk in self.chunks(progress):
+                digest.update(chunk)
+            self._checksums[stamp] = digest.hexdigest()
+        return self._checksums[stamp]
 
     def _chunks(self, progress: Progress) -> Iterator[tuple[int, bytes]]:
         """(index of the source, bytes of it that are not empty)."""

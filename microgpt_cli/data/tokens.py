@@ -217,13 +217,19 @@ def _epoch(count: int, block_size: int, in_epoch: int, seed: int, epoch: int) ->
     return int(offset), torch.randperm(in_epoch, generator=drawn)
 
 
-def take(ids: Tensor, starts: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
-    """The windows of `ids` that begin at `starts` (B, 1), on the device of both.
+def take(ids: Tensor, starts: Tensor, block_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The windows of `ids` that begin at `starts` (B, 1), both on one device, brought to another.
+
+    From a host that nothing is waited for: a GPU fetches pinned memory itself, and as the host is steps ahead of it,
+    windows of a mapped file are read while it computes.
 
     Returns:
         idx (B, T) and targets (B, T), int64: the targets are one token further on.
     """
     window = ids[starts + torch.arange(block_size + 1, device=ids.device)].long()  # (B, T + 1)
+    if window.device.type == "cpu" and device.type == "cuda":
+        window = window.pin_memory()
+    window = window.to(device, non_blocking=True)
     return window[:, :-1], window[:, 1:]
 
 

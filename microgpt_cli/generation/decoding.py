@@ -1,9 +1,10 @@
 """The next token's logits from a key/value cache: the model's weights prepared once, `prefill`, `decode_one_token`.
 
 The small functions are those of gpt-fast (Meta, 2023). What a token costs is the number of operations for a small model
-and the bytes of its weights for a large one, so: products lie in memory as one row wants them, keys and values have
-their place from the start, and what doesn't depend on the token (views, positions) is made once. No gradient is kept;
-under `torch.inference_mode` it is faster still.
+and the bytes of its weights for a large one, so: matrices lie in memory as they are multiplied fastest (`products.py`),
+what a norm has learnt is taken into the matrix after it, keys and values have their place from the start, and what
+doesn't depend on the token (views, positions) is made once. No gradient is kept; under `torch.inference_mode` it is
+faster still.
 
 Shapes as in `gpt.py`; rows of products are (B·T, …), the samples one after the other.
 """
@@ -15,57 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from microgpt_cli.generation.products import Product, make_head, make_product
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.model.layers import ACTIVATIONS, Block, Rotary
 
 QK_NORM_EPS = 1e-6  # as in layers.py
 
 
-class Product:
-    """x → x W + b on rows, the matrix turned so that one row is multiplied as fast as memory gives the weights."""
-
-    def __init__(self, layer: nn.Linear, dtype: torch.dtype) -> None:
-        weight = layer.weight.detach().to(dtype)
-        # MKL multiplies a float32 row 1.7 times as fast by (in, out); the half-precision kernels want (out, in)
-        self.weight = weight.t().contiguous() if _is_cpu_float32(weight) else weight.t()
-        self.bias = None if layer.bias is None else layer.bias.detach().to(dtype)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return torch.mm(x, self.weight) if self.bias is None else torch.addmm(self.bias, x, self.weight)
-
-    def into(self, out: Tensor, x: Tensor) -> None:
-        """out = x W + b"""
-        if self.bias is None:
-            torch.mm(x, self.weight, out=out)
-        else:
-            torch.addmm(self.bias, x, self.weight, out=out)
-
-    def added_to(self, out: Tensor, x: Tensor) -> None:
-        """out += x W + b"""
-        if self.bias is not None:
-            out.add_(self.bias)
-        out.addmm_(x, self.weight)
-
-
-class HalfProduct:
-    """The same in float32, by weights that are kept in float16: half of the bytes to read (FBGEMM, on x86)."""
-
-    def __init__(self, layer: nn.Linear) -> None:
-        bias = None if layer.bias is None else layer.bias.detach()
-        self.packed = torch.ops.quantized.linear_prepack_fp16(layer.weight.detach(), bias)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        y: Tensor = torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
-        return y
-
-    def into(self, out: Tensor, x: Tensor) -> None:
-        out.copy_(self(x))
-
-    def added_to(self, out: Tensor, x: Tensor) -> None:
-        out.add_(self(x))
-
-
-AnyProduct = Product | HalfProduct
 Norm = Callable[[Tensor], Tensor]
 
 
@@ -74,11 +31,11 @@ class Layer:
     """The weights of one block."""
 
     ln1: Norm
-    qkv: AnyProduct
-    proj: AnyProduct
+    qkv: Product
+    proj: Product
     ln2: Norm
-    fc: AnyProduct
-    fc_proj: AnyProduct
+    fc: Product
+    fc_proj: Product
 
 
 @dataclass(frozen=True)
@@ -91,32 +48,32 @@ class Weights:
     shifted: Tensor | None  # (V + 1, C): what a token adds to the one after it; of none, the last row, nothing
     position_embedding: Tensor | None  # (block_size, C)
     turns: Tensor | None  # (block_size, D, D): rotary positions as matrices
-    qk_norm: bool
+    qk_norm: Norm | None  # of each head's D numbers
     activation: Callable[[Tensor], Tensor]
     layers: list[Layer]
     ln_f: Norm
-    lm_head: AnyProduct
+    lm_head: Product
 
 
-def prepare(model: GPT, dtype: torch.dtype) -> Weights:
+def prepare(model: GPT, dtype: torch.dtype, num_samples: int = 1) -> Weights:
     """The weights of a model for decoding.
 
     Args:
         model: on its device.
-        dtype: of weights and arithmetic; float16 on a CPU is of the weights alone (see `HalfProduct`).
+        dtype: of the products; on a CPU the rest is float32 (see `products.py`).
+        num_samples: how many will be decoded at once, about.
     """
-    config = model.config
-    half = dtype == torch.float16 and model.lm_head.weight.device.type == "cpu"
-    inner = torch.float32 if half else dtype
+    config, device = model.config, model.lm_head.weight.device
+    inner = torch.float32 if device.type == "cpu" else dtype
 
-    def product(layer: nn.Linear) -> AnyProduct:
-        return HalfProduct(layer) if half else Product(layer, inner)
+    def product(layer: nn.Linear, norm: nn.Module | None = None) -> Product:
+        return make_product(*_taken_in(norm, layer), dtype, num_samples)
 
     blocks = [block for block in model.blocks if isinstance(block, Block)]
     layers = [
         Layer(
-            _norm(block.ln1, inner), product(block.attention.qkv), product(block.attention.proj),
-            _norm(block.ln2, inner), product(block.mlp.fc), product(block.mlp.proj),
+            _norm(block.ln1, inner), product(block.attention.qkv, block.ln1), product(block.attention.proj),
+            _norm(block.ln2, inner), product(block.mlp.fc, block.ln2), product(block.mlp.proj),
         )
         for block in blocks
     ]  # fmt: skip
@@ -131,33 +88,47 @@ def prepare(model: GPT, dtype: torch.dtype) -> Weights:
         else None,
         position_embedding=model.position_embedding_table.weight.detach().to(inner) if learned else None,
         turns=None if rotary is None else turns(rotary).to(inner),
-        qk_norm=config.qk_norm,
+        qk_norm=_rms_norm(config.n_embd // config.n_head, QK_NORM_EPS, device, inner) if config.qk_norm else None,
         activation=ACTIVATIONS[config.activation],
         layers=layers,
         ln_f=_norm(model.ln_f, inner),
-        lm_head=product(model.lm_head),
+        lm_head=make_head(*_taken_in(model.ln_f, model.lm_head), dtype, num_samples),
     )
 
 
-def has_half_products() -> bool:
-    """Can this CPU multiply by weights kept in float16?"""
-    return "fbgemm" in torch.backends.quantized.supported_engines
-
-
-def _is_cpu_float32(weight: Tensor) -> bool:
-    return weight.device.type == "cpu" and weight.dtype == torch.float32
+def _taken_in(norm: nn.Module | None, layer: nn.Linear) -> tuple[Tensor, Tensor | None]:
+    """Weight (out, in) and bias of a layer, with those of the norm before it, if there is one, taken in."""
+    weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
+    gain, shift = getattr(norm, "weight", None), getattr(norm, "bias", None)
+    if shift is not None:
+        shifted = weight @ shift.detach()
+        bias = shifted if bias is None else bias + shifted
+    return (weight if gain is None else weight * gain.detach()), bias
 
 
 def _norm(norm: nn.Module, dtype: torch.dtype) -> Norm:
-    """The function of a LayerNorm or RMSNorm, without what a module costs at each call."""
-    shape: list[int] = list(norm.normalized_shape)  # type: ignore[arg-type]
-    gain: Tensor = norm.weight.detach().to(dtype)  # type: ignore[operator]
+    """What a LayerNorm or RMSNorm does before its learnt gain and bias, without what a module costs at each call."""
     if isinstance(norm, nn.RMSNorm):
-        eps = norm.eps
-        return lambda x: torch.rms_norm(x, shape, gain, eps)
+        assert norm.eps is not None
+        return _rms_norm(norm.normalized_shape[0], norm.eps, norm.weight.device, dtype)
     assert isinstance(norm, nn.LayerNorm)
-    bias = None if norm.bias is None else norm.bias.detach().to(dtype)
-    return lambda x: torch.layer_norm(x, shape, gain, bias)
+    shape, eps = list(norm.normalized_shape), norm.eps
+    return lambda x: torch.layer_norm(x, shape, eps=eps)
+
+
+def _rms_norm(size: int, eps: float, device: torch.device, dtype: torch.dtype) -> Norm:
+    """x → x / sqrt(mean(x²) + eps), over the last `size` numbers."""
+    if device.type != "cpu":
+        return lambda x: torch.rms_norm(x, [size], None, eps)
+    # torch's own takes 9 µs on a CPU, and these three calls 4
+    nothing = torch.zeros((), dtype=dtype)
+    root_size, least = size**0.5, torch.tensor((size * eps) ** 0.5, dtype=dtype)
+
+    def norm(x: Tensor) -> Tensor:
+        length = torch.hypot(torch.linalg.vector_norm(x, 2, -1, True), least)
+        return torch.addcdiv(nothing, x, length, value=root_size)
+
+    return norm
 
 
 def turns(rotary: Rotary) -> Tensor:
@@ -250,8 +221,8 @@ def _through_blocks(weights: Weights, place: Place, x: Tensor, T: int) -> Tensor
     q, kv, causal, activation = place.q, place.kv, T > 1, weights.activation
     for layer, (here, keys, values) in zip(weights.layers, place.layers, strict=True):
         layer.qkv.into(place.qkv, layer.ln1(x))
-        if weights.qk_norm:
-            place.qk.copy_(torch.rms_norm(place.qk, place.qk.shape[-1:], None, QK_NORM_EPS))
+        if weights.qk_norm is not None:
+            place.qk.copy_(weights.qk_norm(place.qk))
         if place.turns is not None:
             place.qk.copy_(torch.matmul(place.qk, place.turns))
         here.copy_(kv)

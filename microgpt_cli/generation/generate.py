@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from microgpt_cli.generation.cuda_graph import FEWEST_TOKENS, GraphedStep
 from microgpt_cli.generation.decoding import Cache, Weights, decode_one_token, prefill, prepare
-from microgpt_cli.generation.replay import FEWEST_TOKENS, Replay
 from microgpt_cli.generation.sampling import Draws, Sampler
 from microgpt_cli.model.gpt import GPT
 
@@ -45,7 +45,7 @@ def generate(
     """
     device = model.lm_head.weight.device
     columns = list(torch.tensor(prompt[-model.config.block_size :], device=device)[:, None].expand(-1, num_samples))
-    weights = prepare(model, dtype) if cache else None
+    weights = prepare(model, dtype, num_samples) if cache else None
     numbers = draws.tensors(device)
     rows = list(range(num_samples))  # the samples that are worked on
     latest = [0] * num_samples
@@ -97,7 +97,7 @@ def _cached(
 def _step(weights: Weights, cache: Cache, sampler: Sampler, at_most: int) -> Callable[[Tensor, int, Tensor], Tensor]:
     """The function from tokens (B,), their position and a draw for each to the next tokens (B,): replayed, or eager."""
     if cache.kv.is_cuda and at_most >= FEWEST_TOKENS:
-        return torch.inference_mode()(Replay(weights, cache, sampler).__call__)
+        return torch.inference_mode()(GraphedStep(weights, cache, sampler).__call__)
 
     def step(tokens: Tensor, position: int, number: Tensor) -> Tensor:
         with torch.inference_mode():  # twice as fast to enter as its decorator

@@ -1,16 +1,22 @@
-"""Which precision to sample in: choose, and say why."""
+"""Which precision and how many threads to sample with: choose, and say why.
+
+`training/device.py` chooses the device for every verb, and the precision of forward and backward passes over whole
+batches, by autocast. Here it is of single rows by weights that are prepared once, where other things cost.
+"""
 
 import torch
 
 from microgpt_cli.errors import UserError
-from microgpt_cli.generation.decoding import has_half_products
+from microgpt_cli.generation.products import can_pack, has_half_products
 from microgpt_cli.model.gpt import GPT
-from microgpt_cli.training.device import DTYPES
+from microgpt_cli.training.device import DTYPES, cpu_multiplies_bfloat16
 
-# Measured on two cores (AVX-512), one sequence: at 0.2M and 0.8M parameters the calls cost, and float16 weights lose;
-# at 10.7M they are 1.5 to 2 times as fast as float32 and at 124M 2 to 3 times, as they are half of the bytes.
-HALF_FROM_PARAMETERS = 5_000_000
-HALF_TO_SAMPLES = 16  # with more at once arithmetic costs, and not reading the weights
+# Measured on two cores (see the table in products.py): at 128 wide the calls cost and float32 is as fast, at 256 wide
+# float16 weights are faster. At 10.7M parameters 8 samples go on 1.1 times as fast in float16 as in bfloat16, 64 in
+# bfloat16 1.2 times as fast as in float32.
+HALF_FROM_N_EMBD = 256
+FLOAT16_TO_SAMPLES = 8  # with more at once arithmetic costs, and not reading the weights
+THREADS_FROM = 150_000  # weights of a block times samples; below, threads wait for each other longer than they work
 
 
 def choose_dtype(wanted: str, model: GPT, num_samples: int) -> tuple[torch.dtype, str]:
@@ -28,8 +34,18 @@ def choose_dtype(wanted: str, model: GPT, num_samples: int) -> tuple[torch.dtype
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16, "half of the bytes to read"
         return torch.float16, "half of the bytes to read"
-    if device.type == "cpu" and has_half_products() and num_samples <= HALF_TO_SAMPLES:
-        if sum(p.numel() for p in model.parameters()) >= HALF_FROM_PARAMETERS:
-            return torch.float16, "of the weights: half of the bytes to read; arithmetic in float32"
-        return torch.float32, "this model is small: float16 weights save nothing"
+    if device.type != "cpu":
+        return torch.float32, "the safe choice here"
+    if model.config.n_embd < HALF_FROM_N_EMBD:
+        return torch.float32, "this model is small: half precision saves nothing"
+    if num_samples <= FLOAT16_TO_SAMPLES and has_half_products():
+        return torch.float16, "of the weights: half of the bytes to read; the arithmetic in float32"
+    if num_samples > 1 and cpu_multiplies_bfloat16() and can_pack(torch.bfloat16):
+        return torch.bfloat16, "of the matrix products, which this CPU makes faster; the rest in float32"
     return torch.float32, "the safe choice here"
+
+
+def choose_threads(model: GPT, num_samples: int) -> int:
+    """How many of torch's threads are of use on a CPU."""
+    block = sum(p.numel() for p in model.blocks[0].parameters())
+    return 1 if block * num_samples < THREADS_FROM else torch.get_num_threads()

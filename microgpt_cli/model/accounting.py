@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from microgpt_cli.config import ModelConfig
 from microgpt_cli.model.gpt import GPT
+from microgpt_cli.model.loss import needs_chunks
 
 FLOAT32_BYTES, INT64_BYTES = 4, 8
 ADAMW_STATES = 2  # exp_avg and exp_avg_sq, one number each for a parameter
@@ -117,17 +118,20 @@ def memory(model: GPT, batch_size: int) -> dict[str, Quantity]:
     """
     n = total_parameters(model)
     T = model.config.block_size
-    per_token = FLOAT32_BYTES * _saved_per_token(model) + INT64_BYTES * 2  # and the ids, idx and targets
+    chunks = needs_chunks(batch_size * T, model.vocab_size)
+    ids = 1 if chunks else 2  # idx, and without chunks targets
+    per_token = FLOAT32_BYTES * _saved_per_token(model, chunks) + INT64_BYTES * ids
+    rest = FLOAT32_BYTES * (total_parameters(model.lm_head) if chunks else 1)  # the head's gradient; the weight of all
     return {
         "weights": Quantity(FLOAT32_BYTES * n, f"4 × {n:,}"),
         "gradients": Quantity(FLOAT32_BYTES * n, f"4 × {n:,}"),
         "optimizer": Quantity(ADAMW_STATES * FLOAT32_BYTES * n, f"4 × {ADAMW_STATES} × {n:,}"),
-        "activations": Quantity(batch_size * T * per_token + 4, f"{batch_size} × {T} × {per_token:,} + 4"),
+        "activations": Quantity(batch_size * T * per_token + rest, f"{batch_size} × {T} × {per_token:,} + {rest:,}"),
     }
 
 
-def _saved_per_token(model: GPT) -> int:
-    """Float32 numbers that the backward pass keeps for one token."""
+def _saved_per_token(model: GPT, chunks: bool) -> int:
+    """Float32 numbers that the backward pass keeps for one token; `chunks`: where the loss is computed in chunks."""
     config = model.config
     C, H = config.n_embd, config.n_head
     norm = 2 * C + 2 if config.norm == "layernorm" else 3 * C + 1  # input, statistics, (normalised,) output
@@ -136,6 +140,7 @@ def _saved_per_token(model: GPT) -> int:
     attention += (2 * C if turned else 0) + (2 * H if config.qk_norm else 0)  # q and k again; their statistics
     attention += C if turned else 0  # what the heads found, laid out for the projection
     mlp = 4 * C if config.activation == "relu" else 8 * C  # after, and else also before, the nonlinearity
-    head = norm + model.vocab_size  # log-probabilities
+    # log-probabilities; or instead of them and of what the head read, the gradient of that
+    head = norm if chunks else norm + model.vocab_size
     shift = C if config.token_shift else 0
     return config.n_layer * (2 * norm + attention + mlp) + head + shift

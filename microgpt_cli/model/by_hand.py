@@ -51,9 +51,15 @@ class ByHand:
         self.ln_f = NormByHand(model.ln_f, dtype)
         self.lm_head = LinearByHand(model.lm_head, dtype)
 
-    @torch.no_grad()
     def backward(self, idx: Tensor, targets: Tensor, share: float = 1.0) -> Tensor:
-        """Add `share` of the gradients of the loss to `.grad` of every parameter.
+        """Both passes: add `share` of the gradients of the loss to `.grad` of every parameter."""
+        loss = self.forward_pass(idx, targets, share)
+        self.backward_pass()
+        return loss
+
+    @torch.no_grad()
+    def forward_pass(self, idx: Tensor, targets: Tensor, share: float = 1.0) -> Tensor:
+        """The loss, with what `backward_pass` needs kept.
 
         Args:
             idx: token ids (B, T).
@@ -63,10 +69,7 @@ class ByHand:
         Returns:
             `share` of the mean cross-entropy in nats a token, float32 ().
         """
-        for p in self.model.parameters():
-            if p.grad is None:
-                p.grad = torch.zeros_like(p)
-        (B, T), N = idx.shape, idx.numel()
+        T, N = idx.size(1), idx.numel()
         ahead = torch.full((T, T), -math.inf, dtype=self.dtype).triu_(1)  # added to scores: nothing looks ahead
         x = self.model.embed(idx).view(N, -1)  # (N, C)
         for block in self.blocks:
@@ -77,13 +80,22 @@ class ByHand:
         loss: Tensor = -logp.gather(1, asked).mean() * share
         dlogits = logp.exp_().mul_(share / N)  # what was expected less what came, a share of one token in N
         dlogits.scatter_add_(1, asked, torch.full((N, 1), -share / N))
-        dx = self.ln_f.backward(self.lm_head.backward(dlogits.to(self.dtype)))
+        self.idx, self.dlogits = idx, dlogits.to(self.dtype)
+        return loss
+
+    @torch.no_grad()
+    def backward_pass(self) -> None:
+        """Add the gradients of what `forward_pass` was given to `.grad` of every parameter."""
+        for p in self.model.parameters():
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        (B, T), N = self.idx.shape, self.idx.numel()
+        dx = self.ln_f.backward(self.lm_head.backward(self.dlogits))
         for block in reversed(self.blocks):
             dx = block.backward(dx)
         dx = dx.view(B, T, -1)  # (B, T, C)
         _gradient(self.model.position_embedding_table.weight)[:T].add_(dx.sum(0))
-        _gradient(self.model.token_embedding_table.weight).index_add_(0, idx.reshape(N), dx.flatten(0, 1))
-        return loss
+        _gradient(self.model.token_embedding_table.weight).index_add_(0, self.idx.reshape(N), dx.flatten(0, 1))
 
 
 class BlockByHand:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from microgpt_cli.config import ModelConfig
 from microgpt_cli.model.layers import Block, Head, TokenShift, make_norm
+from microgpt_cli.model.loss import chunked_cross_entropy, needs_chunks
 
 INIT_STD = 0.02
 
@@ -70,7 +71,7 @@ class GPT(nn.Module):
             x = x + self.position_embedding_table.weight[start : start + T]  # (T, C), the same for each of B
         return x
 
-    def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
         """Logits for the token after each position, and their loss.
 
         Args:
@@ -78,7 +79,8 @@ class GPT(nn.Module):
             targets: the tokens that did come next (B, T), or None.
 
         Returns:
-            logits (B, T, V), and the mean cross-entropy in nats a token if there are targets.
+            logits (B, T, V), and the mean cross-entropy in nats a token if there are targets. With targets and a large
+            vocabulary the logits are None: they are never there at once, see loss.py.
 
         Raises:
             ValueError: T is more than `block_size`.
@@ -89,6 +91,9 @@ class GPT(nn.Module):
         x = self.embed(idx)  # (B, T, C)
         x = self.blocks(x)  # (B, T, C)
         x = self.ln_f(x)  # (B, T, C)
+        # the meta device, which holds nothing, shows the path as it is for a small vocabulary
+        if targets is not None and needs_chunks(B * T, self.vocab_size) and not x.is_meta:
+            return None, chunked_cross_entropy(x.flatten(0, 1), self.lm_head, targets.flatten())
         logits = self.lm_head(x)  # (B, T, V)
         loss = None
         if targets is not None:

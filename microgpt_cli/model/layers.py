@@ -51,6 +51,11 @@ class RMSNorm(nn.RMSNorm):
         return kernels.rms_norm(x, self.weight, self.eps)
 
 
+def padding(x: Tensor, vocab_size: int) -> int:
+    """By how many outputs a head is made wider for its product with x."""
+    return -vocab_size % HEAD_MULTIPLE if x.is_cuda and vocab_size >= HEAD_PADDED_FROM else 0
+
+
 class Head(nn.Linear):
     """A linear layer to a vocabulary. On a GPU a large one is made wider for the product and cut again.
 
@@ -58,8 +63,8 @@ class Head(nn.Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        extra = -self.out_features % HEAD_MULTIPLE
-        if not x.is_cuda or extra == 0 or self.out_features < HEAD_PADDED_FROM:
+        extra = padding(x, self.out_features)
+        if extra == 0:
             return super().forward(x)
         bias = None if self.bias is None else F.pad(self.bias, (0, extra))
         return F.linear(x, F.pad(self.weight, (0, 0, 0, extra)), bias)[..., : self.out_features]

@@ -58,14 +58,19 @@ class Checkpoint:
 
 
 def save(
-    run: Path, step: int, model: nn.Module, optim_state: Mapping[str, Tensor], meta: Mapping[str, Any], best: int | None
+    run: Path,
+    step: int,
+    weights: Mapping[str, Tensor],
+    optim_state: Mapping[str, Tensor],
+    meta: Mapping[str, Any],
+    best: int | None,
 ) -> Path:
     """Publish a checkpoint of a run, then remove the ones that need not be kept: all but the last two and the best.
 
     Args:
         run: the run's folder, whose lock the caller holds.
         step: finished optimizer steps.
-        model: its weights.
+        weights: the model's, by every name that they have.
         optim_state: the optimizer's.
         meta: what else the run needs to go on; plain JSON.
         best: the step with the lowest val_loss so far.
@@ -85,8 +90,8 @@ def save(
             storage.sync_folder(parent)  # whoever made it may have died before doing so
     if not final.exists():
         files = {
-            MODEL: _tensor_bytes(dict(model.named_parameters()), _ties(model)),
-            OPTIM: _tensor_bytes(optim_state, {}),
+            MODEL: _tensor_bytes(weights),
+            OPTIM: _tensor_bytes(optim_state),
             META: storage.json_bytes({"format": FORMAT, "step": step, **meta}),
             layout.CONFIG: storage.read_bytes(run / layout.CONFIG),
             layout.TOKENIZER: storage.read_bytes(run / layout.TOKENIZER),
@@ -223,17 +228,18 @@ def _check_names(given: Mapping[str, Any], expected: Mapping[str, Any], where: P
             raise UserError(f"{where}: {name} is {'missing' if name not in given else 'not part of this model'}")
 
 
-def _ties(model: nn.Module) -> dict[str, str]:
-    """Names that share another name's tensor: `lm_head.weight` → `token_embedding_table.weight`."""
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters of a model by every name that they have: tied ones by several."""
+    return dict(model.named_parameters(remove_duplicate=False))
+
+
+def _tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """A safetensors file, shared tensors once. One key of metadata: with several, their order in the file is random."""
     first: dict[int, str] = {}
-    named = model.named_parameters(remove_duplicate=False)
-    return {name: first[id(p)] for name, p in named if first.setdefault(id(p), name) != name}
-
-
-def _tensor_bytes(tensors: Mapping[str, Tensor], ties: Mapping[str, str]) -> bytes:
-    """A safetensors file. One key of metadata: with several, their order in the file is random."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    note = json.dumps({"format": FORMAT, "ties": dict(ties)}, sort_keys=True)
+    names = {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}
+    plain = {name: tensors[name].detach().cpu().contiguous() for name in first.values()}
+    ties = {name: other for name, other in names.items() if name != other}  # `lm_head.weight` → `token_embedding_…`
+    note = json.dumps({"format": FORMAT, "ties": ties}, sort_keys=True)
     return safetensors.torch.save(plain, metadata={"microgpt": note})
 
 

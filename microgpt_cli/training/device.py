@@ -43,6 +43,8 @@ def choose(
 ) -> Compute:
     """Turn `auto` into what this machine does best, and set torch's number of threads.
 
+    Training in float32 on a CUDA GPU multiplies in TF32 (10 bits of 23), as GPUs do at many times the speed.
+
     Args:
         device, dtype, compile, threads: the keys of these names.
         work_flops: how much there is to compute, about; what a compiler must pay back.
@@ -58,6 +60,10 @@ def choose(
         torch.set_num_threads(threads)
     if place.type == "cpu":
         _keep_freed_memory()
+    if place.type == "cuda":
+        tf32 = kind == torch.float32 and train_n_embd > 0  # where nothing is trained, to the last bit
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        why_dtype += ", products in TF32" if tf32 else ""
     count = torch.get_num_threads()
     reasons = {
         "device": f"{place}: {why_device}",

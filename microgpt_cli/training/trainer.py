@@ -7,7 +7,8 @@ stopped anywhere and resumed ends with the same bits as one that was not.
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from microgpt_cli.training import checkpoint
 from microgpt_cli.training.device import Compute
 from microgpt_cli.training.metrics import JsonLines
 from microgpt_cli.training.optimizers import make_optimizer
+from microgpt_cli.training.saver import Saver, after_this, saves_beside, snapshot
 from microgpt_cli.training.schedule import lr_at
 from microgpt_cli.training.update import CompilerFailed, Update
 
@@ -131,6 +133,7 @@ class Trainer:
             checkpoint.copy_tensors(resumed.optim, self.optimizer.state(), resumed.path / checkpoint.OPTIM)
             self.state = State(**resumed.meta["state"])
         self.update = Update(model, self.optimizer, splits.train, config, compute)
+        self.saver = Saver(saves_beside(compute.device))
         self._pending: list[Tensor] = []  # (loss, grad_norm) of steps, still on the device and not yet looked at
         self._saved_step = self.state.step if resumed is not None else None
         self._logged_at = (self.state.step, self.state.train_seconds)
@@ -171,10 +174,14 @@ class Trainer:
                     yield from self._evaluate()
                 finished = self.is_finished or self.stop_signal is not None
                 if self._saved_step != self.state.step and (finished or self._save_due()):
-                    yield self._save()
+                    yield from self._save()
                 if not finished:
                     yield from self._step()
+                if finished or self.saver.is_done:
+                    yield from self._saved()
         finally:
+            with suppress(Exception):  # the first error is the one to tell
+                self.saver.finish()
             self.metrics.close()
             self.timings.close()
 
@@ -294,21 +301,45 @@ class Trainer:
         self._saved_step = None  # what is saved of this step, if anything, does not know its loss
         yield Evaluated(state.step, state.val_loss, is_best)
 
-    def _save(self) -> Saved:
+    def _save(self) -> Iterator[Event]:
+        """Publish a checkpoint; on a GPU it is handed to a thread that does so, see saver.py."""
         self._look()
         began, state = time.perf_counter(), self.state
-        tensors = {**dict(self.model.named_parameters()), **self.optimizer.state()}
-        broken = next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
+        yield from self._saved()
+        weights, optim_state = checkpoint.weights_of(self.model), self.optimizer.state()
+        broken = _first_not_finite({**weights, **optim_state})
         if broken is not None:
             raise RunStopped(f"step {state.step}: {broken} is not finite; it was not saved")
-        for lines in (self.metrics, self.timings):
-            lines.sync()  # a checkpoint promises what the log says up to it
         state.metrics_bytes, state.timings_bytes = self.metrics.size_bytes(), self.timings.size_bytes()
         meta = {**self.facts, "state": asdict(state)}
-        path = checkpoint.save(self.run_folder, state.step, self.model, self.optimizer.state(), meta, state.best_step)
+        if self.saver.beside:
+            weights, optim_state = snapshot(weights), snapshot(optim_state)
+        step, best, aside = state.step, state.best_step, after_this(self.compute.device)
+
+        def publish() -> Path:
+            for lines in (self.metrics, self.timings):
+                lines.sync()  # a checkpoint promises what the log says up to it
+            with aside:
+                return checkpoint.save(self.run_folder, step, weights, optim_state, meta, best)
+
+        self.saver.start(step, publish)
         self._saved_step = state.step
         self.note_time("saving", began)
-        return Saved(state.step, path)
+        if self.saver.is_done:
+            yield from self._saved()
+
+    def _saved(self) -> Iterator[Saved]:
+        """Wait for the save that was begun last, if one was, and tell of it."""
+        done = self.saver.finish()
+        if done is not None:
+            yield Saved(*done)
+
+
+def _first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor that holds NaN or infinity; the device is waited for once."""
+    norms = torch.stack(list(torch._foreach_norm(list(tensors.values())))).tolist()
+    suspects = [tensor for tensor, norm in zip(tensors.items(), norms, strict=True) if not math.isfinite(norm)]
+    return next((name for name, tensor in suspects if not torch.isfinite(tensor).all()), None)
 
 
 @torch.no_grad()

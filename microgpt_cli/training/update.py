@@ -5,17 +5,19 @@ by the launch of its kernels, so the whole step (windows, forward, backward, cli
 CUDA graph and replayed.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from microgpt_cli.config import ModelConfig, TrainConfig
+from microgpt_cli.config import TrainConfig
 from microgpt_cli.data.tokens import take
 from microgpt_cli.model import by_hand
 from microgpt_cli.model.accounting import flops_per_token
 from microgpt_cli.model.gpt import GPT
+from microgpt_cli.model.loss import LARGE_VOCABULARY
 from microgpt_cli.training.device import Compute
 from microgpt_cli.training.optimizers import AdamW, Muon, total_norm
 
@@ -28,9 +30,10 @@ class CompilerFailed(Exception):
     """torch.compile did not manage; from now on the model runs without it."""
 
 
-def backward_by_hand(config: ModelConfig, compute: Compute) -> bool:
-    """Whether the backward pass that is written out serves: on a CPU, eager, for a kind that has one."""
-    return compute.device.type == "cpu" and not compute.compile and by_hand.serves(config)
+def backward_by_hand(model: GPT, compute: Compute) -> bool:
+    """Whether the backward pass that is written out serves: on a CPU, eager, for a kind that has one, logits in one piece."""
+    small = model.vocab_size < LARGE_VOCABULARY
+    return compute.device.type == "cpu" and not compute.compile and small and by_hand.serves(model.config)
 
 
 class Update:
@@ -54,11 +57,13 @@ class Update:
         self._finite = torch.ones((), dtype=torch.bool, device=device)  # and were all steps before
         self._forward: Any = torch.compile(model, dynamic=False) if compute.compile else model
         self._compiled = not compute.compile  # or found wanting
-        self._by_hand = by_hand.ByHand(model, compute.dtype) if backward_by_hand(config.model, compute) else None
+        self._by_hand = by_hand.ByHand(model, compute.dtype) if backward_by_hand(model, compute) else None
         step_tokens = config.batch_size * config.grad_accum_steps * config.model.block_size
         small = flops_per_token(model).value * step_tokens <= GRAPH_FLOPS
         self._wants_graph = resident and device.type == "cuda" and compute.dtype != torch.float16 and small
         self._graph: torch.cuda.CUDAGraph | None = None
+        # What is called with the name of each phase of a step, and entered around it: a profiler takes this place.
+        self.phase: Callable[[str], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
 
     @property
     def is_by_hand(self) -> bool:
@@ -95,30 +100,37 @@ class Update:
         self, starts: Tensor, learning_rate: float | Tensor, loss_scale: float, give_up: Callable[[], bool]
     ) -> Tensor | None:
         config, optimizer = self.config, self.optimizer
-        idx, targets = take(self.ids, starts.to(self.ids.device, non_blocking=True), config.model.block_size)
-        idx, targets = (t.to(self.compute.device, non_blocking=True) for t in (idx, targets))
+        with self.phase("windows"):
+            starts = starts.to(self.ids.device, non_blocking=True)
+            idx, targets = take(self.ids, starts, config.model.block_size, self.compute.device)
         optimizer.zero_grad()
         loss = torch.zeros((), device=self.compute.device)
         for micro_batch in zip(idx.split(config.batch_size), targets.split(config.batch_size), strict=True):
             if give_up():
                 return None
             loss += self._backward(*micro_batch, loss_scale)
-        norm = total_norm(optimizer.grads()) / loss_scale
-        clip = config.optim.grad_clip
-        divide_by = loss_scale * (torch.clamp(norm / clip, min=1.0) if clip else torch.ones_like(norm))
-        self._finite &= torch.isfinite(loss) & torch.isfinite(norm)
-        optimizer.step(learning_rate, divide_by, (~self._finite).float())
+        with self.phase("optimizer"):
+            norm = total_norm(optimizer.grads()) / loss_scale
+            clip = config.optim.grad_clip
+            divide_by = loss_scale * (torch.clamp(norm / clip, min=1.0) if clip else torch.ones_like(norm))
+            self._finite &= torch.isfinite(loss) & torch.isfinite(norm)
+            optimizer.step(learning_rate, divide_by, (~self._finite).float())
         return torch.stack((loss, norm))
 
     def _backward(self, idx: Tensor, targets: Tensor, loss_scale: float) -> Tensor:
         """Add a micro-batch's share to the gradients; its share of the loss."""
         if self._by_hand is not None:
-            return self._by_hand.backward(idx, targets, 1 / self.config.grad_accum_steps)
+            with self.phase("forward"):
+                share = self._by_hand.forward_pass(idx, targets, 1 / self.config.grad_accum_steps)
+            with self.phase("backward"):
+                self._by_hand.backward_pass()
+            return share
         try:
-            with self.compute.autocast():
+            with self.phase("forward"), self.compute.autocast():
                 _, loss = self._forward(idx, targets)
             loss = loss / self.config.grad_accum_steps
-            (loss * loss_scale).backward()
+            with self.phase("backward"):
+                (loss * loss_scale).backward()
         except Exception as error:
             if self._compiled or not self.compute.compile_may_fail:
                 raise
@@ -151,7 +163,7 @@ class Update:
                 self._step(self._starts, self._learning_rate, 1.0, lambda: False)
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # a save may go on beside it
             numbers = self._step(self._starts, self._learning_rate, 1.0, lambda: False)
         assert numbers is not None
         self._numbers = numbers

@@ -7,10 +7,9 @@ device.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from microgpt_cli.generation.decoding import QK_NORM_EPS, Cache, Weights
+from microgpt_cli.generation.decoding import Cache, Weights
 from microgpt_cli.generation.sampling import Sampler
 
 SHORTEST_STRETCH = 64  # positions of the cache that a step looks at: this, and its doubles
@@ -40,8 +39,8 @@ def decode_anywhere(weights: Weights, cache: Cache, tokens: Tensor, position: Te
     turn = None if weights.turns is None else weights.turns.index_select(0, position)[0]  # (D, D)
     for layer, kept in zip(weights.layers, cache.kv, strict=True):
         qk, v = layer.qkv(layer.ln1(x)).view(B, 3 * H, D).split((2 * H, H), dim=1)  # (B, 2H, D), (B, H, D)
-        if weights.qk_norm:
-            qk = F.rms_norm(qk, (D,), eps=QK_NORM_EPS)
+        if weights.qk_norm is not None:
+            qk = weights.qk_norm(qk)
         if turn is not None:
             qk = torch.matmul(qk, turn)
         q, k = qk.split(H, dim=1)
@@ -54,7 +53,7 @@ def decode_anywhere(weights: Weights, cache: Cache, tokens: Tensor, position: Te
     return weights.lm_head(weights.ln_f(x))
 
 
-class Replay:
+class GraphedStep:
     """Steps from token to token by CUDA graphs, one for each stretch of the cache."""
 
     def __init__(self, weights: Weights, cache: Cache, sampler: Sampler) -> None:
@@ -93,7 +92,7 @@ class Replay:
                 self._step(stretch)
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # a run may be saving beside it
             self.tokens.copy_(self._step(stretch))
             self.position.add_(1)
         return graph
