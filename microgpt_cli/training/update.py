@@ -31,7 +31,7 @@ class CompilerFailed(Exception):
 
 
 def backward_by_hand(model: GPT, compute: Compute) -> bool:
-    """Whether the backward pass that is written out serves: on a CPU, eager, for a kind that has one, logits in one piece."""
+    """Whether the written-out backward pass serves: on a CPU, eager, for a kind that has one, logits in one piece."""
     small = model.vocab_size < LARGE_VOCABULARY
     return compute.device.type == "cpu" and not compute.compile and small and by_hand.serves(model.config)
 
