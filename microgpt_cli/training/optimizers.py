@@ -23,18 +23,75 @@ def make_optimizer(named: Iterable[tuple[str, nn.Parameter]], config: OptimConfi
     return Muon(named, config) if config.kind == "muon" else AdamW(named, config)
 
 
+class Bundle:
+    """Parameters that one call of a kernel works on.
+
+    On a CPU they and their gradients become views of two flat tensors, so that zeroing, norm and update of a small
+    model are not fifty calls each; elsewhere the kernels take lists.
+
+    Args:
+        params: at least one, all on one device.
+    """
+
+    def __init__(self, params: list[Any]) -> None:
+        self.params = params
+        self.is_flat = params[0].device.type == "cpu"
+        self.weights: list[Tensor] = params
+        if self.is_flat:
+            self.weights, pieces = self.zeros()
+            (self._flat,), self._pieces = self.zeros()
+            for p, piece in zip(params, pieces, strict=True):
+                p.data = piece.copy_(p.detach())
+
+    def zeros(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Zeros for every number of the parameters: as a kernel takes them, and for each parameter."""
+        first = self.params[0]
+        if not self.is_flat:
+            # not zeros_like: of a parameter on the meta device, that imports torch's compiler, which takes seconds
+            each = [torch.zeros(p.shape, dtype=p.dtype, device=p.device) for p in self.params]
+            return each, each
+        flat = torch.zeros(sum(p.numel() for p in self.params), dtype=first.dtype)
+        pieces = flat.split([p.numel() for p in self.params])
+        return [flat], [piece.view(p.shape) for piece, p in zip(pieces, self.params, strict=True)]
+
+    def grads(self) -> list[Tensor]:
+        """The gradients as a kernel takes them; every parameter has one after a backward pass."""
+        if not self.is_flat:
+            return [p.grad for p in self.params if p.grad is not None]
+        for p, piece in zip(self.params, self._pieces, strict=True):
+            if p.grad is not piece:  # set by someone else, as model.zero_grad() does
+                piece.copy_(torch.zeros_like(piece) if p.grad is None else p.grad)
+                p.grad = piece
+        return [self._flat]
+
+    def zero_grad(self) -> None:
+        if self.is_flat:
+            self._flat.zero_()
+        for p, piece in zip(self.params, self._pieces if self.is_flat else [None] * len(self.params), strict=True):
+            p.grad = piece
+
+
 class Gradients:
     """The gradients of the parameters that an optimizer updates."""
 
-    params: list[Any]  # nn.Parameter
+    bundles: list[Bundle]
 
     def grads(self) -> list[Tensor]:
-        """The gradients, in the order of the parameters; every parameter has one after a backward pass."""
-        return [p.grad for p in self.params if p.grad is not None]
+        """All gradients, in no order that matters."""
+        return [grad for bundle in self.bundles for grad in bundle.grads()]
 
     def zero_grad(self) -> None:
-        for p in self.params:
-            p.grad = None
+        for bundle in self.bundles:
+            bundle.zero_grad()
+
+
+class Moments:
+    """What AdamW remembers of parameters of one weight decay: running means of gradients and of their squares."""
+
+    def __init__(self, members: dict[str, nn.Parameter], decay: float) -> None:
+        self.names, self.decay, self.bundle = list(members), decay, Bundle(list(members.values()))
+        self.exp_avg, self.means = self.bundle.zeros()  # as the kernel takes them, and for each parameter
+        self.exp_avg_sq, self.squares = self.bundle.zeros()
 
 
 class AdamW(Gradients):
@@ -47,15 +104,14 @@ class AdamW(Gradients):
 
     def __init__(self, named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig) -> None:
         self.config = config
-        self.names, self.params = map(list, zip(*named, strict=True))
-        # not zeros_like: of a parameter on the meta device, that imports torch's compiler, which takes seconds
-        self.exp_avg = [torch.zeros(p.shape, dtype=p.dtype, device=p.device) for p in self.params]
-        self.exp_avg_sq = [torch.zeros(p.shape, dtype=p.dtype, device=p.device) for p in self.params]
-        device = self.params[0].device
+        everything = dict(named)
+        device = next(iter(everything.values())).device
         self.updates = torch.zeros((), device=device)  # how many there were, as the kernel wants it
-        matrices = [i for i, p in enumerate(self.params) if p.ndim >= 2]
-        others = [i for i, p in enumerate(self.params) if p.ndim < 2]
-        self._groups = [(matrices, config.weight_decay), (others, 0.0)]
+        matrices = {name: p for name, p in everything.items() if p.ndim >= 2}
+        others = {name: p for name, p in everything.items() if p.ndim < 2}
+        decays = ((matrices, config.weight_decay), (others, 0.0))
+        self._groups = [Moments(members, decay) for members, decay in decays if members]
+        self.bundles = [group.bundle for group in self._groups]
 
     @torch.no_grad()
     def step(self, learning_rate: float | Tensor, divide_by: Tensor, skip: Tensor) -> None:
@@ -67,20 +123,18 @@ class AdamW(Gradients):
             skip: 1.0 to leave everything as it is, else 0.0, float32 ().
         """
         self.updates += 1 - skip
-        for members, decay in self._groups:
-            if not members:
-                continue
+        for group in self._groups:
             torch._fused_adamw_(
-                [self.params[i] for i in members],
-                [self.params[i].grad for i in members],
-                [self.exp_avg[i] for i in members],
-                [self.exp_avg_sq[i] for i in members],
+                group.bundle.weights,
+                group.bundle.grads(),
+                group.exp_avg,
+                group.exp_avg_sq,
                 [],
-                [self.updates] * len(members),
+                [self.updates] * len(group.exp_avg),
                 lr=learning_rate,
                 beta1=self.config.beta1,
                 beta2=self.config.beta2,
-                weight_decay=decay,
+                weight_decay=group.decay,
                 eps=self.config.eps,
                 amsgrad=False,
                 maximize=False,
@@ -91,9 +145,10 @@ class AdamW(Gradients):
     def state(self) -> dict[str, Tensor]:
         """Everything that the next update depends on, by `adamw/PARAMETER/STATE`."""
         tensors = {"adamw/updates": self.updates}
-        for name, mean, square in zip(self.names, self.exp_avg, self.exp_avg_sq, strict=True):
-            tensors[f"adamw/{name}/exp_avg"] = mean
-            tensors[f"adamw/{name}/exp_avg_sq"] = square
+        for group in self._groups:
+            for name, mean, square in zip(group.names, group.means, group.squares, strict=True):
+                tensors[f"adamw/{name}/exp_avg"] = mean
+                tensors[f"adamw/{name}/exp_avg_sq"] = square
         return tensors
 
 
@@ -114,8 +169,9 @@ class Muon(Gradients):
         assert config.adamw_learning_rate is not None  # the config has checked both
         assert config.momentum is not None
         self.weight_decay, self.momentum = config.weight_decay, config.momentum
-        self.params = [p for _, p in everything]
         self.adamw = AdamW([(name, p) for name, p in everything if name not in matrices], config)
+        self._matrices = Bundle(list(matrices.values()))
+        self.bundles = [self._matrices, *self.adamw.bundles]
         self._adamw_share = config.adamw_learning_rate / config.learning_rate
         self._groups: dict[tuple[int, int], dict[str, nn.Parameter]] = {}  # matrices of one shape, worked on together
         for name, p in matrices.items():
@@ -129,6 +185,7 @@ class Muon(Gradients):
     def step(self, learning_rate: float | Tensor, divide_by: Tensor, skip: Tensor) -> None:
         """One update; the arguments are those of `AdamW.step`, and the two learning rates keep their proportion."""
         self.adamw.step(learning_rate * self._adamw_share, divide_by, skip)
+        self._matrices.grads()  # gathers what was set from outside
         keep = 1 - skip
         rate = learning_rate * keep
         for shape, members in self._groups.items():

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from microgpt_cli.config import TrainConfig
 from microgpt_cli.data.tokens import take
+from microgpt_cli.model import by_hand
 from microgpt_cli.model.accounting import flops_per_token
 from microgpt_cli.model.gpt import GPT
+from microgpt_cli.model.loss import LARGE_VOCABULARY
 from microgpt_cli.training.device import Compute
 from microgpt_cli.training.optimizers import AdamW, Muon, total_norm
 
@@ -26,6 +28,12 @@ GRAPH_WARMUP_STEPS = 3
 
 class CompilerFailed(Exception):
     """torch.compile did not manage; from now on the model runs without it."""
+
+
+def backward_by_hand(model: GPT, compute: Compute) -> bool:
+    """Whether the written-out backward pass serves: on a CPU, eager, for a kind that has one, logits in one piece."""
+    small = model.vocab_size < LARGE_VOCABULARY
+    return compute.device.type == "cpu" and not compute.compile and small and by_hand.serves(model.config)
 
 
 class Update:
@@ -49,12 +57,18 @@ class Update:
         self._finite = torch.ones((), dtype=torch.bool, device=device)  # and were all steps before
         self._forward: Any = torch.compile(model, dynamic=False) if compute.compile else model
         self._compiled = not compute.compile  # or found wanting
+        self._by_hand = by_hand.ByHand(model, compute.dtype) if backward_by_hand(model, compute) else None
         step_tokens = config.batch_size * config.grad_accum_steps * config.model.block_size
         small = flops_per_token(model).value * step_tokens <= GRAPH_FLOPS
         self._wants_graph = resident and device.type == "cuda" and compute.dtype != torch.float16 and small
         self._graph: torch.cuda.CUDAGraph | None = None
         # What is called with the name of each phase of a step, and entered around it: a profiler takes this place.
         self.phase: Callable[[str], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
+
+    @property
+    def is_by_hand(self) -> bool:
+        """Whether gradients come from the backward pass that is written out, not from autograd."""
+        return self._by_hand is not None
 
     def __call__(
         self, starts: Tensor, learning_rate: float, loss_scale: float, give_up: Callable[[], bool]
@@ -105,6 +119,12 @@ class Update:
 
     def _backward(self, idx: Tensor, targets: Tensor, loss_scale: float) -> Tensor:
         """Add a micro-batch's share to the gradients; its share of the loss."""
+        if self._by_hand is not None:
+            with self.phase("forward"):
+                share = self._by_hand.forward_pass(idx, targets, 1 / self.config.grad_accum_steps)
+            with self.phase("backward"):
+                self._by_hand.backward_pass()
+            return share
         try:
             with self.phase("forward"), self.compute.autocast():
                 _, loss = self._forward(idx, targets)
