@@ -52,7 +52,8 @@ def share(words: Sequence[str]) -> float:
     with tempfile.TemporaryDirectory() as home:
         run = Path(home) / "run"
         short = [f"max_steps={STEPS}", f"log_interval={SKIPPED}", "sample_interval=0", "checkpoint_interval=0"]
-        quietly(["train", *words, *short, "eval_interval=0", f"out_dir={run}"], home)
+        own = {word.partition("=")[0]: word for word in [*words, *short, "eval_interval=0", f"out_dir={run}"]}
+        quietly(["train", *own.values()], home)
         lines = [json.loads(line) for line in (run / "timings.jsonl").read_text(encoding="utf-8").splitlines()]
     seconds = {line["step"]: line["seconds"] for line in lines if "seconds" in line}
     step = (seconds[STEPS] - seconds[SKIPPED]) / (STEPS - SKIPPED)

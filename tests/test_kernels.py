@@ -12,7 +12,7 @@ from torch import Tensor
 
 from microgpt_cli.model import kernels
 from microgpt_cli.model.gpt import GPT
-from microgpt_cli.model.layers import CausalSelfAttention, RMSNorm, Rotary
+from microgpt_cli.model.layers import CausalSelfAttention, RMSNorm, Rotary, attend_written_out
 
 sizes = st.integers(1, 5)
 
@@ -65,6 +65,12 @@ def test_heads(B: int, T: int, H: int, half: int, qk_norm: bool, rotary: bool) -
     agree(lambda qkv: torch.stack(kernels.heads(qkv, H, eps, angles)), plain, drawn(B, T, 3 * H * 2 * half))
 
 
+@given(sizes, sizes, sizes, sizes)
+def test_attend(B: int, H: int, T: int, D: int) -> None:
+    q, k, v = (drawn(B, H, T, D) for _ in range(3))
+    agree(lambda *qkv: kernels.attend(*qkv, 0.0), lambda *qkv: attend_written_out(*qkv, 0.0), q, k, v)
+
+
 @pytest.mark.parametrize(("autocast", "bound"), [(False, 1e-5), (True, 0.05)])
 def test_a_model_made_of_them_trains_as_one_of_the_plain_ones(
     autocast: bool, bound: float, monkeypatch: pytest.MonkeyPatch
@@ -88,6 +94,7 @@ def test_a_model_made_of_them_trains_as_one_of_the_plain_ones(
 
     ours = gradients()
     monkeypatch.setattr(CausalSelfAttention, "project_by_hand", CausalSelfAttention.project)
+    monkeypatch.setattr(kernels, "attend", attend_written_out)
     monkeypatch.setattr(RMSNorm, "forward", torch.nn.RMSNorm.forward)
     monkeypatch.setattr(kernels, "squared_relu", lambda x: F.relu(x).square())
     for found, wanted in zip(ours, gradients(), strict=True):

@@ -133,10 +133,8 @@ def test_a_search_prunes_reports_draws_and_can_be_cut_off_gone_on_with_and_made_
 
 
 def test_a_grid_is_searched_whole_and_two_at_a_time(microgpt: Run, words: list[str], tmp_path: Path) -> None:
-    ran = microgpt(
-        *("train", "-m", "sweep.sampler=grid", "optim.learning_rate=1e-3,1e-2", "model.n_layer=range(1,3)"),
-        *(*words, "sweep.at_once=2", "hydra.sweep.dir=grid"),
-    )
+    grid = ("sweep.sampler=grid", "optim.learning_rate=1e-3,1e-2", "model.n_layer=range(1,3)")
+    ran = microgpt("train", "-m", *instead(words, *grid, "sweep.at_once=2", "hydra.sweep.dir=grid"))
     assert ran.status == 0, ran.err
     swept = ("optim.learning_rate", "model.n_layer")
     jobs = [overrides for overrides, *_ in outcome(tmp_path / "grid")]
