@@ -1,6 +1,6 @@
 """Saving beside training, as on a GPU, keeps every promise of saving before it goes on. Here it is done on a CPU.
 
-As a program it is `killing.py` with runs that save so: `python test_background_save.py random TRIES KILLS_A_RUN SEED`, or `calls FIRST EVERY`.
+As a program it is `killing.py` with runs that save so, and takes the same words.
 """
 
 import errno
