@@ -17,7 +17,7 @@ from microgpt_cli.data.tokens import Splits, draw_starts
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.training import lr_find
 from microgpt_cli.training.device import choose
-from microgpt_cli.training.lr_find import Tried, range_test, rate_at, suggestion
+from microgpt_cli.training.lr_find import RULES, Rule, Tried, range_test, rate_at, suggestion
 from microgpt_cli.training.optimizers import make_optimizer
 from microgpt_cli.training.schedule import lr_at
 from microgpt_cli.training.trainer import evaluate
@@ -151,6 +151,9 @@ def test_it_begins_with_fresh_weights_and_says_when_nothing_is_learnt(
 def test_muons_second_rate_keeps_its_ratio() -> None:
     muon = config("optim=muon", "optim.learning_rate=1e-2", "optim.adamw_learning_rate=5e-3")
     assert override(muon, 4e-2) == "optim.learning_rate=0.04 optim.adamw_learning_rate=0.02"
-    found = suggestion(list(range_test(fresh(muon), SPLITS, muon, CPU)))
+    tried = list(range_test(fresh(muon), SPLITS, muon, CPU))
+    found, careful = suggestion(tried, RULES["muon"]), suggestion(tried, Rule(0.95))
     assert found is not None
+    assert careful is not None
+    assert found == pytest.approx(2 * careful, rel=0.05)
     assert 1e-3 < found < 1

@@ -54,7 +54,7 @@ def run(config: TrainConfig, invocation: Invocation) -> None:
             tried.append(step)
             bar.set_postfix_str(f"lr {step.learning_rate:.1e}, loss {step.smoothed:.3f}", refresh=False)
             bar.update()
-    _report(config, tried, lr_find.suggestion(tried, lr_find.SHARES[config.optim.kind]), path)
+    _report(config, tried, lr_find.suggestion(tried, lr_find.RULES[config.optim.kind]), path)
 
 
 def _plot_path(config: TrainConfig) -> Path:
@@ -74,11 +74,11 @@ def _report(config: TrainConfig, tried: Sequence[Tried], suggested: float | None
         except OSError as error:
             raise UserError(storage.explain(error)) from error
         say(f"plot      {path}")
-    found, share = lr_find.fall(tried), lr_find.SHARES[config.optim.kind]
+    found, rule = lr_find.fall(tried), lr_find.RULES[config.optim.kind]
     if found is None or suggested is None:
         raise RunStopped("lr_find: the loss fell at no learning rate, so there is none to suggest; look at the data")
     say(
-        f"chosen    {suggested:g}: the first rate with {share:.0%} of the fall behind it, from a smoothed loss "
+        f"chosen    {suggested:g}: {'twice ' if rule.times == 2 else ''}the first rate with {rule.share:.0%} of the fall behind it, from a smoothed loss "
         f"of {found.start:.3f} to {found.lowest.smoothed:.3f} at {found.lowest.learning_rate:.1e}"
     )
     say(f"paste     {override(config, suggested)}")

@@ -23,9 +23,18 @@ SMOOTHING = 0.9  # share of the past in the smoothed loss
 DIVERGED = 1.5  # times the lowest smoothed loss: there the test ends
 START_STEPS = 10  # whose rates are too small to change anything: what the loss is before training
 LEAST_FALL = 0.02  # of the loss at the start: a curve that falls less shows no rate
-# The rate suggested is the first at which this much of the whole fall is behind.
-SHARES = {"adamw": 0.9, "muon": 0.95}
 LOSS_SCALE = 2.0**16  # float16 only, at first
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is suggested: `times` the first rate at which `share` of the whole fall is behind."""
+
+    share: float
+    times: float = 1.0
+
+
+RULES = {"adamw": Rule(0.9), "muon": Rule(0.95, times=2.0)}  # Muon's best lies further right: benchmarks/lr_find.py
 
 
 @dataclass(frozen=True)
@@ -86,15 +95,15 @@ def fall(tried: Sequence[Tried]) -> Fall | None:
     return Fall(start, lowest) if lowest.smoothed < (1 - LEAST_FALL) * start else None
 
 
-def suggestion(tried: Sequence[Tried], share: float = SHARES["adamw"]) -> float | None:
+def suggestion(tried: Sequence[Tried], rule: Rule = RULES["adamw"]) -> float | None:
     """The learning rate to use, of two digits, or None where the loss never fell.
 
-    It is the first at which the smoothed loss has come that share of its way down. The rate of the lowest loss itself
+    It follows from the first at which the smoothed loss has come some share of its way down. The rate of the lowest loss itself
     says less: the bottom is often flat over a decade of rates, and where on it the lowest point lies is chance.
     """
     found = fall(tried)
     if found is None:
         return None
-    threshold = found.start - share * (found.start - found.lowest.smoothed)
+    threshold = found.start - rule.share * (found.start - found.lowest.smoothed)
     reached = next(step for step in tried if step.smoothed <= threshold)
-    return float(f"{reached.learning_rate:.1e}")
+    return float(f"{rule.times * reached.learning_rate:.1e}")
