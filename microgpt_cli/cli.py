@@ -213,7 +213,8 @@ def _run_verb(verb: str, words: list[str]) -> None:
     except UserError:
         raise
     except Exception as error:
-        raise composing.explained(error, verb, sorted_words, schema_leaves) from error
+        interrupt = composing.interrupt_behind(error)
+        raise interrupt or composing.explained(error, verb, sorted_words, schema_leaves) from error
 
 
 def _hydra_main(verb: str, words: overrides.Words) -> None:

@@ -126,6 +126,14 @@ def hydra_files(composed: Any) -> dict[str, str]:
     }
 
 
+def interrupt_behind(error: BaseException) -> KeyboardInterrupt | None:
+    """The Ctrl-C that came first, where OmegaConf, cut off half-way, fails while it restores what it had changed."""
+    behind: BaseException | None = error
+    while behind is not None and not isinstance(behind, KeyboardInterrupt):
+        behind = behind.__context__
+    return behind
+
+
 def explained(error: Exception, verb: str, words: overrides.Words, schema: dict[str, Leaf]) -> Exception:
     """Hydra's and OmegaConf's errors as one line for a person; any other error as it is."""
     from hydra.errors import HydraException, MissingConfigException

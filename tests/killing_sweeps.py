@@ -71,7 +71,8 @@ def main(tries: int, most_kills: int, seed: int) -> None:
         duration = time.monotonic() - began
         expected = outcomes()
         draw = random.Random(seed)
-        wrong, kills = 0, Counter[str]()
+        wrong: list[str] = []
+        kills = Counter[str]()
         for _ in range(tries):
             shutil.rmtree(SWEEP)
             before: dict[int, int] = {}
@@ -81,12 +82,16 @@ def main(tries: int, most_kills: int, seed: int) -> None:
                 os.kill(pid, number)
                 status = status_of(pid)
                 kills[signal.Signals(number).name if status else "none: it had ended"] += 1
-                wrong += status not in (0, -signal.SIGKILL, -number, 128 + number)
-                wrong += not before.items() <= done().items()
+                if status not in (0, -signal.SIGKILL, -number, 128 + number):
+                    wrong.append(f"status {status} after {signal.Signals(number).name}")
+                if not before.items() <= done().items():
+                    wrong.append(f"a job that was done is touched: {before}, {done()}")
                 before = done()
                 if len(before) == JOBS:
                     break
-            wrong += status_of(in_child(sweep)) != 0 or outcomes() != expected or not before.items() <= done().items()
+            status = status_of(in_child(sweep))
+            if status != 0 or outcomes() != expected or not before.items() <= done().items():
+                wrong.append(f"in the end: status {status}, done before {before}, done now {done()}")
         os.chdir("/")
     print(json.dumps({"tries": tries, "wrong": wrong, "kills": dict(kills), "seconds": round(duration, 1)}))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY, Run, Tried
 
-from microgpt_cli import cli, sweeping
+from microgpt_cli import cli, composing, sweeping
 
 MICROGPT = [sys.executable, "-m", "microgpt_cli"]
 
@@ -35,7 +35,7 @@ def test_pages_about_a_verb_do_not_import_torch(words: tuple[str, ...]) -> None:
 
 FIRST_STEP = """
 import sys
-from microgpt_cli import cli
+from microgpt_cli import cli, composing
 from microgpt_cli.training.trainer import Stepped, Trainer
 
 run = Trainer.run
@@ -62,7 +62,7 @@ def test_what_takes_long_to_import_is_not_there_at_the_first_step(text_file: Pat
 
 COLLECTOR = """
 import gc, sys
-from microgpt_cli import cli
+from microgpt_cli import cli, composing
 sys.argv = ["microgpt", "runs", "nowhere"]
 cli.main(sys.argv[1:] if {by_program} else None)
 print(gc.isenabled(), gc.get_freeze_count() > 0)
@@ -617,3 +617,15 @@ def test_a_broken_plugin_is_named(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "Hydra plugin is broken" in done.stderr
     assert "mutable default" in done.stderr
+
+
+def test_an_error_that_ctrl_c_has_caused_is_told_as_ctrl_c(microgpt: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut_off(*_: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise AttributeError("half restored")
+
+    monkeypatch.setattr(composing, "compose", cut_off)
+    ran = microgpt("params")
+    assert (ran.status, ran.err) == (130, "interrupted\n")

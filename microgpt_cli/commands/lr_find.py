@@ -78,8 +78,9 @@ def _report(config: TrainConfig, tried: Sequence[Tried], suggested: float | None
     if found is None or suggested is None:
         raise RunStopped("lr_find: the loss fell at no learning rate, so there is none to suggest; look at the data")
     say(
-        f"chosen    {suggested:g}: {'twice ' if rule.times == 2 else ''}the first rate with {rule.share:.0%} of the fall behind it, from a smoothed loss "
-        f"of {found.start:.3f} to {found.lowest.smoothed:.3f} at {found.lowest.learning_rate:.1e}"
+        f"chosen    {suggested:g}: {'twice ' if rule.times == 2 else ''}the first rate with {rule.share:.0%} of "
+        f"the fall behind it, from a smoothed loss of {found.start:.3f} to {found.lowest.smoothed:.3f} at "
+        f"{found.lowest.learning_rate:.1e}"
     )
     say(f"paste     {override(config, suggested)}")
 

@@ -98,8 +98,9 @@ def fall(tried: Sequence[Tried]) -> Fall | None:
 def suggestion(tried: Sequence[Tried], rule: Rule = RULES["adamw"]) -> float | None:
     """The learning rate to use, of two digits, or None where the loss never fell.
 
-    It follows from the first at which the smoothed loss has come some share of its way down. The rate of the lowest loss itself
-    says less: the bottom is often flat over a decade of rates, and where on it the lowest point lies is chance.
+    It follows from the first at which the smoothed loss has come some share of its way down. The rate of the lowest
+    loss itself says less: the bottom is often flat over a decade of rates, and where on it the lowest point lies is
+    chance.
     """
     found = fall(tried)
     if found is None:
