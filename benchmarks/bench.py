@@ -127,7 +127,7 @@ def sampling(settings: Settings) -> Iterator[Row]:
             rates[count] = per_second["ours"]
             if count == 1:
                 ratio = Ratio(found["times_plain"], *found["times_plain_min_max"])
-                measured = f"{per_second['ours']:,.0f} tokens/s, plain {per_second['plain']:,.0f}"
+                measured = f"{per_second['ours']:,.0f} tokens/s, plain {per_second['plain']:,.3g}"
                 yield against(SAMPLED_GOALS[size], ratio, "sampling", f"sample {size}, {found['dtype']}", measured)
             else:
                 what = f"sample {size}, {count} at once, beside one"
