@@ -230,7 +230,7 @@ def test_a_job_that_outlived_its_sweep_is_not_run_twice(cut: Path, microgpt: Run
     assert everything(cut) == before
 
 
-@pytest.mark.parametrize("instant", [8, 30, 60])
+@pytest.mark.parametrize("instant", [30, *(pytest.param(n, marks=pytest.mark.stress) for n in (8, 60))])
 def test_a_full_disk_loses_no_job(
     instant: int, microgpt: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tried: Tried
 ) -> None:
