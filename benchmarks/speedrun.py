@@ -84,7 +84,7 @@ def _evaluate(model: GPT, ids: torch.Tensor, batch_size: int) -> None:
     model.eval()
     for number in range(EVAL_BATCHES):
         T = model.config.block_size
-        _, loss = model(*take(ids, draw_starts(len(ids), batch_size, T, 0, number), T))
+        _, loss = model(*take(ids, draw_starts(len(ids), batch_size, T, 0, number), T, ids.device))
         assert loss is not None
         loss.item()
     model.train()

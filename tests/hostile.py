@@ -17,10 +17,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import microgpt_cli.commands.params  # noqa: F401
+from microgpt_cli import cli
 from microgpt_cli.data.tokens import Splits
 from microgpt_cli.errors import UserError
 from microgpt_cli.generation.generate import generate
 from microgpt_cli.generation.sampling import Draws, Sampler
+from microgpt_cli.model.accounting import meta_model
 from microgpt_cli.runs import folder as layout
 from microgpt_cli.runs import storage
 from microgpt_cli.training import checkpoint
@@ -44,7 +47,10 @@ def _watch(event: str, _args: tuple[object, ...]) -> None:
         watching.append(event)
 
 
-choose("cpu", "float32")  # opens the C library, once
+# What a process imports at the first use is not a file's doing: the C library, Hydra's plugins, the meta device.
+choose("cpu", "float32")
+meta_model(cli.load_config("train", ["model=micro"]).model, 5)
+cli.load_config("params", [])
 sys.addaudithook(_watch)
 
 
