@@ -290,15 +290,15 @@ def test_a_disk_that_fails_is_told_in_a_line_and_the_run_resumed(
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.stress
 @pytest.mark.parametrize(
     "words",
     [
-        pytest.param(["random", "2", "1", "0"], id="few"),
         *(
             pytest.param(["random", "25", "1", str(seed)], id=f"many-{seed}", marks=pytest.mark.stress)
             for seed in (1, 2)
         ),
-        pytest.param(["calls", "1", "2"], id="calls", marks=pytest.mark.stress),
+        pytest.param(["calls", "1", "2"], id="calls"),
     ],
 )
 def test_a_killed_run_resumes_to_the_same_bits(words: list[str], tried: Tried) -> None:
@@ -306,7 +306,7 @@ def test_a_killed_run_resumes_to_the_same_bits(words: list[str], tried: Tried) -
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     tried("SIGKILL while saves go on beside, as on a GPU", found["tries"], found["different"])
-    assert found["tries"] >= 2
+    assert found["tries"] >= 20
     assert found["different"] == 0
 
 
