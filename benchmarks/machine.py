@@ -68,9 +68,17 @@ def matrix_rates(rounds: int = 5, round_seconds: float = 0.5) -> dict[str, float
 
 
 def store(name: str, script: str, words: Sequence[str], content: dict[str, Any]) -> Path:
-    """Write a result with its command, machine and versions to `benchmarks/results/NAME.json`."""
+    """Write a result with its command, machine and versions to `benchmarks/results/NAME.json`.
+
+    Of a path in the command its last part alone: where it lies is nobody's business.
+    """
+    told = [
+        f"{key}={Path(value).name}" if os.sep in value else word
+        for word in words
+        for key, _, value in [word.partition("=")]
+    ]
     page = {
-        "command": " ".join([f"python benchmarks/{script}", *words]),
+        "command": " ".join([f"python benchmarks/{script}", *told]),
         "measured": date.today().isoformat(),
         **describe(),
         **content,
