@@ -12,13 +12,13 @@ import contextlib
 import importlib.util
 import io
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import machine
 import torch
+from plain import training_step
 from sample_speed import has_transformers, transformers_generate
 from timing import Way, in_turns, repeated, times_as_fast
 from train_speed import our_steps, token_ids
@@ -32,7 +32,6 @@ from microgpt_cli.model.gpt import GPT
 from microgpt_cli.training.device import choose
 
 VOCAB_SIZE = 65
-Forward = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (idx, targets) → loss
 
 
 def main(words: list[str]) -> None:
@@ -81,10 +80,12 @@ def training(size: str, batch_size: int, rounds: int, nanogpt: ModuleType | None
     ids, T = token_ids(VOCAB_SIZE), config.model.block_size
     ways = {"ours": our_steps(config, GPT(config.model, VOCAB_SIZE).to(compute.device), ids, compute)}
     if nanogpt is not None:
-        theirs = nanogpt_model(nanogpt, config.model).to(compute.device)
+        theirs = nanogpt_model(nanogpt, config.model).to(compute.device).train()
         with contextlib.redirect_stdout(io.StringIO()):
             optimizer = theirs.configure_optimizers(0.1, 1e-3, (0.9, 0.99), compute.device.type)
-        ways["nanoGPT"] = steps(lambda idx, targets: theirs(idx, targets)[1], theirs, optimizer, ids, batch_size, T)
+        ways["nanoGPT"] = repeated(
+            training_step(lambda idx, targets: theirs(idx, targets)[1], theirs, optimizer, ids, batch_size, T)
+        )
     if has_transformers():
         other = transformers_model(config.model).to(compute.device)
         optimizer = torch.optim.AdamW(other.parameters(), lr=1e-3, weight_decay=0.1, betas=(0.9, 0.99))
@@ -93,30 +94,8 @@ def training(size: str, batch_size: int, rounds: int, nanogpt: ModuleType | None
             logits = other(idx, use_cache=False).logits
             return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
-        ways["transformers"] = steps(loss_of, other, optimizer, ids, batch_size, T)
+        ways["transformers"] = repeated(training_step(loss_of, other.train(), optimizer, ids, batch_size, T))
     return row_of(f"train {size}, {batch_size} × {T}", ways, batch_size * T, rounds)
-
-
-def steps(
-    loss_of: Forward, model: torch.nn.Module, optimizer: torch.optim.Optimizer, ids: torch.Tensor, B: int, T: int
-) -> Way:
-    """Training steps of a peer, as nanoGPT's train.py makes them."""
-    device = next(model.parameters()).device
-    model.train()
-
-    def step(number: int) -> None:
-        starts = torch.randint(len(ids) - T, (B,)).tolist()
-        idx = torch.stack([ids[i : i + T].long() for i in starts]).to(device)
-        targets = torch.stack([ids[i + 1 : i + 1 + T].long() for i in starts]).to(device)
-        loss = loss_of(idx, targets)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if number % 10 == 0:
-            loss.item()
-
-    return repeated(step)
 
 
 def sampling(size: str, rounds: int, nanogpt: ModuleType | None) -> dict[str, Any]:

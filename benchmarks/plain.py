@@ -10,7 +10,8 @@ import functools
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.model.layers import CausalSelfAttention, attend_fused
@@ -18,27 +19,46 @@ from microgpt_cli.model.layers import CausalSelfAttention, attend_fused
 
 def plain_step(model: GPT, ids: Tensor, batch_size: int, compile: bool) -> Callable[[int], None]:
     """A function that makes one training step, given its number."""
-    device = model.token_embedding_table.weight.device
-    cuda = device.type == "cuda"
-    block_size = model.config.block_size
+    cuda = model.token_embedding_table.weight.is_cuda
     for block in model.blocks:
         block.attention.forward = functools.partial(_attention, block.attention)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1, betas=(0.9, 0.99), fused=cuda)
-    forward = torch.compile(model) if compile else model
     autocast = torch.autocast("cuda", torch.bfloat16) if cuda else contextlib.nullcontext()
+
+    def whole_loss(idx: Tensor, targets: Tensor) -> Tensor:
+        logits, _ = model(idx)  # of all tokens at once, where our own loss takes chunks of a large vocabulary
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    forward = torch.compile(whole_loss) if compile else whole_loss
+
+    def loss_of(idx: Tensor, targets: Tensor) -> Tensor:
+        with autocast:
+            return forward(idx, targets)
+
+    return training_step(loss_of, model, optimizer, ids, batch_size, model.config.block_size)
+
+
+def training_step(
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ids: Tensor,
+    batch_size: int,
+    block_size: int,
+) -> Callable[[int], None]:
+    """A function that makes one training step of any model, given its number, as nanoGPT's train.py makes it."""
+    device = next(model.parameters()).device
 
     def get_batch() -> tuple[Tensor, Tensor]:
         starts = torch.randint(len(ids) - block_size, (batch_size,)).tolist()
         x = torch.stack([ids[i : i + block_size].long() for i in starts])
         y = torch.stack([ids[i + 1 : i + 1 + block_size].long() for i in starts])
-        if cuda:
+        if device.type == "cuda":
             return x.pin_memory().to(device, non_blocking=True), y.pin_memory().to(device, non_blocking=True)
         return x, y
 
     def step(number: int) -> None:
-        x, y = get_batch()
-        with autocast:
-            _, loss = forward(x, y)
+        loss = loss_of(*get_batch())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

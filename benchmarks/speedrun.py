@@ -10,7 +10,6 @@ Reading the text, checkpoints and samples are left out of it. Writes to benchmar
 
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -19,10 +18,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import machine
 import torch
 from plain import plain_step
 
-from microgpt_cli import __version__, cli
+from microgpt_cli import cli
 from microgpt_cli.data.tokens import draw_starts, take
 from microgpt_cli.model.gpt import GPT
 
@@ -98,16 +98,9 @@ def _seconds(work: Callable[[], object]) -> float:
 
 def main(words: list[str]) -> None:
     given = dict(word.split("=", 1) for word in words)
-    page = {
-        "command": f"python benchmarks/speedrun.py {' '.join(words)}",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
-        "versions": {"microgpt": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        **measure(given["data.path"], int(given.get("rounds", ROUNDS))),
-    }
-    print(json.dumps(page, indent=1))
-    out = Path(__file__).parent / "results" / "speedrun.json"
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps(page, indent=1) + "\n")
+    found = measure(given["data.path"], int(given.get("rounds", ROUNDS)))
+    print(json.dumps(found, indent=1))
+    machine.store("speedrun", "speedrun.py", words, found)
 
 
 if __name__ == "__main__":

@@ -11,15 +11,12 @@ import importlib.metadata
 import importlib.util
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-
-from microgpt_cli import __version__
 
 ROUNDS, LOOK_SEC, PATIENCE_SEC = 7, 0.002, 120
 MICROGPT = [sys.executable, "-m", "microgpt_cli"]
@@ -98,21 +95,13 @@ def _has_bytecode(package: str) -> bool:
 
 def main(words: list[str]) -> None:
     given = dict(word.split("=", 1) for word in words)
-    rounds = int(given.get("rounds", ROUNDS))
-    page = {
-        "command": f"python benchmarks/start_up.py {' '.join(words)}".rstrip(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": {
-            "microgpt": __version__,
-            **{name: importlib.metadata.version(name) for name in ("torch", "hydra-core", "matplotlib")},
-            "python": platform.python_version(),
-        },
-        **measure(rounds),
-    }
-    print(json.dumps(page, indent=1))
-    out = Path(__file__).parent / "results" / "start_up.json"
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps(page, indent=1) + "\n")
+    found = measure(int(given.get("rounds", ROUNDS)))
+    print(json.dumps(found, indent=1))
+
+    import machine  # and with it torch, which is kept away while processes are timed
+
+    versions = {name: importlib.metadata.version(name) for name in ("hydra-core", "matplotlib")}
+    machine.store("start_up", "start_up.py", words, {"imported": versions, **found})
 
 
 if __name__ == "__main__":
