@@ -18,10 +18,7 @@ from torch import Tensor, nn
 
 from microgpt_cli.generation.products import Product, make_head, make_product
 from microgpt_cli.model.gpt import GPT
-from microgpt_cli.model.layers import ACTIVATIONS, Block, Rotary
-
-QK_NORM_EPS = 1e-6  # as in layers.py
-
+from microgpt_cli.model.layers import ACTIVATIONS, QK_NORM_EPS, Block, Rotary
 
 Norm = Callable[[Tensor], Tensor]
 
