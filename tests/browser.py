@@ -80,13 +80,14 @@ class Browser:
 
     @contextlib.contextmanager
     def open(self, path: Path, width: int = 1280, height: int = 900, dark: bool = False) -> Iterator["Tab"]:
-        """Open a file in a new tab; a `width` under 600 is a phone, which is touched.
+        """Open a file in a tab that remembers nothing of others; a `width` under 600 is a phone, which is touched.
 
         Raises:
             AssertionError: at the end, if the page reported an error or asked for anything but itself.
         """
         self.events.clear()
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        profile = self.call("Target.createBrowserContext")["browserContextId"]  # storage of its own, as in a new window
+        target = self.call("Target.createTarget", url="about:blank", browserContextId=profile)["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         tab = Tab(self, session, width, height)
         for domain in ("Page", "Runtime", "Network", "Log"):
@@ -98,14 +99,14 @@ class Browser:
         tab.call("Emulation.setEmulatedMedia", features=[scheme])
         url = path.resolve().as_uri()
         tab.call("Page.navigate", url=url)
-        self.wait("Page.loadEventFired", session)
+        tab.loaded()
         try:
             yield tab
             tab.js("1")  # what was reported until now has come
             assert tab.errors() == []
             assert [address for address in tab.requests() if address != url and not address.startswith("data:")] == []
         finally:
-            self.call("Target.closeTarget", targetId=target)
+            self.call("Target.disposeBrowserContext", browserContextId=profile)  # and its tab
 
     def close(self) -> None:
         with contextlib.suppress(AssertionError, OSError):
@@ -125,6 +126,10 @@ class Tab:
 
     def call(self, method: str, **params: Any) -> Any:
         return self._browser.call(method, self._session, **params)
+
+    def loaded(self) -> None:
+        """Wait until the page has been loaded, if it has not been yet."""
+        self._browser.wait("Page.loadEventFired", self._session)
 
     def js(self, expression: str) -> Any:
         """The value of a JavaScript expression in the page, as JSON can say it."""
