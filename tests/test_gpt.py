@@ -128,7 +128,7 @@ def test_gpt2_has_the_published_number_of_parameters(size: str, count: int) -> N
 @pytest.mark.parametrize("arch", ARCHES)
 def test_sizes_up_to_small_make_two_steps(size: str, arch: str) -> None:
     model = GPT(preset(size, arch), V)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.003)  # at 0.1 small diverges from one start in six
     idx = torch.randint(V, (1, 16))
     losses = []
     for _ in range(3):
