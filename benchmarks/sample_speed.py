@@ -136,10 +136,11 @@ def compare(
             ways["transformers"] = transformers_generate(model)
     counts = {}
     for name, way in ways.items():
-        warm = 1 if name == "plain" else min(block_size - 1, 40)
+        warm = 2 if name == "plain" else min(block_size - 1, 40)
         way(warm)  # a graph is recorded here
         longest = block_size - 2 if name == "transformers" else 5 * block_size
-        counts[name] = min(longest, max(2, int(ROUND_SECONDS / timed(way, warm) * warm)))
+        a_token = (timed(way, warm) - timed(way, 1)) / (warm - 1)  # beside what the first has cost
+        counts[name] = min(longest, max(2, int(ROUND_SECONDS / max(a_token, 1e-6))))
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():

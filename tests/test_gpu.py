@@ -170,8 +170,9 @@ def test_replayed_logits_are_those_of_the_forward_pass(arch: str, dtype: torch.d
         for position in range(200, 256):
             at = torch.tensor([position], device="cuda")
             found.append(decode_anywhere(weights, cache, idx[:, position], at, stretch_for(position, 256)))
-    difference = (torch.stack(found, dim=1).float() - exact[:, 199:]).abs().max() / exact.abs().max()
-    assert difference < (1e-3 if dtype == torch.float32 else 5e-2)
+    off = torch.stack(found, dim=1).float() - exact[:, 199:]
+    off -= off.mean(-1, keepdim=True)  # what all logits share moves no probability
+    assert off.abs().max() / exact.abs().max() < (1e-3 if dtype == torch.float32 else 5e-2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

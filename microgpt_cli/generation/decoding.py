@@ -6,7 +6,8 @@ what a norm has learnt is taken into the matrix after it, keys and values have t
 doesn't depend on the token (views, positions) is made once. No gradient is kept; under `torch.inference_mode` it is
 faster still.
 
-Shapes as in `gpt.py`; rows of products are (B·T, …), the samples one after the other.
+Shapes as in `gpt.py`; rows of products are (B·T, …), the samples one after the other. Logits are those of the model but
+for an amount common to all tokens (`products.make_head`).
 """
 
 from collections.abc import Callable
@@ -135,15 +136,22 @@ def turns(rotary: Rotary) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where T positions from `start` on are worked out: scratch, and what each layer writes and sees."""
+class Scratch:
+    """Where queries, keys and values of T positions are worked out."""
 
-    position_embedding: Tensor | None  # (B·T, C)
-    turns: Tensor | None  # (T, D, D)
     qkv: Tensor  # (B·T, 3C)
     qk: Tensor  # (B, T, 2H, D), of qkv
     q: Tensor  # (B, H, T, D), of qkv
     kv: Tensor  # (2, B, H, T, D), of qkv
+
+
+@dataclass(frozen=True)
+class Place:
+    """What T positions from `start` on add to their tokens, and what each layer writes there and sees."""
+
+    position_embedding: Tensor | None  # (B·T, C), or (1, C) for all samples
+    turns: Tensor | None  # (T, D, D)
+    scratch: Scratch
     layers: list[tuple[Tensor, Tensor, Tensor]]  # where kv goes; keys and values (B, H, start + T, D)
 
 
@@ -158,6 +166,8 @@ class Cache:
         # the tokens that were taken in, after one that stands for none
         self.tokens = torch.full((batch_size, positions + 1), V, device=weights.token_embedding.device)
         self.kv = weights.token_embedding.new_zeros(shape)  # (L, 2, B, H, positions, D)
+        self._layers = [(kv, kv[0], kv[1]) for kv in self.kv]
+        self._scratches: dict[int, Scratch] = {}
         self._places: dict[tuple[int, int], Place] = {}
 
     def place(self, start: int, T: int) -> Place:
@@ -167,37 +177,39 @@ class Cache:
         return self._places[start, T]
 
     def _make_place(self, start: int, T: int) -> Place:
-        L, _, B, H, _, D = self.kv.shape
-        weights = self.weights
+        if T not in self._scratches:
+            self._scratches[T] = self._make_scratch(T)
+        weights, B, end = self.weights, self.kv.size(2), start + T
+        positions = None if weights.position_embedding is None else weights.position_embedding[start:end]
+        return Place(
+            position_embedding=positions if positions is None or B == 1 or T == 1 else positions.repeat(B, 1),
+            turns=None if weights.turns is None else weights.turns[start:end],
+            scratch=self._scratches[T],
+            layers=[(kv[:, :, :, start:end], k[:, :, :end], v[:, :, :end]) for kv, k, v in self._layers],
+        )
+
+    def _make_scratch(self, T: int) -> Scratch:
+        _, _, B, H, _, D = self.kv.shape
         qkv = self.kv.new_empty(B * T, 3 * H * D)
         parts = qkv.view(B, T, 3, H, D)
-        end = start + T
-        return Place(
-            position_embedding=None
-            if weights.position_embedding is None
-            else weights.position_embedding[start:end].repeat(B, 1),
-            turns=None if weights.turns is None else weights.turns[start:end],
+        return Scratch(
             qkv=qkv,
             qk=parts[:, :, :2].flatten(2, 3),
             q=parts[:, :, 0].transpose(1, 2),
             kv=parts[:, :, 1:].permute(2, 0, 3, 1, 4),
-            layers=[
-                (self.kv[layer, ..., start:end, :], self.kv[layer, 0, ..., :end, :], self.kv[layer, 1, ..., :end, :])
-                for layer in range(L)
-            ],
         )
 
 
 def prefill(weights: Weights, cache: Cache, idx: Tensor) -> Tensor:
     """Take in the first tokens (B, T) of every sample in one pass → logits (B, V) after the last."""
     B, T = idx.shape
-    x = _through_blocks(weights, cache.place(0, T), _embed(weights, cache, idx, 0), T)
+    x = _through_blocks(weights, cache.place(0, T), _embed(weights, cache, idx, 0))
     return weights.lm_head(weights.ln_f(x.view(B, T, -1)[:, -1]))
 
 
 def decode_one_token(weights: Weights, cache: Cache, tokens: Tensor, position: int) -> Tensor:
     """One more token (B,) of every sample, at a position after those taken in → logits (B, V)."""
-    x = _through_blocks(weights, cache.place(position, 1), _embed(weights, cache, tokens[:, None], position), 1)
+    x = _through_blocks(weights, cache.place(position, 1), _embed(weights, cache, tokens[:, None], position))
     return weights.lm_head(weights.ln_f(x))
 
 
@@ -211,19 +223,20 @@ def _embed(weights: Weights, cache: Cache, idx: Tensor, start: int) -> Tensor:
     return x
 
 
-def _through_blocks(weights: Weights, place: Place, x: Tensor, T: int) -> Tensor:
+def _through_blocks(weights: Weights, place: Place, x: Tensor) -> Tensor:
     """What the blocks make of tokens as vectors (B·T, C), in place. Their keys and values are kept."""
     if place.position_embedding is not None:
         x.add_(place.position_embedding)
-    q, kv, causal, activation = place.q, place.kv, T > 1, weights.activation
+    qkv, qk, q, kv = place.scratch.qkv, place.scratch.qk, place.scratch.q, place.scratch.kv
+    one, activation = q.size(2) == 1, weights.activation
     for layer, (here, keys, values) in zip(weights.layers, place.layers, strict=True):
-        layer.qkv.into(place.qkv, layer.ln1(x))
+        layer.qkv.into(qkv, layer.ln1(x))
         if weights.qk_norm is not None:
-            place.qk.copy_(weights.qk_norm(place.qk))
+            qk.copy_(weights.qk_norm(qk))
         if place.turns is not None:
-            place.qk.copy_(torch.matmul(place.qk, place.turns))
+            qk.copy_(torch.matmul(qk, place.turns))
         here.copy_(kv)
-        y = F.scaled_dot_product_attention(q, keys, values, is_causal=causal)  # (B, H, T, D)
-        layer.proj.added_to(x, y.view(x.shape) if T == 1 else y.transpose(1, 2).reshape(x.shape))
+        y = F.scaled_dot_product_attention(q, keys, values, is_causal=not one)  # (B, H, T, D)
+        layer.proj.added_to(x, y.view_as(x) if one else y.transpose(1, 2).reshape_as(x))  # as a shape costs 2 µs
         layer.fc_proj.added_to(x, activation(layer.fc(layer.ln2(x))))
     return x
