@@ -7,12 +7,21 @@ command: programs that call `cli.main(words)` have their collector as they left 
 
 import atexit
 import gc
+import sys
 
 
 def rest() -> None:
     """Look for no garbage until `work`, and for none when the process ends."""
     gc.disable()
-    atexit.register(gc.freeze)
+    atexit.register(_end)
+
+
+def _end() -> None:
+    """Leave everything where it is, but for torch's compiler: it complains of what of it isn't cleared away."""
+    if "triton" in sys.modules:
+        gc.unfreeze()
+    else:
+        gc.freeze()
 
 
 def work() -> None:

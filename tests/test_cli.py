@@ -76,6 +76,14 @@ def test_the_collector_rests_while_a_command_starts_and_never_in_a_program_of_ot
     assert done.stdout.split() == ["True", str(not by_program)]
 
 
+def test_the_compiler_has_nothing_to_say_at_the_end() -> None:
+    """Where nothing is cleared away when the process ends, triton prints a list of what it calls leaked."""
+    pytest.importorskip("triton")
+    code = "from microgpt_cli import collector; collector.rest(); import triton; collector.work()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
 def test_replay_needs_no_torch(trained: Path) -> None:
     assert "torch" not in imported("replay", str(trained))
 
