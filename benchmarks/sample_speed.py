@@ -10,22 +10,19 @@ full one, as all but its first tokens are. The time to the first token is that o
 token by token. Writes to benchmarks/results/, where rows of the same model and number of samples are replaced.
 """
 
-import contextlib
 import importlib.metadata
 import importlib.util
 import json
-import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import machine
 import torch
 
-from microgpt_cli import __version__, cli
+from microgpt_cli import cli
 from microgpt_cli.generation.decoding import Cache, decode_one_token, prefill, prepare
 from microgpt_cli.generation.generate import generate
 from microgpt_cli.generation.precision import choose_dtype, choose_threads
@@ -50,7 +47,7 @@ def main(words: list[str]) -> None:
     device = given.pop("device", "auto")
     threads = int(given["threads"]) if "threads" in given else None
     given.pop("threads", None)
-    out = Path(__file__).parent / "results" / f"{given.pop('name', 'sample_speed')}.json"
+    name = given.pop("name", "sample_speed")
     if not has_transformers():
         print("transformers is not installed: not compared (pip install transformers)")
     for size in sizes:
@@ -58,38 +55,20 @@ def main(words: list[str]) -> None:
             for dtype in dtypes:
                 row = compare(size, num_samples, device, dtype, threads, rounds, **given)
                 print(json.dumps(row), flush=True)
-                store(out, row, words)
+                store(name, row, words)
 
 
-def store(out: Path, row: Row, words: list[str]) -> None:
+def store(name: str, row: Row, words: list[str]) -> None:
     """Put a row into the file of results, in the place of an older one for the same."""
     same = ("model", "num_samples", "dtype")
-    old = json.loads(out.read_text())["rows"] if out.exists() else []
+    path = machine.RESULTS / f"{name}.json"
+    old = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
     rows = [other for other in old if any(other[key] != row[key] for key in same)] + [row]
-    versions = {"microgpt": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    content: dict[str, Any] = {"cpu_capability": torch.backends.cpu.get_cpu_capability()}
     if has_transformers():
-        versions["transformers"] = importlib.metadata.version("transformers")
-    page = {
-        "command": f"python benchmarks/sample_speed.py {' '.join(words)}",
-        "device": torch.cuda.get_device_name() if "cuda" in row["device"] else machine(),
-        "versions": versions,
-        "rows": sorted(rows, key=lambda row: (row["block_size"], row["num_samples"])),
-    }
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps(page, indent=1) + "\n")
-
-
-def machine() -> str:
-    """What the CPU is, in words."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return f"{line.partition(':')[2].strip()}, {os.cpu_count()} cores, {cpu_capability()}"
-    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {cpu_capability()}"
-
-
-def cpu_capability() -> str:
-    return torch.backends.cpu.get_cpu_capability()
+        content["transformers"] = importlib.metadata.version("transformers")
+    ordered = sorted(rows, key=lambda row: (row["block_size"], row["num_samples"]))
+    machine.store(name, "sample_speed.py", words, content | {"rows": ordered})
 
 
 def compare(

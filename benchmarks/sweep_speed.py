@@ -9,16 +9,14 @@ the rounds counts, in seconds on the clock and of the processor. Writes to bench
 import contextlib
 import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
 import time
-from pathlib import Path
 
-import torch
+import machine
 
-from microgpt_cli import __version__, cli
+from microgpt_cli import cli
 
 JOBS, STEPS = 20, 100
 WARM_UP = ["max_steps=2", "sample_interval=0"]
@@ -26,7 +24,7 @@ WARM_UP = ["max_steps=2", "sample_interval=0"]
 
 def main(words: list[str]) -> None:
     given = dict(word.split("=", 1) for word in words)
-    out = Path(__file__).parent.absolute() / "results" / f"{given.pop('name', 'sweep_speed')}.json"
+    name = given.pop("name", "sweep_speed")
     rounds = int(given.pop("rounds", 3))
     common = [f"{key}={value}" for key, value in given.items()]
     sweep = ["train", "-m", *common, f"seed=range({JOBS})", f"max_steps={STEPS}"]
@@ -40,17 +38,12 @@ def main(words: list[str]) -> None:
             rows.append(row | {"ratio": [s / r for s, r in zip(*row.values(), strict=True)]})
             print(json.dumps(rows[-1]), flush=True)
     clock, processor = (statistics.median(row["ratio"][i] for row in rows) for i in range(2))
-    page = {
-        "command": f"python benchmarks/sweep_speed.py {' '.join(words)}",
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
-        "threads": torch.get_num_threads(),
-        "versions": {"microgpt": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    found = {
         "ratio of seconds on the clock": round(clock, 3),
         "ratio of seconds of the processor": round(processor, 3),
         "rounds": [{name: [round(value, 3) for value in pair] for name, pair in row.items()} for row in rows],
     }
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps(page, indent=1) + "\n")
+    machine.store(name, "sweep_speed.py", words, found)
 
 
 def timed(command: list[str]) -> tuple[float, float]:

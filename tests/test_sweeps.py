@@ -23,7 +23,8 @@ from microgpt_cli.runs import plots, storage
 from microgpt_cli.sweeps import job, progress, record
 from microgpt_cli.sweeps.progress import Plan, Watched
 from microgpt_cli.sweeps.record import Job, Record
-from microgpt_cli.training.trainer import Trainer
+from microgpt_cli.training.trackers import Trackers
+from microgpt_cli.training.trainer import Evaluated, Trainer
 
 HERE = Path(__file__).parent
 SHORT = [*TINY, "data.path=my.txt", "max_steps=4", "threads=1", "checkpoint_interval=2", "eval_interval=2"]
@@ -38,7 +39,8 @@ def _quick(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def outcome(run: Path) -> list[bytes]:
     last = run / "ckpt" / "step-00000004"
-    return [p.read_bytes() for p in (last / "model.safetensors", last / "optim.safetensors", run / "metrics.jsonl")]
+    paths = (last / "model.safetensors", last / "optim.safetensors", run / layout.METRICS, run / layout.SAMPLES)
+    return [path.read_bytes() for path in paths]
 
 
 def everything(folder: Path) -> dict[Path, tuple[int, int]]:
@@ -177,6 +179,29 @@ def cut(microgpt: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     assert [job.look(sweep / n).status for n in "012"] == ["finished", "interrupted", "waiting"]
     return sweep
+
+
+def test_a_signal_when_a_job_has_all_but_ended_cuts_nothing_of_it_and_stops_the_sweep(
+    microgpt: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the last evaluation there is nothing to interrupt: the last sample is whole, and no further job begins."""
+    assert microgpt("train", "-m", *SHORT, "seed=1,2,3", "hydra.sweep.dir=whole").status == 0
+    original = Trackers.log
+
+    def log(trackers: Trackers, event: object) -> None:
+        if isinstance(event, Evaluated) and event.step == 4 and (Path("cut") / "1").is_dir():
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(trackers, event)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trackers, "log", log)
+        ran = microgpt("train", "-m", *SHORT, "seed=1,2,3", "hydra.sweep.dir=cut")
+    assert ran.status == 128 + signal.SIGTERM
+    assert "stopped with 2 of 3 jobs done; go on with: microgpt train -m sweep.resume=cut" in ran.err
+    assert [job.look(Path("cut") / n).status for n in "012"] == ["finished", "finished", "waiting"]
+    assert all(outcome(Path("cut") / n) == outcome(Path("whole") / n) for n in "01")
+    assert microgpt("train", "-m", "sweep.resume=cut").status == 0
+    assert all(outcome(Path("cut") / n) == outcome(Path("whole") / n) for n in "012")
 
 
 @pytest.mark.parametrize(("words", "difference"), OTHERS)

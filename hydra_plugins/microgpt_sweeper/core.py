@@ -20,7 +20,6 @@ import multiprocessing
 import os
 import shlex
 import signal
-import threading
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -276,6 +275,7 @@ class JobSweeper(Sweeper):
     @contextlib.contextmanager
     def _stop_signals(self) -> Iterator[None]:
         """Between jobs in this process, or while others run them: no further job begins, and those that run save."""
+        from microgpt_cli import signals
         from microgpt_cli.errors import Interrupted
         from microgpt_cli.sweeps import job
 
@@ -290,17 +290,11 @@ class JobSweeper(Sweeper):
             if not (workers and is_first):
                 raise Interrupted("", number)
 
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, stop) for number in job.STOP_SIGNALS}
-        try:
-            yield
-        except Interrupted as stopped:  # a run in this process heard the signal and has saved
-            self._stopped_by = stopped.exit_status - 128
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        with signals.heard_by(stop):
+            try:
+                yield
+            except Interrupted as stopped:  # a run in this process heard the signal and has saved
+                self._stopped_by = stopped.exit_status - 128
 
     def _go_on(self) -> str:
         """What to type to go on with the sweep."""

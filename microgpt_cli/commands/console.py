@@ -53,6 +53,15 @@ def thousands(count: float) -> str:
     return f"{count:,.0f}" if count < 10_000 else f"{count / 1000:,.1f}k"
 
 
+def data_size(count: float) -> str:
+    """Bytes: `999 B`, `1.5 kB`, `22.3 GB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
 def duration(seconds: float) -> str:
     """Seconds as a person says them: `41 s`, `2 min 05 s`, `3 h 20 min`."""
     whole = round(seconds)

@@ -13,9 +13,9 @@ import torch
 import yaml
 
 from microgpt_cli.commands import Invocation
-from microgpt_cli.commands.console import bytes_bar, duration, thousands
+from microgpt_cli.commands.console import bytes_bar, data_size, duration, thousands
 from microgpt_cli.commands.old_runs import config_from_run
-from microgpt_cli.commands.train import LAST_SAMPLE_TOKENS, SAMPLE_TOKENS, UNITS, work_flops
+from microgpt_cli.commands.train import LAST_SAMPLE_TOKENS, SAMPLE_TOKENS, work_flops
 from microgpt_cli.config import TrainConfig, leaves
 from microgpt_cli.data.baselines import baselines
 from microgpt_cli.data.corpus import Corpus, open_corpus
@@ -85,9 +85,8 @@ def _machine(config: TrainConfig, compute: Compute) -> list[str]:
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
         kinds = "float32, float16" + (", bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "")
-        print(
-            f"gpu       cuda:{index} {torch.cuda.get_device_name(index)}, {_size(free)} of {_size(total)} free, {kinds}"
-        )
+        vram = f"{data_size(free)} of {data_size(total)} free"
+        print(f"gpu       cuda:{index} {torch.cuda.get_device_name(index)}, {vram}, {kinds}")
     for name in ("device", "dtype", "compile", "threads"):
         print(f"{name:9} {compute.reasons[name]}")
     missing = _missing_compiler(compute.device)
@@ -105,11 +104,11 @@ def _missing_compiler(device: torch.device) -> str:
 
 def _text(whole: Corpus, corpus: Corpus, found: Survey | None, tokenizer: Tokenizer, splits: Splits) -> None:
     """What the text is, and what is odd about it."""
-    unit = UNITS[tokenizer.kind]
+    unit = tokenizer.unit
     files = f" in {len(whole.sources):,} files" if len(whole.sources) > 1 else ""
     print(
-        f"text      {whole.name}: {_size(whole.size_bytes)}{files}"
-        + (f", of which the first {_size(corpus.size_bytes)} are looked at" if corpus is not whole else "")
+        f"text      {whole.name}: {data_size(whole.size_bytes)}{files}"
+        + (f", of which the first {data_size(corpus.size_bytes)} are looked at" if corpus is not whole else "")
     )
     if found is None:
         print("          not UTF-8, so it is taken as bytes")
@@ -141,7 +140,9 @@ def _text(whole: Corpus, corpus: Corpus, found: Survey | None, tokenizer: Tokeni
             "and more: its loss will look better than it is"
         )
     if whole.size_bytes < FEW_BYTES:
-        print(f"little    {_size(whole.size_bytes)} of text: expect overfitting; early_stop_patience=3 would notice")
+        print(
+            f"little    {data_size(whole.size_bytes)} of text: expect overfitting; early_stop_patience=3 would notice"
+        )
     compare = baselines(splits.train, splits.val, tokenizer.vocab_size)
     print(
         f"compare   {compare.uniform:.3f} is guessing, {compare.unigram:.3f} counting {unit}, {compare.bigram:.3f} "
@@ -156,8 +157,11 @@ def _room(config: TrainConfig, compute: Compute, whole: Corpus, tokenizer: Token
     costs = memory(model, config.batch_size)
     needed, free = probe.needed_bytes(model, config.batch_size), probe.free_bytes(compute.device)
     print(f"model     {total_parameters(model):,} parameters")
-    parts = ", ".join(f"{name} {_size(cost.value)}" for name, cost in costs.items())
-    print(f"memory    {_size(needed)} for a step ({parts})" + (f"; {_size(free)} free" if free is not None else ""))
+    parts = ", ".join(f"{name} {data_size(cost.value)}" for name, cost in costs.items())
+    print(
+        f"memory    {data_size(needed)} for a step ({parts})"
+        + (f"; {data_size(free)} free" if free is not None else "")
+    )
     if free is not None and needed > SPARE * free:
         problems.append(_too_large(config, probe.fitting_batch(model, config, int(SPARE * free)), needed, free))
     state = costs["weights"].value + costs["optimizer"].value
@@ -170,8 +174,8 @@ def _room(config: TrainConfig, compute: Compute, whole: Corpus, tokenizer: Token
         there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
         room = shutil.disk_usage(there).free
         print(
-            f"disk      {_size(size)} for {'checkpoints' if key == 'out_dir' else 'the encoded text'}; "
-            f"{_size(room)} free at {there}"
+            f"disk      {data_size(size)} for {'checkpoints' if key == 'out_dir' else 'the encoded text'}; "
+            f"{data_size(room)} free at {there}"
         )
         if size > room:
             problems.append(f"disk: {there} has too little room; try another {key}=")
@@ -185,7 +189,7 @@ def _out_folder(config: TrainConfig) -> Path:
 
 
 def _too_large(config: TrainConfig, batch_size: int | None, needed: int, free: int) -> str:
-    words = f"memory: a step takes {_size(needed)}, and {_size(free)} are free"
+    words = f"memory: a step takes {data_size(needed)}, and {data_size(free)} are free"
     if batch_size is None:
         return f"{words}; one sequence at a time is too much already: try a smaller model= or model.block_size="
     accumulate = config.grad_accum_steps * (config.batch_size // batch_size)
@@ -231,11 +235,3 @@ def _typed(config: TrainConfig, name: str) -> str:
     for part in name.split("."):
         node = getattr(node, part)
     return json.dumps(node) if node is None or isinstance(node, bool) else str(node)
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 from microgpt_cli.commands import Invocation
+from microgpt_cli.commands.console import data_size
 from microgpt_cli.commands.described import described
 from microgpt_cli.config import ParamsConfig
 from microgpt_cli.model.accounting import (
@@ -43,8 +44,10 @@ def _table(model: GPT, config: ParamsConfig) -> str:
     lines += [f"FLOPs a token, forward and backward: {flops.value:,} = {flops.formula}"]
     costs = memory(model, config.batch_size)
     lines += [f"Bytes of a float32 step, {config.batch_size} × {model.config.block_size} tokens, AdamW:"]
-    lines += [f"  {name:12}{_bytes(cost.value):>10}  {cost.value:,} = {cost.formula}" for name, cost in costs.items()]
-    lines += [f"  {'together':12}{_bytes(sum(cost.value for cost in costs.values())):>10}"]
+    lines += [
+        f"  {name:12}{data_size(cost.value):>10}  {cost.value:,} = {cost.formula}" for name, cost in costs.items()
+    ]
+    lines += [f"  {'together':12}{data_size(sum(cost.value for cost in costs.values())):>10}"]
     return "\n".join(lines)
 
 
@@ -67,11 +70,3 @@ def _json(model: GPT, config: ParamsConfig) -> str:
         "bytes": {name: dataclasses.asdict(cost) for name, cost in memory(model, config.batch_size).items()},
     }
     return json.dumps(page, indent=2, ensure_ascii=False)
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

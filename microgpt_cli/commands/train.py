@@ -4,12 +4,9 @@ import dataclasses
 import itertools
 import os
 import platform
-import shlex
 import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -18,10 +15,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from microgpt_cli import __version__, randomness
+from microgpt_cli import __version__, randomness, signals
 from microgpt_cli.commands import Invocation, lr_find, texts
-from microgpt_cli.commands.console import duration, say, thousands
+from microgpt_cli.commands.console import say, thousands
 from microgpt_cli.commands.old_runs import config_from_run, resumed_config
+from microgpt_cli.commands.train_words import conclude, go_on, introduce, smaller_batch
 from microgpt_cli.config import TrainConfig
 from microgpt_cli.data.baselines import Baselines, baselines
 from microgpt_cli.data.tokenizers import Tokenizer
@@ -33,8 +31,6 @@ from microgpt_cli.model.accounting import parameter_rows, total_parameters
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.runs import folder as layout
 from microgpt_cli.runs import plots, storage
-from microgpt_cli.runs.about import setting_of
-from microgpt_cli.runs.judge import judge
 from microgpt_cli.runs.samples import Sample, append_sample, drop_samples_after
 from microgpt_cli.sweeps.study import Judge, judge_of
 from microgpt_cli.training import checkpoint, metrics
@@ -43,8 +39,6 @@ from microgpt_cli.training.trackers import Trackers, require
 from microgpt_cli.training.trainer import Evaluated, Logged, Saved, State, Stepped, Trainer, Warned
 
 SAMPLE_TOKENS, LAST_SAMPLE_TOKENS = 150, 500
-UNITS = {"char": "characters", "byte": "bytes"}  # what a token is
-STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
 
 
 @dataclass(frozen=True)
@@ -62,6 +56,7 @@ class Session:
     resumed: checkpoint.Checkpoint | None
     last_sample_tokens: int
     pruner: Judge | None  # of the search that the run is a trial of
+    drives_sweep: bool  # whether this process goes on with the next job of a sweep
 
 
 def run(config: TrainConfig, invocation: Invocation) -> None:
@@ -126,8 +121,20 @@ def _train(
     compare = baselines(splits.train, splits.val, tokenizer.vocab_size)
     pruner = judge_of(invocation.sweep_dir) if invocation.sweep_dir is not None else None
     last_sample = LAST_SAMPLE_TOKENS if invocation.sweep_dir is None else SAMPLE_TOKENS
+    drives_sweep = invocation.sweep_dir is not None and invocation.worker is None
     session = Session(
-        config, model, tokenizer, corpus.name, splits, compute, facts, compare, resumed, last_sample, pruner
+        config,
+        model,
+        tokenizer,
+        corpus.name,
+        splits,
+        compute,
+        facts,
+        compare,
+        resumed,
+        last_sample,
+        pruner,
+        drives_sweep,
     )
     if run_folder is not None:  # resumed, and locked already
         _train_in(run_folder, session)
@@ -198,7 +205,7 @@ def _train_in(run_folder: Path, session: Session) -> None:
         _point_latest(run_folder)
         about = _about(trainer, tokenizer, compare, session.text_name)
         storage.replace(run_folder / layout.ABOUT, storage.json_bytes(about))
-        _introduce(trainer, tokenizer, compare, session.text_name)
+        introduce(trainer, tokenizer, compare, session.text_name)
         if resumed is not None and resumed.config.max_steps != config.max_steps and config.optim.schedule != "constant":
             say("note      the learning rate follows max_steps: from here on it is that of a run of another length")
         step = trainer.state.step
@@ -220,18 +227,20 @@ def _train_in(run_folder: Path, session: Session) -> None:
             _draw(trainer, compare)
         trackers.close(failed=True)
         if _is_out_of_memory(error):
-            raise RunStopped(f"out of memory: {_smaller_batch(config, run_folder)}") from error
+            raise RunStopped(f"out of memory: {smaller_batch(config, run_folder)}") from error
         if isinstance(error, UserError):
             raise RunStopped(f"{error}. What was saved is kept: {run_folder}") from error
         if isinstance(error, OSError) and error.filename:
-            raise RunStopped(f"{storage.explain(error)}, then {_go_on(run_folder, config, resumed)}") from error
+            raise RunStopped(f"{storage.explain(error)}, then {go_on(run_folder, config, resumed)}") from error
         raise
     trackers.close()
     if _status(trainer) == "interrupted":
         assert trainer.stop_signal is not None  # nothing else ends a run before its end
         where = f"stopped at step {trainer.state.step:,}, saved"
-        raise Interrupted(f"{where}; {_go_on(run_folder, config, resumed)}", trainer.stop_signal)
-    _conclude(trainer, about, text)
+        raise Interrupted(f"{where}; {go_on(run_folder, config, resumed)}", trainer.stop_signal)
+    conclude(trainer, about, text)
+    if trainer.stop_signal is not None and session.drives_sweep:
+        raise Interrupted("", trainer.stop_signal)  # too late for this run, and in time for the sweep
 
 
 def _is_concluded(trainer: Trainer) -> bool:
@@ -254,17 +263,6 @@ def _status(trainer: Trainer) -> str:
     return "stopped_early" if trainer.stopped_early else "finished"
 
 
-def _go_on(run_folder: Path, config: TrainConfig, resumed: checkpoint.Checkpoint | None) -> str:
-    """What to type after a run has stopped."""
-    steps = layout.step_folders(run_folder)
-    if not steps:
-        return "start again: nothing was saved yet"
-    command = f"go on with: microgpt train resume={shlex.quote(str(run_folder))}"
-    if resumed is not None and steps[0] == resumed.path and config.max_steps != resumed.config.max_steps:
-        command += f" max_steps={config.max_steps}"  # no checkpoint knows of it yet
-    return command
-
-
 def _point_latest(run_folder: Path) -> None:
     """A convenience, without which a run can do: the working directory may be read-only and `out_dir` elsewhere."""
     try:
@@ -277,22 +275,11 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _smaller_batch(config: TrainConfig, run_folder: Path) -> str:
-    """What to type so that a step of the same tokens needs less memory."""
-    B, micro_batches = config.batch_size, config.grad_accum_steps
-    divisor = next((n for n in range(2, B + 1) if B % n == 0), None)
-    if divisor is None:
-        return "one sequence at a time is too much already; take a smaller model.block_size, or a smaller model="
-    cut = f"batch_size={B // divisor} grad_accum_steps={micro_batches * divisor}"
-    how = "resume" if layout.step_folders(run_folder) else "from_run"
-    return f"as many tokens a step in smaller parts: microgpt train {how}={shlex.quote(str(run_folder))} {cut}"
-
-
 def _about(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines, text_name: str) -> dict[str, Any]:
     """What a run is held against when it is judged or reported, so that neither needs the text or torch again."""
     return {
         "text": text_name,
-        "unit": UNITS[tokenizer.kind],
+        "unit": tokenizer.unit,
         "vocab_size": tokenizer.vocab_size,
         "train_tokens": len(trainer.splits.train),
         "val_tokens": trainer.eval_tokens,
@@ -303,42 +290,8 @@ def _about(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines, text_name
     }
 
 
-def _introduce(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines, text_name: str) -> None:
-    """What was chosen and why, and what loss to compare with."""
-    config, splits, reasons = trainer.config, trainer.splits, trainer.compute.reasons
-    size = config.model
-    total = len(splits.train) + len(splits.val)
-    unit = UNITS[tokenizer.kind]
-    say(f"text      {text_name}: {total:,} {unit}, {tokenizer.vocab_size} different")
-    held = (
-        f"evaluated on {trainer.eval_tokens:,} of them"
-        if trainer.eval_tokens < len(splits.val) - 1
-        else "all evaluated"
-    )
-    say(f"split     {len(splits.train):,} to learn from, the last {len(splits.val):,} held out, {held}")
-    say(
-        f"model     {total_parameters(trainer.model):,} parameters: {size.n_layer} layers, {size.n_head} heads, "
-        f"{size.n_embd} wide, context {size.block_size}"
-    )
-    for name in ("device", "dtype", "compile", "threads"):
-        say(f"{name:9} {reasons[name]}")
-    say(
-        f"compare   a loss of {compare.uniform:.3f} is guessing (ln {tokenizer.vocab_size}), {compare.unigram:.3f} is "
-        f"counting {unit}, {compare.bigram:.3f} counting pairs of them"
-    )
-    began = f", from step {trainer.state.step:,}" if trainer.state.step else ""
-    say(f"run       {trainer.run_folder}{began}")
-
-
-def _signals_that_stop() -> list[signal.Signals]:
-    """Only SIGUSR2 where somebody waits for it, as submitit does: a queue has its own way with the others."""
-    queue = getattr(signal, "SIGUSR2", None)
-    return [queue] if queue is not None and callable(signal.getsignal(queue)) else STOP_SIGNALS
-
-
-@contextmanager
-def _stop_signals(trainer: Trainer) -> Iterator[None]:
-    """Let Ctrl-C, SIGTERM and SIGUSR1 (Slurm) finish the micro-step and save; a second one ends at once."""
+def _stop_signals(trainer: Trainer) -> AbstractContextManager[None]:
+    """Let a signal finish the micro-step and save; a second one ends at once."""
 
     def stop(number: int, _frame: FrameType | None) -> None:
         if trainer.stop_signal is not None:
@@ -346,15 +299,9 @@ def _stop_signals(trainer: Trainer) -> Iterator[None]:
             signal.raise_signal(number)
         trainer.stop_signal = number
 
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals go to the main thread, which is not ours
-        return
-    before = {number: signal.signal(number, stop) for number in _signals_that_stop()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    # only SIGUSR2 where somebody waits for it, as submitit does: a queue has its own way with the others
+    queue = [signal.SIGUSR2] if hasattr(signal, "SIGUSR2") and callable(signal.getsignal(signal.SIGUSR2)) else []
+    return signals.heard_by(stop, queue or signals.STOP_SIGNALS)
 
 
 def _drive(
@@ -403,13 +350,13 @@ def _drive(
 
 
 def sample_text(trainer: Trainer, tokenizer: Tokenizer, tokens: int) -> str:
-    """A text that the model writes from nothing, as it stands; cut short by a stop signal."""
+    """A text that the model writes from nothing, as it stands; cut short by a stop signal, but at the end."""
     model, draws = trainer.model, Draws(trainer.config.seed, 1, trainer.state.step)
     was_training = model.training
     model.eval()
     try:
         columns = generate(model, [tokenizer.start_id], tokens, Sampler(temperature=0.8), draws)
-        columns = itertools.takewhile(lambda _: trainer.stop_signal is None, columns)
+        columns = itertools.takewhile(lambda _: trainer.stop_signal is None or trainer.is_finished, columns)
         return "".join(text_of(columns, 0, tokenizer.text_stream()))
     finally:
         model.train(was_training)
@@ -438,22 +385,3 @@ def _write_result(trainer: Trainer, status: str) -> None:
         "dtype": str(trainer.compute.dtype).removeprefix("torch."),
     }
     storage.replace(trainer.run_folder / layout.RESULT, storage.json_bytes(result))
-
-
-def _conclude(trainer: Trainer, about: dict[str, Any], text: str) -> None:
-    """The last sample, the loss, the best step, the time, what the numbers say, and what to type next."""
-    state, run_folder = trainer.state, trainer.run_folder
-    say(f"\n{text}\n")
-    if trainer.is_pruned:
-        say(f"pruned: other settings of this search did better by step {state.step:,}")
-    if trainer.stopped_early:
-        say(f"stopped early: {state.stale_evaluations} evaluations without a better one")
-    say(
-        f"val_loss {state.val_loss:.4f} after {state.step:,} steps in {duration(state.train_seconds)} "
-        f"({thousands(state.tokens / state.train_seconds)} tokens/s); best {state.best_val_loss:.4f} at step "
-        f"{state.best_step:,}"
-    )
-    for finding in judge(metrics.read(run_folder / layout.METRICS), trainer.config, setting_of(about)):
-        say(f"judged    {finding}")
-    say(f"curve     {run_folder / layout.PLOT}")
-    say(f"next      microgpt sample ckpt={shlex.quote(str(run_folder))}")

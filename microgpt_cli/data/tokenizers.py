@@ -20,6 +20,7 @@ class ByteTokenizer:
     """256 ids, the bytes of UTF-8: any input."""
 
     kind = "byte"
+    unit = "bytes"  # what tokens are called
     vocab_size = 256
     itemsize = 1
     start_id = ord("\n")  # what a text without a prompt goes on from
@@ -59,6 +60,7 @@ class CharTokenizer:
     """
 
     kind = "char"
+    unit = "characters"
 
     def __init__(self, chars: str, unknown: str = "error") -> None:
         self.chars = chars

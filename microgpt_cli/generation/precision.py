@@ -11,10 +11,10 @@ from microgpt_cli.generation.products import can_pack, has_half_products
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.training.device import DTYPES, cpu_multiplies_bfloat16
 
-# Measured on two cores (see the table in products.py): at 128 wide the calls cost and float32 is as fast, at 256 wide
-# float16 weights are faster. At 10.7M parameters 8 samples go on 1.1 times as fast in float16 as in bfloat16, 64 in
+# Measured on two cores (see the table in products.py): up to 160 wide the calls cost and float32 is faster, from 192
+# on float16 weights are. At 10.7M parameters 8 samples go on 1.1 times as fast in float16 as in bfloat16, 64 in
 # bfloat16 1.2 times as fast as in float32.
-HALF_FROM_N_EMBD = 256
+HALF_FROM_N_EMBD = 192
 FLOAT16_TO_SAMPLES = 8  # with more at once arithmetic costs, and not reading the weights
 THREADS_FROM = 150_000  # weights of a block times samples; below, threads wait for each other longer than they work
 

@@ -32,7 +32,6 @@ from microgpt_cli.runs import storage
 LOG, TRACEBACK, STOP = "train.log", "traceback.txt", ".stop"
 DONE = ("finished", "stopped_early", "pruned")  # a job that need not run again
 ENDED = (*DONE, "failed")  # a job that goes no further by itself
-STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
 LOOK_SEC = 1.0  # how often a worker looks whether the process that drives the sweep still lives
 
 
