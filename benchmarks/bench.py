@@ -198,10 +198,10 @@ def main(words: list[str]) -> None:
         for row in measured(part, Settings(given["text"], int(given["rounds"]), progress)):
             print(f"\r\033[K{line(row)}" if sys.stderr.isatty() else line(row), flush=True)
             rows.append(asdict(row))
-        store(name, words, rows, chosen)
+        path = store(name, words, rows, chosen)
     minutes = (time.perf_counter() - began) / 60
     print(f"\n{table(rows)}\n\n{machine.describe()['device']}; {minutes:.1f} minutes")
-    print(f"stored in {store(name, words, rows, chosen if given['only'] else list(PARTS))}")
+    print(f"stored in {path}")
 
 
 def measured(part: str, settings: Settings) -> Iterator[Row]:

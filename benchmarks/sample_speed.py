@@ -16,7 +16,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import machine
@@ -39,23 +39,17 @@ Row = dict[str, Any]
 
 
 def main(words: list[str]) -> None:
-    given = dict(word.split("=", 1) for word in words)
-    sizes = given.pop("model", "micro,small,gpt2").split(",")
-    batches = [int(number) for number in given.pop("num_samples", "1,8,64").split(",")]
-    dtypes = given.pop("dtype", "auto").split(",")
-    rounds = int(given.pop("rounds", 5))
-    device = given.pop("device", "auto")
-    threads = int(given["threads"]) if "threads" in given else None
-    given.pop("threads", None)
-    name = given.pop("name", "sample_speed")
+    known = {"model": "micro,small,gpt2", "num_samples": "1,8,64", "dtype": "auto", "rounds": "5", "device": "auto"}
+    given, overrides = machine.settings(words, known | {"threads": "", "name": "sample_speed"}, more=True)
+    threads = int(given["threads"]) if given["threads"] else None
     if not has_transformers():
         print("transformers is not installed: not compared (pip install transformers)")
-    for size in sizes:
-        for num_samples in batches:
-            for dtype in dtypes:
-                row = compare(size, num_samples, device, dtype, threads, rounds, **given)
+    for size in given["model"].split(","):
+        for count in given["num_samples"].split(","):
+            for dtype in given["dtype"].split(","):
+                row = compare(size, int(count), given["device"], dtype, threads, int(given["rounds"]), overrides)
                 print(json.dumps(row), flush=True)
-                store(name, row, words)
+                store(given["name"], row, words)
 
 
 def store(name: str, row: Row, words: list[str]) -> None:
@@ -78,7 +72,7 @@ def compare(
     dtype: str = "auto",
     threads: int | None = None,
     rounds: int = 5,
-    **overrides: str,
+    overrides: Sequence[str] = (),
 ) -> Row:
     """One row: rates of all in tokens/s over all samples, how many times the others' ours is, time to the first token.
 
@@ -88,11 +82,11 @@ def compare(
         size: a choice of the group `model`.
         device, dtype, threads: as the keys of `microgpt sample`.
         rounds: how often each is timed.
-        overrides: other keys of `microgpt train`.
+        overrides: other `key=value` words of `microgpt train`.
     """
     compute = choose(device, "auto", threads=threads)
     all_threads = torch.get_num_threads()
-    config = cli.load_config("train", [f"model={size}", "arch=gpt2", *(f"{k}={v}" for k, v in overrides.items())])
+    config = cli.load_config("train", [f"model={size}", "arch=gpt2", *overrides])
     torch.manual_seed(0)
     model = GPT(config.model, VOCAB_SIZES.get(size, SMALL_VOCAB_SIZE)).to(compute.device).eval()
     chosen, _ = choose_dtype(dtype, model, num_samples)

@@ -23,17 +23,14 @@ WARM_UP = ["max_steps=2", "sample_interval=0"]
 
 
 def main(words: list[str]) -> None:
-    given = dict(word.split("=", 1) for word in words)
-    name = given.pop("name", "sweep_speed")
-    rounds = int(given.pop("rounds", 3))
-    common = [f"{key}={value}" for key, value in given.items()]
+    given, common = machine.settings(words, {"name": "sweep_speed", "rounds": "3"}, more=True)
     sweep = ["train", "-m", *common, f"seed=range({JOBS})", f"max_steps={STEPS}"]
     run = ["train", *common, f"max_steps={JOBS * STEPS}", f"eval_interval={STEPS}"]
     rows = []
     with tempfile.TemporaryDirectory() as home, contextlib.chdir(home):
         for command in (["train", *common, *WARM_UP], ["train", "-m", *common, "seed=1,2", *WARM_UP]):
             timed(command)
-        for _ in range(rounds):
+        for _ in range(int(given["rounds"])):
             row = {"sweep": timed(sweep), "run": timed(run)}
             rows.append(row | {"ratio": [s / r for s, r in zip(*row.values(), strict=True)]})
             print(json.dumps(rows[-1]), flush=True)
@@ -43,7 +40,7 @@ def main(words: list[str]) -> None:
         "ratio of seconds of the processor": round(processor, 3),
         "rounds": [{name: [round(value, 3) for value in pair] for name, pair in row.items()} for row in rows],
     }
-    machine.store(name, "sweep_speed.py", words, found)
+    machine.store(given["name"], "sweep_speed.py", words, found)
 
 
 def timed(command: list[str]) -> tuple[float, float]:

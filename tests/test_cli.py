@@ -35,7 +35,7 @@ def test_pages_about_a_verb_do_not_import_torch(words: tuple[str, ...]) -> None:
 
 FIRST_STEP = """
 import sys
-from microgpt_cli import cli, composing
+from microgpt_cli import cli
 from microgpt_cli.training.trainer import Stepped, Trainer
 
 run = Trainer.run
@@ -62,7 +62,7 @@ def test_what_takes_long_to_import_is_not_there_at_the_first_step(text_file: Pat
 
 COLLECTOR = """
 import gc, sys
-from microgpt_cli import cli, composing
+from microgpt_cli import cli
 sys.argv = ["microgpt", "runs", "nowhere"]
 cli.main(sys.argv[1:] if {by_program} else None)
 print(gc.isenabled(), gc.get_freeze_count() > 0)

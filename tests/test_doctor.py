@@ -61,7 +61,7 @@ def test_it_writes_nothing_at_all(
     ran = microgpt("doctor", *TINY, f"data.path={text_file}", f"out_dir={tmp_path / 'new' / 'run'}", "max_steps=9")
     assert ran.status == 0, ran.err
     assert everything(tmp_path) == before
-    assert "of which the first 991 B are looked at" in ran.out  # whole lines
+    assert "of which the first 991 bytes are looked at" in ran.out  # whole lines
 
 
 def test_a_download_is_looked_at_in_memory(microgpt: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

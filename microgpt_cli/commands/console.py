@@ -54,8 +54,8 @@ def thousands(count: float) -> str:
 
 
 def data_size(count: float) -> str:
-    """Bytes: `999 B`, `1.5 kB`, `22.3 GB`."""
-    for unit in ("B", "kB", "MB", "GB"):
+    """Bytes: `999 bytes`, `1.5 kB`, `22.3 GB`."""
+    for unit in ("bytes", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
         count /= 1000

@@ -54,9 +54,12 @@ class Session:
     facts: dict[str, Any]  # what each checkpoint notes
     compare: Baselines
     resumed: checkpoint.Checkpoint | None
-    last_sample_tokens: int
     pruner: Judge | None  # of the search that the run is a trial of
-    drives_sweep: bool  # whether this process goes on with the next job of a sweep
+    invocation: Invocation
+
+    @property
+    def in_sweep(self) -> bool:
+        return self.invocation.sweep_dir is not None
 
 
 def run(config: TrainConfig, invocation: Invocation) -> None:
@@ -120,21 +123,8 @@ def _train(
         model = GPT(config.model, tokenizer.vocab_size).to(compute.device)
     compare = baselines(splits.train, splits.val, tokenizer.vocab_size)
     pruner = judge_of(invocation.sweep_dir) if invocation.sweep_dir is not None else None
-    last_sample = LAST_SAMPLE_TOKENS if invocation.sweep_dir is None else SAMPLE_TOKENS
-    drives_sweep = invocation.sweep_dir is not None and invocation.worker is None
     session = Session(
-        config,
-        model,
-        tokenizer,
-        corpus.name,
-        splits,
-        compute,
-        facts,
-        compare,
-        resumed,
-        last_sample,
-        pruner,
-        drives_sweep,
+        config, model, tokenizer, corpus.name, splits, compute, facts, compare, resumed, pruner, invocation
     )
     if run_folder is not None:  # resumed, and locked already
         _train_in(run_folder, session)
@@ -215,7 +205,7 @@ def _train_in(run_folder: Path, session: Session) -> None:
             _drive(trainer, tokenizer, compare, trackers, session.pruner)
         text = ""
         if _status(trainer) != "interrupted":
-            text = sample_text(trainer, tokenizer, session.last_sample_tokens)
+            text = sample_text(trainer, tokenizer, SAMPLE_TOKENS if session.in_sweep else LAST_SAMPLE_TOKENS)
             append_sample(run_folder, Sample(trainer.state.step, text))
             trackers.text(trainer.state.step, text)
         _draw(trainer, compare)
@@ -239,7 +229,7 @@ def _train_in(run_folder: Path, session: Session) -> None:
         where = f"stopped at step {trainer.state.step:,}, saved"
         raise Interrupted(f"{where}; {go_on(run_folder, config, resumed)}", trainer.stop_signal)
     conclude(trainer, about, text)
-    if trainer.stop_signal is not None and session.drives_sweep:
+    if trainer.stop_signal is not None and session.in_sweep and session.invocation.worker is None:
         raise Interrupted("", trainer.stop_signal)  # too late for this run, and in time for the sweep
 
 
