@@ -20,7 +20,6 @@ from microgpt_cli.config import (
     DiagramConfig,
     EvalConfig,
     InspectConfig,
-    Leaf,
     ParamsConfig,
     ReplayConfig,
     ReportConfig,
@@ -30,9 +29,9 @@ from microgpt_cli.config import (
     ShapesConfig,
     TrainConfig,
     VerifyConfig,
-    leaves,
 )
 from microgpt_cli.errors import Interrupted, UserError
+from microgpt_cli.schema import Leaf, leaves
 from microgpt_cli.verb import Verb
 
 VERBS = {

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from microgpt_cli import overrides
-from microgpt_cli.config import Leaf
 from microgpt_cli.errors import UserError
+from microgpt_cli.schema import Leaf
 from microgpt_cli.verb import Verb
 
 HERE = Path(__file__).resolve().parent

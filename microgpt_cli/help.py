@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from microgpt_cli.config import Leaf
+from microgpt_cli.schema import Leaf
 
 if TYPE_CHECKING:
     from microgpt_cli.verb import Verb

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from microgpt_cli.config import Leaf
 from microgpt_cli.errors import UserError
+from microgpt_cli.schema import Leaf
 
 # Hydra's flags that take a value; `--info` takes one only when one of its own words follows.
 SHORT = {"-c": "--cfg", "-p": "--package", "-cp": "--config-path", "-cn": "--config-name", "-cd": "--config-dir"}

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from microgpt_cli import collector, composing, overrides
-from microgpt_cli.config import SearchConfig, SweepConfig, leaves
+from microgpt_cli.config import SearchConfig, SweepConfig
 from microgpt_cli.errors import RunStopped, UserError
+from microgpt_cli.schema import leaves
 from microgpt_cli.sweeps import job, record
 from microgpt_cli.sweeps.job import Driver
 from microgpt_cli.verb import Verb

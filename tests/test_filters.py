@@ -6,7 +6,7 @@ import pytest
 
 from microgpt_cli.errors import UserError
 from microgpt_cli.runs.filters import matching
-from microgpt_cli.runs.table import Run
+from microgpt_cli.runs.reading import Run
 
 RUNS = [
     Run(Path("a"), "finished", {"model.n_layer": 4, "optim.learning_rate": 1e-3, "data.path": None}, 10, 2.0, 1.9),

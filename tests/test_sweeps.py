@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,13 +15,9 @@ from conftest import TINY, Run, Tried, instead
 
 from microgpt_cli.commands import texts
 from microgpt_cli.commands import train as train_command
-from microgpt_cli.config import LARGEST_INT
-from microgpt_cli.errors import UserError
 from microgpt_cli.runs import folder as layout
 from microgpt_cli.runs import plots, storage
-from microgpt_cli.sweeps import job, progress, record
-from microgpt_cli.sweeps.progress import Plan, Watched
-from microgpt_cli.sweeps.record import Job, Record
+from microgpt_cli.sweeps import job
 from microgpt_cli.training.trackers import Trackers
 from microgpt_cli.training.trainer import Evaluated, Trainer
 
@@ -332,107 +327,3 @@ def test_jobs_of_a_verb_that_leaves_nothing_write_only_what_they_say(microgpt: R
 
 
 # what a sweep consists of
-
-
-def a_record(**changes: object) -> Record:
-    settings = {"seed": 1, "model.n_layer": 4, "device": "cpu", "optim.learning_rate": 0.1}
-    values = {"sweeper": "grid", "words": ["seed=1,2"], "space": {"seed": ["1", "2"]}, "settings": settings}
-    jobs = [Job(["seed=1"]), Job(["seed=2"], {"seed": 2})]
-    return Record(**(values | {"texts": {"my.txt": "0" * 64}, "jobs": jobs} | changes))  # type: ignore[arg-type]
-
-
-def test_a_record_is_read_as_it_was_written_and_does_not_differ_from_itself(tmp_path: Path) -> None:
-    a_record().write(tmp_path)
-    assert record.read(tmp_path) == a_record()
-    assert a_record().differences(a_record()) == []
-
-
-@pytest.mark.parametrize("key", ["model.n_layer", "optim.learning_rate", "device", "seed"])
-def test_every_setting_is_compared_but_where_to_compute(key: str) -> None:
-    new = a_record(settings=a_record().settings | {key: LARGEST_INT})
-    assert bool(a_record().differences(new)) == (key not in ("device", "seed"))  # seed is swept: told there
-
-
-def test_what_a_choice_sets_for_a_later_job_is_compared_too() -> None:
-    new = a_record(jobs=[Job(["seed=1"]), Job(["seed=2"], {"seed": 2, "model.n_layer": 5})])
-    assert a_record().differences(new) == ["model.n_layer of job 1 (not given) → 5"]
-
-
-@pytest.mark.parametrize(
-    "data", [b"{", b"[]", b"{}", b'{"format": 2}', storage.json_bytes({"format": 1, "sweeper": 3})], ids=repr
-)
-def test_a_record_that_is_none_is_refused(data: bytes, tmp_path: Path) -> None:
-    (tmp_path / record.RECORD).write_bytes(data)
-    with pytest.raises(UserError, match=r"sweep\.json"):
-        record.read(tmp_path)
-
-
-def test_a_record_with_a_part_of_the_wrong_type_is_refused(tmp_path: Path) -> None:
-    a_record().write(tmp_path)
-    good = json.loads((tmp_path / record.RECORD).read_bytes())
-    for name in good:
-        (tmp_path / record.RECORD).write_bytes(storage.json_bytes(good | {name: [3]}))
-        with pytest.raises(UserError, match=r"sweep\.json"):
-            record.read(tmp_path)
-
-
-# how far it is
-
-
-@pytest.fixture
-def watched(tmp_path: Path) -> Callable[..., Watched]:
-    def make(number: int = 0, steps: int = 100, step_work: float = 1.0) -> Watched:
-        folder = tmp_path / "sweep" / str(number)
-        folder.mkdir(parents=True, exist_ok=True)
-        return Watched(number, folder, f"seed={number}", Plan(steps, step_work))
-
-    return make
-
-
-def log(watched: Watched, *lines: dict[str, object], torn: bytes = b"") -> None:
-    (watched.folder / "config.json").touch()
-    with (watched.folder / "metrics.jsonl").open("ab") as file:
-        file.write(b"".join(json.dumps(line).encode() + b"\n" for line in lines) + torn)
-
-
-def test_a_log_is_read_as_it_grows_and_again_when_it_was_cut(watched: Callable[..., Watched]) -> None:
-    one = watched()
-    one.look()
-    assert one.seen == job.Look("waiting")
-    log(one, {"step": 10, "loss": 3.0}, {"step": 10, "val_loss": 2.5}, torn=b'{"step": 20, "los')
-    one.look()
-    assert one.seen == job.Look("running", 10, 2.5, 2.5, 10)
-    log(one, torn=b's": 2.0}\n{"step": 20, "val_loss": 2.75}\nnonsense\n[]\n{"step": "x"}\n')
-    one.look()
-    assert one.seen == job.Look("running", 20, 2.75, 2.5, 10)
-    (one.folder / "metrics.jsonl").write_bytes(b'{"step": 5, "val_loss": 4.0}\n')  # resumed from an earlier step
-    one.look()
-    assert one.seen == job.Look("running", 5, 4.0, 4.0, 5)
-    result = {"status": "failed", "step": 7, "error": "why"}
-    (one.folder / "result.json").write_bytes(storage.json_bytes(result))
-    one.look()
-    assert one.seen == job.Look("failed", 7, error="why")
-
-
-def test_work_and_the_best(watched: Callable[..., Watched]) -> None:
-    small, large = watched(0, steps=100), watched(1, steps=100, step_work=3.0)
-    assert progress.work([small, large]) == (0, 400)
-    log(small, {"step": 50, "val_loss": 2.0})
-    log(large, {"step": 50, "val_loss": 1.5})
-    for one in (small, large):
-        one.look()
-    assert progress.work([small, large]) == (200, 400)
-    assert progress.best([small, large]) is large
-    (large.folder / "result.json").write_bytes(storage.json_bytes({"status": "stopped_early", "step": 60}))
-    large.look()
-    assert progress.work([small, large]) == (350, 400)  # nothing is left to do in it
-    assert progress.seconds_left(70, 0, 350, 400) == 10
-    assert progress.seconds_left(10, 300, 350, 400) == 10  # only what was done since it was gone on with counts
-    assert progress.seconds_left(10, 350, 350, 400) is None
-    assert progress.best([]) is None
-
-
-def test_a_job_of_unknown_size_counts_as_the_mean_one(watched: Callable[..., Watched]) -> None:
-    unknown = watched(2)
-    unknown.plan = None
-    assert progress.work([watched(0), watched(1, step_work=3.0), unknown]) == (0, 600)

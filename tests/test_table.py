@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from microgpt_cli.config import TrainConfig, absent_values
+from microgpt_cli.config import TrainConfig
 from microgpt_cli.errors import UserError
 from microgpt_cli.runs import folder as layout
-from microgpt_cli.runs import storage, table
-from microgpt_cli.runs.table import read_run, read_runs, render, sort_runs
+from microgpt_cli.runs import reading, storage, table
+from microgpt_cli.runs.reading import read_run, read_runs
+from microgpt_cli.runs.table import render, sort_runs
+from microgpt_cli.schema import absent_values
 
 
 def make_run(folder: Path, status: str | None = "finished", loss: float = 2.0, step: int = 20, **settings) -> Path:
@@ -44,7 +46,7 @@ def test_a_real_run_is_read_as_its_result_says(trained: Path) -> None:
     for name in ("step", "val_loss", "best_val_loss", "best_step", "seconds", "tokens_per_sec", "parameters"):
         assert getattr(run, name) == result[name]
     assert run.settings["model.n_embd"] == 16
-    (log,) = [table.val_curve(run)]
+    (log,) = [reading.val_curve(run)]
     assert [step for step, _ in log] == [10, 20, 30]
 
 
@@ -150,7 +152,7 @@ def test_only_settings_that_differ_are_shown_and_no_places(tmp_path: Path) -> No
 def test_a_key_younger_than_a_run_does_not_differ_from_what_that_run_had(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(table, "_absent", lambda: {"young": 3})
+    monkeypatch.setattr(reading, "_absent", lambda: {"young": 3})
     make_run(tmp_path / "old")
     make_run(tmp_path / "new", young=3)
     assert table.differing(read_runs([tmp_path])) == []

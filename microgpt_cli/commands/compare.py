@@ -9,7 +9,7 @@ from microgpt_cli.commands.runs import label, plot_folder
 from microgpt_cli.config import CompareConfig
 from microgpt_cli.errors import UserError
 from microgpt_cli.runs import folder as layout
-from microgpt_cli.runs import plots, storage, table, terminal_plot
+from microgpt_cli.runs import plots, reading, storage, table, terminal_plot
 
 PLOT = "compare.png"
 PLOT_HEIGHT = 16  # lines
@@ -20,14 +20,14 @@ def run(config: CompareConfig, invocation: Invocation) -> None:
     """Print all that there is to compare, and draw the curves on one plot."""
     if len(config.paths) > MOST:
         raise UserError(f"{len(config.paths)} runs: at most {MOST} can be compared; microgpt runs lists more")
-    runs = [table.read_run(layout.find_run_folder(path, "paths")) for path in config.paths]
+    runs = [reading.read_run(layout.find_run_folder(path, "paths")) for path in config.paths]
     letters = terminal_plot.LETTERS[: len(runs)]
     width = shutil.get_terminal_size().columns
     drawn = _draw(runs, letters, config.out)
     for letter, run in zip(letters, runs, strict=True):
         print(f"{letter}  {table.printable(str(run.path))}")
     print(f"\n{table.side_by_side(runs, letters)}\n")
-    curves = [table.val_curve(run) for run in runs]
+    curves = [reading.val_curve(run) for run in runs]
     braille = terminal_plot.has_braille(sys.stdout.encoding)
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     print("val_loss against the step")
@@ -42,10 +42,12 @@ def run(config: CompareConfig, invocation: Invocation) -> None:
         print(terminal_plot.side_by_side(texts, list(letters), width))
 
 
-def _draw(runs: list[table.Run], letters: str, out: str | None) -> str:
+def _draw(runs: list[reading.Run], letters: str, out: str | None) -> str:
     """Where the plot is now. Runs of others need not lie where one may write: then the rest is printed all the same."""
     names = table.differing(runs)
-    curves = {f"{letter}  {label(run, names)}": table.val_curve(run) for letter, run in zip(letters, runs, strict=True)}
+    curves = {
+        f"{letter}  {label(run, names)}": reading.val_curve(run) for letter, run in zip(letters, runs, strict=True)
+    }
     path = plot_folder(runs, out) / PLOT
     try:
         plots.draw_curves(path, {name: points for name, points in curves.items() if points}, f"{len(runs)} runs")

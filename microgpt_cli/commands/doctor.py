@@ -16,7 +16,7 @@ from microgpt_cli.commands import Invocation
 from microgpt_cli.commands.console import bytes_bar, data_size, duration, thousands
 from microgpt_cli.commands.old_runs import config_from_run
 from microgpt_cli.commands.train import LAST_SAMPLE_TOKENS, SAMPLE_TOKENS, work_flops
-from microgpt_cli.config import TrainConfig, leaves
+from microgpt_cli.config import TrainConfig
 from microgpt_cli.data.baselines import baselines
 from microgpt_cli.data.corpus import Corpus, open_corpus
 from microgpt_cli.data.survey import Survey, beginning, survey
@@ -26,6 +26,7 @@ from microgpt_cli.errors import RunStopped, UserError
 from microgpt_cli.inspection.copied import copied
 from microgpt_cli.model.accounting import memory, meta_model, total_parameters
 from microgpt_cli.runs import folder as layout
+from microgpt_cli.schema import leaves
 from microgpt_cli.training import probe
 from microgpt_cli.training.device import Compute, choose
 from microgpt_cli.training.trainer import EVAL_TOKENS

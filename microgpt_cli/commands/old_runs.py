@@ -4,10 +4,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from microgpt_cli.config import TrainConfig, from_json, leaves
+from microgpt_cli.config import TrainConfig
 from microgpt_cli.errors import UserError
 from microgpt_cli.runs import folder as layout
 from microgpt_cli.runs import storage
+from microgpt_cli.schema import from_json, leaves
 
 # What may change when a run is resumed; the text itself is compared by its checksum.
 CHANGEABLE = {

@@ -11,14 +11,15 @@ import yaml
 from microgpt_cli.commands import Invocation
 from microgpt_cli.commands.pages import page_path, write_page
 from microgpt_cli.commands.runs import label
-from microgpt_cli.config import ReportConfig, TrainConfig, from_json, leaves
+from microgpt_cli.config import ReportConfig, TrainConfig
 from microgpt_cli.errors import UserError
 from microgpt_cli.pages.report import Chart, Curve, Verdict, run_page, sweep_page
 from microgpt_cli.runs import folder as layout
-from microgpt_cli.runs import storage, table
+from microgpt_cli.runs import reading, storage, table
 from microgpt_cli.runs.about import read_about, setting_of
 from microgpt_cli.runs.judge import Finding, judge
 from microgpt_cli.runs.samples import read_samples
+from microgpt_cli.schema import from_json, leaves
 
 PAGE = "report.html"
 COLOURS = ("--c1", "--c2", "--c3", "--c4", "--c5")
@@ -34,7 +35,7 @@ def run(config: ReportConfig, invocation: Invocation) -> None:
     """Write the page, beside the run unless told otherwise."""
     target = page_path(config.out)
     folder = layout.find_run(config.run, "run")
-    runs = table.read_runs([folder])
+    runs = reading.read_runs([folder])
     if not runs:
         raise UserError(f"run={config.run}: no run in this folder; give a run's, as in outputs/train/…, or a sweep's")
     alone = len(runs) == 1 and runs[0].path == folder
@@ -42,10 +43,10 @@ def run(config: ReportConfig, invocation: Invocation) -> None:
     print(write_page(target or folder / PAGE, page))
 
 
-def _of_run(run: table.Run, invocation: Invocation) -> str:
+def _of_run(run: reading.Run, invocation: Invocation) -> str:
     folder = run.path
-    metrics = table.read_log(folder)
-    timings = table.read_log(folder, layout.TIMINGS)
+    metrics = reading.read_log(folder)
+    timings = reading.read_log(folder, layout.TIMINGS)
     about = read_about(folder)
     findings = _findings(folder, metrics, about)
     losses = dict(_points(metrics, "val_loss"))
@@ -79,14 +80,14 @@ def _findings(folder: Path, metrics: Lines, about: dict[str, Any] | None) -> lis
     return judge(metrics, config, setting_of(about))
 
 
-def _subtitle(run: table.Run, about: Mapping[str, Any] | None) -> str:
+def _subtitle(run: reading.Run, about: Mapping[str, Any] | None) -> str:
     words = {"finished": "finished", "stopped_early": "stopped early, as it was told to"}.get(run.status, run.status)
     where = f", {about['machine'].get('device', '')}" if about else ""
     text = f", {table.printable(about['text'])}" if about else ""
     return f"A run of microgpt train: {words}{text}{where}"
 
 
-def _summary(run: table.Run, about: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+def _summary(run: reading.Run, about: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     """What a reader wants to know first."""
     facts = table.facts(run)
     found = [
@@ -105,14 +106,14 @@ def _summary(run: table.Run, about: Mapping[str, Any] | None) -> list[tuple[str,
     return found
 
 
-def _verdict(finding: Finding, run: table.Run, place: str) -> Verdict:
+def _verdict(finding: Finding, run: reading.Run, place: str) -> Verdict:
     """A finding as a sentence, with the whole command that would help."""
     text = f"its best held-out loss is {finding.text}" if finding.kind == "bigram" else finding.text
     text = f"{text[0].upper()}{text[1:]}."
     tone = "good" if finding.kind in GOOD else "bad" if finding.kind in BAD else ""
     if not finding.overrides:
         return Verdict(text, "", tone)
-    how = "resume" if finding.kind == "improving" and run.status in table.CONCLUDED else "from_run"
+    how = "resume" if finding.kind == "improving" and run.status in reading.CONCLUDED else "from_run"
     return Verdict(text, f"microgpt train {how}={place} {finding.overrides}", tone)
 
 
@@ -153,7 +154,7 @@ def _latest(losses: Mapping[int, float], step: int) -> float | None:
     return next((loss for at, loss in sorted(losses.items(), reverse=True) if at <= step), None)
 
 
-def _changed(run: table.Run, invocation: Invocation) -> list[list[str]]:
+def _changed(run: reading.Run, invocation: Invocation) -> list[list[str]]:
     """The settings that are not the defaults: (key, value, default, meaning)."""
     if invocation.compose is None:  # in a sweep
         return []
@@ -174,7 +175,7 @@ def _times(timings: Lines) -> list[tuple[str, float, str]]:
     return [(name, spent, f"{spent:,.1f} s, {spent / total:.0%}") for name, spent in seconds.items() if spent > 0]
 
 
-def _again(run: table.Run, changed: Sequence[Sequence[str]], invocation: Invocation) -> list[str]:
+def _again(run: reading.Run, changed: Sequence[Sequence[str]], invocation: Invocation) -> list[str]:
     """What to type for the same run: what was typed for it, if that still gives its settings, else all that differs."""
     typed = _typed(run.path)
     if typed is not None and invocation.compose is not None:
@@ -205,7 +206,7 @@ def _typed(folder: Path) -> list[str] | None:
     return [word for word in words if word.partition("=")[0] not in table.PLACES]
 
 
-def _commands(run: table.Run, again: Sequence[str], place: str) -> list[tuple[str, str]]:
+def _commands(run: reading.Run, again: Sequence[str], place: str) -> list[tuple[str, str]]:
     more = f" max_steps={2 * run.step}" if run.status == "finished" and run.step else ""
     return [
         ("write text with it", f"microgpt sample ckpt={place}"),
@@ -216,7 +217,7 @@ def _commands(run: table.Run, again: Sequence[str], place: str) -> list[tuple[st
     ]
 
 
-def _of_sweep(folder: Path, runs: Sequence[table.Run]) -> str:
+def _of_sweep(folder: Path, runs: Sequence[reading.Run]) -> str:
     runs = table.sort_runs(runs)
     head, rows = table.cells(runs, folder)
     scored = [(run, run.best_val_loss) for run in runs if run.best_val_loss is not None]
@@ -224,7 +225,7 @@ def _of_sweep(folder: Path, runs: Sequence[table.Run]) -> str:
     said = table.verdict(found)
     place = shlex.quote(str(folder))
     typed = [("the same table in the terminal", f"microgpt runs {place}")]
-    summary = [("runs", f"{len(runs):,}"), ("finished", f"{sum(run.status in table.CONCLUDED for run in runs):,}")]
+    summary = [("runs", f"{len(runs):,}"), ("finished", f"{sum(run.status in reading.CONCLUDED for run in runs):,}")]
     if scored:
         best, loss = scored[0]
         typed.append(("write text with the best", f"microgpt sample ckpt={shlex.quote(str(best.path))}"))
@@ -236,7 +237,7 @@ def _of_sweep(folder: Path, runs: Sequence[table.Run]) -> str:
     verdicts = [Verdict(said, "")] if said else []
     if scored:
         best = scored[0][0]
-        for finding in _findings(best.path, table.read_log(best.path), read_about(best.path)):
+        for finding in _findings(best.path, reading.read_log(best.path), read_about(best.path)):
             verdict = _verdict(finding, best, shlex.quote(str(best.path)))
             told = f"Of the best run, {table.printable(best.path.name)}: {verdict.text[0].lower()}{verdict.text[1:]}"
             verdicts.append(Verdict(told, verdict.command, verdict.tone))
@@ -254,11 +255,11 @@ def _of_sweep(folder: Path, runs: Sequence[table.Run]) -> str:
     )
 
 
-def _sweep_charts(runs: Sequence[table.Run], scored: Sequence[tuple[table.Run, float]]) -> list[Chart]:
+def _sweep_charts(runs: Sequence[reading.Run], scored: Sequence[tuple[reading.Run, float]]) -> list[Chart]:
     """The held-out curves, the best in colour, and the best loss against each setting that differs and is a number."""
     curves, names = [], table.differing(runs)
     for rank, run in enumerate(runs[:MOST_CURVES]):
-        points = table.val_curve(run)
+        points = reading.val_curve(run)
         if points:
             top = rank < len(COLOURS)
             colour = COLOURS[rank] if top else "--quiet"
@@ -274,7 +275,7 @@ def _sweep_charts(runs: Sequence[table.Run], scored: Sequence[tuple[table.Run, f
     return charts
 
 
-def _number(run: table.Run, name: str) -> int | float | None:
+def _number(run: reading.Run, name: str) -> int | float | None:
     """A setting that can be an axis."""
     value = run.settings.get(name)
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -9,7 +9,7 @@ from microgpt_cli.commands import Invocation
 from microgpt_cli.config import RunsConfig
 from microgpt_cli.errors import UserError
 from microgpt_cli.runs import folder as layout
-from microgpt_cli.runs import plots, storage, table
+from microgpt_cli.runs import plots, reading, storage, table
 from microgpt_cli.runs.filters import matching
 
 CURVES_PLOT, SWEPT_PLOT = "runs.png", "swept.png"
@@ -21,7 +21,7 @@ def run(config: RunsConfig, invocation: Invocation) -> None:
     """Print the table, and draw what it is asked to."""
     if "paths" not in invocation.typed and not layout.OUTPUTS.is_dir():
         raise UserError(f"no run under {layout.OUTPUTS}/ yet; make one: microgpt train")
-    every = table.read_runs(config.paths)
+    every = reading.read_runs(config.paths)
     if not every:
         raise UserError(f"no run in {', '.join(config.paths)}; make one: microgpt train")
     runs = matching(every, config.filter) if config.filter is not None else every
@@ -38,14 +38,14 @@ def run(config: RunsConfig, invocation: Invocation) -> None:
         print(f"\nnext      microgpt compare {' '.join(shlex.quote(str(run.path)) for run in best)}")
 
 
-def _draw(runs: list[table.Run], out: str | None) -> dict[str, Path]:
+def _draw(runs: list[reading.Run], out: str | None) -> dict[str, Path]:
     """Val loss against the step, and against each setting that differs: what was drawn → where."""
     folder = plot_folder(runs, out)
     names = table.differing(runs)
     curves: dict[str, plots.Points] = {}
     grey: list[plots.Points] = []
     for run in table.sort_runs(runs):
-        points = table.val_curve(run)
+        points = reading.val_curve(run)
         if points and len(curves) < MOST_COLOURED:
             curves[label(run, names)] = points
         elif points:
@@ -69,7 +69,7 @@ def _draw(runs: list[table.Run], out: str | None) -> dict[str, Path]:
     return drawn
 
 
-def plot_folder(runs: list[table.Run], out: str | None) -> Path:
+def plot_folder(runs: list[reading.Run], out: str | None) -> Path:
     """Where plots go: the folder that was asked for, or the one that the runs lie in."""
     if out is None:
         return table.common_folder(runs)
@@ -79,7 +79,7 @@ def plot_folder(runs: list[table.Run], out: str | None) -> Path:
     return folder
 
 
-def label(run: table.Run, names: list[str]) -> str:
+def label(run: reading.Run, names: list[str]) -> str:
     """A run in a legend: its name and what is different about it."""
     told = [
         f"{short}={table.shown(run.settings.get(name))}"

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from microgpt_cli.commands.console import duration, say
 from microgpt_cli.errors import Interrupted, RunStopped
-from microgpt_cli.runs import table
+from microgpt_cli.runs import reading, table
 from microgpt_cli.sweeps import job, progress
 from microgpt_cli.sweeps.progress import Watched
 from microgpt_cli.sweeps.record import Record, job_folder
@@ -157,7 +157,7 @@ def conclude(show: Show, go_on: str, stopped_by: int | None, problem: Exception 
     jobs = show.jobs
     done = sum(watched.seen.status in job.DONE for watched in jobs)
     if any(watched.seen.status != "waiting" for watched in jobs):
-        say(f"\n{table.render(table.sort_runs(table.read_runs([show.sweep])))}\n")
+        say(f"\n{table.render(table.sort_runs(reading.read_runs([show.sweep])))}\n")
     if stopped_by is not None:
         raise Interrupted(f"stopped with {done} of {show.count} jobs done; go on with: {go_on}", stopped_by)
     failed = [watched for watched in jobs if watched.seen.status == "failed"]

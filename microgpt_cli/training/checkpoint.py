@@ -22,7 +22,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from microgpt_cli.config import TrainConfig, from_json
+from microgpt_cli.config import TrainConfig
 from microgpt_cli.data import tokenizers
 from microgpt_cli.data.tokenizers import Tokenizer
 from microgpt_cli.errors import UserError
@@ -30,6 +30,7 @@ from microgpt_cli.model.accounting import meta_model
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.runs import folder as layout
 from microgpt_cli.runs import storage
+from microgpt_cli.schema import from_json
 from microgpt_cli.training.meta import FORMAT
 from microgpt_cli.training.meta import check as check_meta
 from microgpt_cli.training.optimizers import make_optimizer
