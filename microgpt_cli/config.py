@@ -152,7 +152,10 @@ class TrainConfig(Node):
     optim: OptimConfig
     device: str = key(f"where to compute: {DEVICE}")
     dtype: str = key("precision of the arithmetic; weights stay float32", choices=DTYPES)
-    compile: str = key("torch.compile the model", choices=("auto", "true", "false"))
+    compile: str = key(
+        "true: torch.compile the model; native: on a CPU, by its C compiler, what stands between the matrix products",
+        choices=("auto", "true", "false", "native"),
+    )
     threads: int | None = key("CPU threads (null: torch's choice)", at_least=1, at_most=MOST_THREADS)
     seed: int = key("every draw is a function of it, the stream, the step and the rank", at_least=0)
     max_steps: int = key("optimizer steps", at_least=1, at_most=LARGEST_STEP)

@@ -65,8 +65,21 @@ def test_each_operation_is_counted(found: Profile) -> None:
     calls = {row.name: row.calls / found.steps for row in found.operations}
     assert calls["aten::_fused_adamw_"] >= 1
     assert calls["aten::index_add_"] == 2  # micro-batches
-    [head] = [row for row in found.operations if row.name == "aten::addmm"]
+    [head] = [row for row in found.operations if row.name == "aten::mm"]
     assert head.flops > 0
+
+
+def test_what_is_made_in_c_is_counted_too() -> None:
+    settings = cli.load_config("train", [*TINY, "optim=adamw"])
+    compute = choose("cpu", "float32", threads=1, trained=settings.model)
+    if not compute.native:
+        pytest.skip(compute.reasons["compile"])
+    seen = profile.profile(
+        GPT(settings.model, len(CHARS)), Splits(IDS[:-500], IDS[-500:]), settings, compute, lambda doing: None
+    )
+    calls = {row.name: row.calls / seen.steps for row in seen.operations}
+    assert calls["native::attention"] == calls["native::attention_backward"] == settings.model.n_layer
+    assert list(seen.phases) == [*PHASES, "the rest"]
 
 
 def test_the_trace_shows_each_step_and_its_phases(found: Profile) -> None:

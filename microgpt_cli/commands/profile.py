@@ -61,9 +61,7 @@ def run(config: TrainConfig, invocation: Invocation) -> None:
     folder = config.out_dir or str(layout.OUTPUTS / "profile" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f"))
     layout.refuse_unless_free(folder)
     # what a run of this config would choose, so that its own steps are seen
-    compute = choose(
-        config.device, config.dtype, config.compile, config.threads, work_flops(config), config.model.n_embd
-    )
+    compute = choose(config.device, config.dtype, config.compile, config.threads, work_flops(config), config.model)
     corpus, tokenizer, ids, _ = texts.read(config.data, config.tokenizer)
     splits = split(ids, config.data.val_fraction, config.model.block_size)
     torch.manual_seed(randomness.derive(config.seed, randomness.WEIGHTS))

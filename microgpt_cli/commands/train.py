@@ -110,7 +110,7 @@ def _train(
 ) -> None:
     require(config.logger)
     device, work = _device(config, invocation), work_flops(config)
-    compute = choose(device, config.dtype, config.compile, config.threads, work, config.model.n_embd)
+    compute = choose(device, config.dtype, config.compile, config.threads, work, config.model)
     tokenizer_of_run = resumed.tokenizer if resumed else None
     corpus, tokenizer, ids, text_sha256 = texts.read(config.data, config.tokenizer, tokenizer_of_run)
     splits = split(ids, config.data.val_fraction, config.model.block_size)
@@ -159,7 +159,7 @@ def _facts(compute: Compute, text_sha256: str) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(compute.device) if compute.device.type == "cuda" else compute.device.type,
         "dtype": str(compute.dtype).removeprefix("torch."),
         "threads": compute.threads,
-        "compile": compute.compile,
+        "compile": "native" if compute.native else compute.compile,
     }
 
 

@@ -76,7 +76,7 @@ def _trained_again(began: checkpoint.Checkpoint, steps: int) -> dict[str, torch.
     """The weights `steps` steps after a checkpoint, trained in a folder that goes away."""
     config = began.config
     compiled = str(began.meta.get("compile", False)).lower()
-    compute = choose(config.device, began.meta["dtype"], compiled, config.threads, train_n_embd=config.model.n_embd)
+    compute = choose(config.device, began.meta["dtype"], compiled, config.threads, trained=config.model)
     with bytes_bar("reading the text") as progress:
         corpus = open_corpus(config.data, progress)
         ids, text_sha256 = encode(corpus, began.tokenizer, Path(config.data.cache_dir), progress)

@@ -11,29 +11,15 @@ the loss with respect to y, adds to `.grad` of the part's parameters, and return
 B batch, T time (positions), C n_embd, H heads, D head size (C / H), V vocabulary; N = B · T rows, one a token.
 """
 
-import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from microgpt_cli.config import ModelConfig
 from microgpt_cli.model.gpt import GPT
-from microgpt_cli.model.layers import LONGEST_SCORES, MLP, CausalSelfAttention
-
-aten = torch.ops.aten
-
-
-def serves(config: ModelConfig) -> bool:
-    """Whether models of this kind have their backward pass here: the article's and GPT-2's, without dropout."""
-    return (
-        config.position == "learned"
-        and config.norm == "layernorm"
-        and config.activation in ("relu", "gelu")
-        and not (config.qk_norm or config.token_shift or config.dropout)
-        and config.block_size <= LONGEST_SCORES
-    )
+from microgpt_cli.model.layers import MLP, CausalSelfAttention
+from microgpt_cli.model.passes import Biased, Passes, gradient
 
 
 class ByHand:
@@ -41,15 +27,17 @@ class ByHand:
 
     Args:
         model: of a kind that is served, on a CPU.
-        dtype: of the matrix products.
+        passes: what stands between the matrix products, in their precision.
     """
 
-    def __init__(self, model: GPT, dtype: torch.dtype) -> None:
-        assert serves(model.config)
-        self.model, self.dtype = model, dtype
-        self.blocks = [BlockByHand(block, dtype) for block in model.blocks]
-        self.ln_f = NormByHand(model.ln_f, dtype)
-        self.lm_head = LinearByHand(model.lm_head, dtype)
+    def __init__(self, model: GPT, passes: Passes) -> None:
+        assert passes.serve(model.config)
+        self.model, self.dtype = model, passes.dtype
+        self.blocks = [BlockByHand(block, passes, model.config.activation) for block in model.blocks]
+        self.ln_f = NormByHand(model.ln_f, passes)
+        self.lm_head = LinearByHand(model.lm_head, passes)
+        parts = (part for block in self.blocks for part in (block.attention, block.mlp))
+        self.linears = [self.lm_head, *(linear for part in parts for linear in part.linears)]
 
     def backward(self, idx: Tensor, targets: Tensor, share: float = 1.0) -> Tensor:
         """Both passes: add `share` of the gradients of the loss to `.grad` of every parameter."""
@@ -70,11 +58,15 @@ class ByHand:
             `share` of the mean cross-entropy in nats a token, float32 ().
         """
         T, N = idx.size(1), idx.numel()
-        ahead = torch.full((T, T), -math.inf, dtype=self.dtype).triu_(1)  # added to scores: nothing looks ahead
-        x = self.model.embed(idx).view(N, -1)  # (N, C)
+        if self.dtype != torch.float32:
+            rounded, exact = [each.rounded for each in self.linears], [each.layer.weight for each in self.linears]
+            torch._foreach_copy_(rounded, exact)
+        x, more = self.model.embed(idx).view(N, -1), None  # (N, C)
         for block in self.blocks:
-            x = block.forward(x, ahead)  # (N, C)
-        logits = self.lm_head.forward(self.ln_f.forward(x)).float()  # (N, V)
+            x, more = block.forward(x, more, T)  # (N, C) each
+        _, y = self.ln_f.forward(x, more)
+        logits, bias = self.lm_head.forward(y)  # (N, V)
+        logits = logits.float() if bias is None else logits.float() + bias
         asked = targets.reshape(N, 1)
         logp = logits.log_softmax(-1)  # (N, V)
         loss: Tensor = -logp.gather(1, asked).mean() * share
@@ -90,119 +82,104 @@ class ByHand:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
         (B, T), N = self.idx.shape, self.idx.numel()
-        dx = self.ln_f.backward(self.lm_head.backward(self.dlogits))
+        nothing = torch.zeros(N, self.model.config.n_embd)
+        dx, rounded = self.ln_f.backward(self.lm_head.backward(self.dlogits), nothing)
         for block in reversed(self.blocks):
-            dx = block.backward(dx)
-        dx = dx.view(B, T, -1)  # (B, T, C)
-        _gradient(self.model.position_embedding_table.weight)[:T].add_(dx.sum(0))
-        _gradient(self.model.token_embedding_table.weight).index_add_(0, self.idx.reshape(N), dx.flatten(0, 1))
+            dx, rounded = block.backward(dx, rounded)
+        self._embed_backward(dx.view(B, T, -1))
+
+    def _embed_backward(self, dx: Tensor) -> None:
+        """dx (B, T, C): each token has its row, and so has each position."""
+        model, tokens = self.model, self.model.token_embedding_table.weight
+        if model.config.position == "learned":
+            gradient(model.position_embedding_table.weight)[: dx.size(1)].add_(dx.sum(0))
+        if model.config.token_shift:
+            share, after = model.token_shift.share, dx[:, 1:]  # of those that had a token before them
+            gradient(share).add_((after * tokens[self.idx[:, :-1]]).sum((0, 1)))
+            dx = dx + F.pad(after * share, (0, 0, 0, 1))
+        gradient(tokens).index_add_(0, self.idx.flatten(), dx.flatten(0, 1))
 
 
 class BlockByHand:
-    """x + attention(ln1(x)), and then x + mlp(ln2(x))."""
+    """x + attention(ln1(x)), and then x + mlp(ln2(x)). Each sum is made by the norm that comes next."""
 
-    def __init__(self, block: Any, dtype: torch.dtype) -> None:  # a Block
-        self.ln1, self.attention = NormByHand(block.ln1, dtype), AttentionByHand(block.attention, dtype)
-        self.ln2, self.mlp = NormByHand(block.ln2, dtype), MLPByHand(block.mlp, dtype)
+    def __init__(self, block: Any, passes: Passes, activation: str) -> None:  # a Block
+        self.ln1, self.attention = NormByHand(block.ln1, passes), AttentionByHand(block.attention, passes)
+        self.ln2, self.mlp = NormByHand(block.ln2, passes), MLPByHand(block.mlp, passes, activation)
 
-    def forward(self, x: Tensor, ahead: Tensor) -> Tensor:
-        x = x + self.attention.forward(self.ln1.forward(x), ahead)
-        return x + self.mlp.forward(self.ln2.forward(x))
+    def forward(self, x: Tensor, more: Biased | None, T: int) -> tuple[Tensor, Biased]:
+        """x, and what is still to be added to it."""
+        x, y = self.ln1.forward(x, more)
+        x, y = self.ln2.forward(x, self.attention.forward(y, T))
+        return x, self.mlp.forward(y)
 
-    def backward(self, dx: Tensor) -> Tensor:
-        """A sum hands its gradient on to both of its terms."""
-        dx = dx + self.ln2.backward(self.mlp.backward(dx.to(self.mlp.proj.dtype)))
-        return dx + self.ln1.backward(self.attention.backward(dx.to(self.attention.proj.dtype)))
+    def backward(self, dx: Tensor, rounded: Tensor) -> tuple[Tensor, Tensor]:
+        """A sum hands its gradient on to both of its terms; beside it, the same rounded for the products."""
+        dx, rounded = self.ln2.backward(self.mlp.backward(rounded), dx)
+        return self.ln1.backward(self.attention.backward(rounded), dx)
 
 
 class AttentionByHand:
     """softmax(q k' / sqrt(D)) v for each head, and the projections before and after."""
 
-    def __init__(self, layer: CausalSelfAttention, dtype: torch.dtype) -> None:
-        self.n_head = layer.n_head
-        self.qkv, self.proj = LinearByHand(layer.qkv, dtype), LinearByHand(layer.proj, dtype)
+    def __init__(self, layer: CausalSelfAttention, passes: Passes) -> None:
+        self.layer, self.passes = layer, passes
+        self.linears = self.qkv, self.proj = LinearByHand(layer.qkv, passes), LinearByHand(layer.proj, passes)
 
-    def forward(self, x: Tensor, ahead: Tensor) -> Tensor:
-        (N, C), T, H = x.shape, len(ahead), self.n_head
-        B, D = N // T, C // H
-        qkv = self.qkv.forward(x).view(B, T, 3, H, D).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
-        self.q, self.k, self.v = q, k, v = qkv.reshape(3, B * H, T, D).unbind()
-        self.weights = torch.baddbmm(ahead, q, k.mT, alpha=D**-0.5).softmax(-1)  # (B·H, T, T)
-        heads = (self.weights @ v).view(B, H, T, D)
-        return self.proj.forward(heads.transpose(1, 2).reshape(N, C))
+    def forward(self, x: Tensor, T: int) -> Biased:
+        qkv, _ = self.qkv.forward(x)  # (N, 3C)
+        heads, self.kept = self.passes.attention(self.layer, qkv, T)  # (N, C)
+        return self.proj.forward(heads)
 
     def backward(self, dy: Tensor) -> Tensor:
-        (N, C), (BH, T, D), H = dy.shape, self.q.shape, self.n_head
-        dheads = self.proj.backward(dy).view(-1, T, H, D).transpose(1, 2).reshape(BH, T, D)
-        dweights = dheads @ self.v.mT
-        dscores = aten._softmax_backward_data(dweights, self.weights, -1, dweights.dtype)  # (B·H, T, T)
-        dq, dk, dv = dqkv = torch.empty(3, BH, T, D, dtype=dy.dtype)
-        torch.baddbmm(dq, dscores, self.k, beta=0, alpha=D**-0.5, out=dq)
-        torch.baddbmm(dk, dscores.mT, self.q, beta=0, alpha=D**-0.5, out=dk)
-        torch.bmm(self.weights.mT, dheads, out=dv)
-        return self.qkv.backward(dqkv.view(3, -1, H, T, D).permute(1, 3, 0, 2, 4).reshape(N, 3 * C))
+        return self.qkv.backward(self.passes.attention_backward(self.layer, self.kept, self.proj.backward(dy)))
 
 
 class MLPByHand:
-    """Widen, ReLU or GELU, narrow."""
+    """Widen, a nonlinearity, narrow."""
 
-    def __init__(self, layer: MLP, dtype: torch.dtype) -> None:
-        self.fc, self.proj = LinearByHand(layer.fc, dtype), LinearByHand(layer.proj, dtype)
-        self.is_relu = layer.activation is F.relu
+    def __init__(self, layer: MLP, passes: Passes, activation: str) -> None:
+        self.linears = self.fc, self.proj = LinearByHand(layer.fc, passes), LinearByHand(layer.proj, passes)
+        self.passes, self.activation = passes, activation
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Biased:
         self.h = self.fc.forward(x)  # (N, 4C)
-        return self.proj.forward(self.h.relu_() if self.is_relu else F.gelu(self.h, approximate="tanh"))
+        return self.proj.forward(self.passes.activate(self.activation, self.h))
 
     def backward(self, dy: Tensor) -> Tensor:
-        dh = self.proj.backward(dy)
-        if self.is_relu:
-            return self.fc.backward(aten.threshold_backward(dh, self.h, 0))
-        return self.fc.backward(aten.gelu_backward(dh, self.h, approximate="tanh"))
+        return self.fc.backward(self.passes.activate_backward(self.activation, self.h, self.proj.backward(dy)))
 
 
 class NormByHand:
-    """(x - mean) / std · weight + bias, row by row in float32; y is rounded for the product that follows."""
+    """LayerNorm or RMSNorm of a sum, row by row in float32; y is rounded for the product that follows."""
 
-    def __init__(self, layer: Any, dtype: torch.dtype) -> None:
-        self.layer, self.dtype = layer, dtype  # an nn.LayerNorm
+    def __init__(self, layer: Any, passes: Passes) -> None:
+        self.layer, self.passes = layer, passes
 
-    def forward(self, x: Tensor) -> Tensor:
-        self.x, weight, bias = x, self.layer.weight, self.layer.bias
-        y, self.mean, self.rstd = torch.native_layer_norm(x, weight.shape, weight, bias, self.layer.eps)
-        return y.to(self.dtype)
+    def forward(self, x: Tensor, more: Biased | None) -> tuple[Tensor, Tensor]:
+        """The sum, and the norm of it."""
+        x, y, self.kept = self.passes.norm(self.layer, x, more)
+        return x, y
 
-    def backward(self, dy: Tensor) -> Tensor:
-        weight, bias = self.layer.weight, self.layer.bias
-        wanted = (True, True, bias is not None)
-        dx: Tensor
-        dx, dweight, dbias = aten.native_layer_norm_backward(
-            dy.float(), self.x, weight.shape, self.mean, self.rstd, weight, bias, wanted
-        )
-        _gradient(weight).add_(dweight)
-        if bias is not None:
-            _gradient(bias).add_(dbias)
-        return dx
+    def backward(self, dy: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
+        """Its share is added to dx, the gradient that the sum has from elsewhere; beside it, the same rounded."""
+        return self.passes.norm_backward(self.layer, self.kept, dy, dx)
 
 
 class LinearByHand:
-    """x weight' + bias."""
+    """x weight', and a bias for whoever takes it from there."""
 
-    def __init__(self, layer: nn.Linear, dtype: torch.dtype) -> None:
-        self.layer, self.dtype = layer, dtype
+    def __init__(self, layer: nn.Linear, passes: Passes) -> None:
+        self.layer, self.passes = layer, passes
+        self.rounded = torch.empty(layer.weight.shape, dtype=passes.dtype)  # the weight, before each forward pass
 
-    def forward(self, x: Tensor) -> Tensor:
-        bias = self.layer.bias
-        self.x, self.weight = x, self.layer.weight.to(self.dtype)
-        return F.linear(x, self.weight, None if bias is None else bias.to(self.dtype))  # (N, out)
+    def forward(self, x: Tensor) -> Biased:
+        self.x = x
+        self.weight = self.layer.weight if x.dtype == self.layer.weight.dtype else self.rounded
+        return F.linear(x, self.weight), self.layer.bias  # (N, out)
 
     def backward(self, dy: Tensor) -> Tensor:
-        _gradient(self.layer.weight).add_(dy.mT @ self.x)
+        gradient(self.layer.weight).add_(dy.mT @ self.x)
         if self.layer.bias is not None:
-            _gradient(self.layer.bias).add_(dy.sum(0))
+            self.passes.add_rows(dy, gradient(self.layer.bias))
         return dy @ self.weight  # (N, in)
-
-
-def _gradient(parameter: Any) -> Tensor:
-    gradient: Tensor = parameter.grad
-    return gradient

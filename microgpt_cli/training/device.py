@@ -7,7 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
+from microgpt_cli.config import ModelConfig
 from microgpt_cli.errors import UserError
+from microgpt_cli.model.layers import LONGEST_SCORES
+from microgpt_cli.model.passes import NativePasses
+from microgpt_cli.native.library import Unavailable
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BFLOAT16_N_EMBD = 64  # width from which training on a CPU that multiplies bfloat16 gains by it
@@ -21,7 +25,8 @@ class Compute:
 
     device: torch.device
     dtype: torch.dtype  # of the matrix products; weights stay float32
-    compile: bool
+    compile: bool  # the model, by torch.compile
+    native: bool  # what stands between the matrix products is in C (model/passes.py)
     compile_may_fail: bool  # go on without, if it does
     threads: int
     reasons: dict[str, str]  # "device" → "cpu: no GPU found"
@@ -39,7 +44,7 @@ def choose(
     compile: str = "false",
     threads: int | None = None,
     work_flops: float = 0.0,
-    train_n_embd: int = 0,
+    trained: ModelConfig | None = None,
 ) -> Compute:
     """Turn `auto` into what this machine does best, and set torch's number of threads.
 
@@ -48,30 +53,30 @@ def choose(
     Args:
         device, dtype, compile, threads: the keys of these names.
         work_flops: how much there is to compute, about; what a compiler must pay back.
-        train_n_embd: width of the model that is to be trained, if one is.
+        trained: the model that is to be trained, if one is.
 
     Raises:
         UserError: what was asked for is not here.
     """
     place, why_device = _device(device)
-    kind, why_dtype = _dtype(dtype, place, train_n_embd)
-    compiled, why_compile = _compile(compile, place, work_flops)
+    kind, why_dtype = _dtype(dtype, place, trained)
+    compiled, native, why_compile = _compile(compile, place, kind, work_flops, trained)
     if threads is not None:
         torch.set_num_threads(threads)
     if place.type == "cpu":
         _keep_freed_memory()
     if place.type == "cuda":
-        tf32 = kind == torch.float32 and train_n_embd > 0  # where nothing is trained, to the last bit
+        tf32 = kind == torch.float32 and trained is not None  # where nothing is trained, to the last bit
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
         why_dtype += ", products in TF32" if tf32 else ""
     count = torch.get_num_threads()
     reasons = {
         "device": f"{place}: {why_device}",
         "dtype": f"{str(kind).removeprefix('torch.')}: {why_dtype}",
-        "compile": f"{'yes' if compiled else 'no'}: {why_compile}",
+        "compile": f"{'yes' if compiled else 'in part' if native else 'no'}: {why_compile}",
         "threads": f"{count}: {'as asked' if threads else 'as many as torch finds cores'}",
     }
-    return Compute(place, kind, compiled, compile == "auto", count, reasons)
+    return Compute(place, kind, compiled, native, compile == "auto", count, reasons)
 
 
 @functools.cache
@@ -103,7 +108,7 @@ def _device(wanted: str) -> tuple[torch.device, str]:
     return torch.device(wanted), "as asked"
 
 
-def _dtype(wanted: str, device: torch.device, train_n_embd: int) -> tuple[torch.dtype, str]:
+def _dtype(wanted: str, device: torch.device, trained: ModelConfig | None) -> tuple[torch.dtype, str]:
     if wanted == "float16" and device.type == "cpu":
         raise UserError("dtype=float16: needs a GPU; try dtype=bfloat16 or float32 on a CPU")
     if wanted != "auto":
@@ -112,7 +117,8 @@ def _dtype(wanted: str, device: torch.device, train_n_embd: int) -> tuple[torch.
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16, "this GPU multiplies it fast, and it needs no loss scaling"
         return torch.float16, "this GPU has no bfloat16; the loss is scaled"
-    if device.type == "cpu" and train_n_embd >= BFLOAT16_N_EMBD and cpu_multiplies_bfloat16():
+    wide = trained is not None and trained.n_embd >= BFLOAT16_N_EMBD
+    if device.type == "cpu" and wide and cpu_multiplies_bfloat16():
         return torch.bfloat16, "this CPU multiplies it twice as fast, and a step is 1.1 to 2 times as fast"
     return torch.float32, "the safe choice here"
 
@@ -124,11 +130,36 @@ def cpu_multiplies_bfloat16() -> bool:
     return any(ask is not None and ask() for ask in asked)
 
 
-def _compile(wanted: str, device: torch.device, work_flops: float) -> tuple[bool, str]:
+def _compile(
+    wanted: str, device: torch.device, dtype: torch.dtype, work_flops: float, trained: ModelConfig | None
+) -> tuple[bool, bool, str]:
+    """Whether torch.compile works on the model, whether the passes are in C, and why."""
+    if wanted == "native" or (wanted == "auto" and device.type == "cpu"):
+        why_not = _no_native(device, dtype, trained)
+        if not why_not:
+            return False, True, "what stands between the matrix products, in C"
+        if wanted == "native":
+            raise UserError(f"compile=native: {why_not}; try compile=auto")
+        return False, False, f"{why_not}, and torch.compile costs more than it saves here"
     if wanted != "auto":
-        return wanted == "true", "as asked"
+        return wanted == "true", False, "as asked"
     if device.type != "cuda":
-        return False, "costs more than it saves here"
+        return False, False, "costs more than it saves here"
     if work_flops < COMPILE_FLOPS:
-        return False, f"a run of {work_flops / 1e15:.2g} PFLOP is over before it pays"
-    return True, f"pays in a run of {work_flops / 1e15:.2g} PFLOP"
+        return False, False, f"a run of {work_flops / 1e15:.2g} PFLOP is over before it pays"
+    return True, False, f"pays in a run of {work_flops / 1e15:.2g} PFLOP"
+
+
+def _no_native(device: torch.device, dtype: torch.dtype, trained: ModelConfig | None) -> str:
+    """Why the passes can't be in C; nothing, if they can."""
+    if device.type != "cpu":
+        return f"not for {device.type}"
+    if trained is None:
+        return "nothing is trained"
+    if not NativePasses.serve(trained):
+        return f"nothing in C for dropout or a context of over {LONGEST_SCORES}"
+    try:
+        NativePasses(dtype)
+    except Unavailable as error:
+        return str(error)
+    return ""

@@ -180,6 +180,12 @@ class Muon(Gradients):
             shape: torch.zeros(sum(len(_stacked(*item)) for item in members.items()), *shape, device=p.device)
             for shape, members in self._groups.items()
         }
+        self._scales = {
+            shape: torch.tensor(
+                [[[_scale(name, p)]] for name, p in members.items() for _ in _stacked(name, p)], device=mean.device
+            )
+            for (shape, members), mean in zip(self._groups.items(), self._means.values(), strict=True)
+        }
 
     @torch.no_grad()
     def step(self, learning_rate: float | Tensor, divide_by: Tensor, skip: Tensor) -> None:
@@ -188,6 +194,7 @@ class Muon(Gradients):
         self._matrices.grads()  # gathers what was set from outside
         keep = 1 - skip
         rate = learning_rate * keep
+        torch._foreach_mul_(self._matrices.weights, 1 - rate * self.weight_decay)
         for shape, members in self._groups.items():
             grads = torch.cat(
                 [_stacked(name, p.grad) for name, p in members.items() if p.grad is not None]
@@ -195,10 +202,9 @@ class Muon(Gradients):
             grads = torch.where(keep > 0, grads / divide_by, 0.0)
             mean = self._means[shape]
             mean.lerp_(grads, keep * (1 - self.momentum))
-            updates = orthogonalize(grads.lerp(mean, self.momentum))
-            for (name, p), update in zip(members.items(), updates.split(self._counts(members)), strict=True):
-                p.mul_(1 - rate * self.weight_decay)
-                _stacked(name, p).sub_(update * (rate * _scale(name, p)))
+            updates = orthogonalize(grads.lerp(mean, self.momentum)).mul_(rate * self._scales[shape])
+            weights = [_stacked(name, p) for name, p in members.items()]
+            torch._foreach_sub_(weights, list(updates.split(self._counts(members))))
 
     def _counts(self, members: dict[str, nn.Parameter]) -> list[int]:
         return [len(_stacked(name, p)) for name, p in members.items()]

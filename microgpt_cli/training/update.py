@@ -14,10 +14,11 @@ from torch import Tensor
 
 from microgpt_cli.config import TrainConfig
 from microgpt_cli.data.tokens import take
-from microgpt_cli.model import by_hand
 from microgpt_cli.model.accounting import flops_per_token
+from microgpt_cli.model.by_hand import ByHand
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.model.loss import LARGE_VOCABULARY
+from microgpt_cli.model.passes import NativePasses, Passes, TorchPasses
 from microgpt_cli.training.device import Compute
 from microgpt_cli.training.optimizers import AdamW, Muon, total_norm
 
@@ -30,10 +31,12 @@ class CompilerFailed(Exception):
     """torch.compile did not manage; from now on the model runs without it."""
 
 
-def backward_by_hand(model: GPT, compute: Compute) -> bool:
-    """Whether the written-out backward pass serves: on a CPU, eager, for a kind that has one, logits in one piece."""
-    small = model.vocab_size < LARGE_VOCABULARY
-    return compute.device.type == "cpu" and not compute.compile and small and by_hand.serves(model.config)
+def choose_passes(model: GPT, compute: Compute) -> Passes | None:
+    """What the written-out backward pass is made of; None where autograd serves: it wants logits in one piece."""
+    if compute.device.type != "cpu" or compute.compile or model.vocab_size >= LARGE_VOCABULARY:
+        return None
+    kind = NativePasses if compute.native else TorchPasses
+    return kind(compute.dtype) if kind.serve(model.config) else None
 
 
 class Update:
@@ -57,7 +60,8 @@ class Update:
         self._finite = torch.ones((), dtype=torch.bool, device=device)  # and were all steps before
         self._forward: Any = torch.compile(model, dynamic=False) if compute.compile else model
         self._compiled = not compute.compile  # or found wanting
-        self._by_hand = by_hand.ByHand(model, compute.dtype) if backward_by_hand(model, compute) else None
+        passes = choose_passes(model, compute)
+        self._by_hand = ByHand(model, passes) if passes is not None else None
         step_tokens = config.batch_size * config.grad_accum_steps * config.model.block_size
         small = flops_per_token(model).value * step_tokens <= GRAPH_FLOPS
         self._wants_graph = resident and device.type == "cuda" and compute.dtype != torch.float16 and small

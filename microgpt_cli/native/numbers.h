@@ -1,0 +1,80 @@
+// Numbers in memory and in registers. In memory they are float32, or bfloat16 with -DBFLOAT16; in registers LANES float32
+// side by side, which the compiler cuts to the width that the processor has.
+
+#include <math.h>
+#include <omp.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define LANES 16
+#define FEW 8192  // numbers; below, a second thread costs more than it saves
+
+typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+static inline long up(long n) { return (n + LANES - 1) / LANES * LANES; }
+static inline lanes all(float x) { return (lanes){0} + x; }
+
+// yes where the mask is -1, no where it is 0
+static inline lanes choose(ints mask, lanes yes, lanes no) { return (lanes)((mask & (ints)yes) | (~mask & (ints)no)); }
+
+static inline float total(lanes x) {
+    float sum = 0;
+    for (int l = 0; l < LANES; l++) sum += x[l];
+    return sum;
+}
+
+#ifdef BFLOAT16
+typedef uint16_t number;
+typedef uint16_t packed __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+typedef uint32_t words __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+static inline lanes widen(packed x) { return (lanes)(__builtin_convertvector(x, words) << 16); }
+static inline packed narrow(lanes x) {  // to the nearest, of two as near the even one
+    words bits = (words)x, rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    ints is_nan = x != x;
+    return __builtin_convertvector((words)choose(is_nan, (lanes)((words){0} + 0x7fc0), (lanes)rounded), packed);
+}
+#else
+typedef float number;
+typedef lanes packed;
+static inline lanes widen(packed x) { return x; }
+static inline packed narrow(lanes x) { return x; }
+#endif
+
+// The next of n numbers that are left, zeros after them; and the way back.
+static inline lanes take(const number *x, long n) {
+    if (n >= LANES) return widen(*(const packed *)x);
+    packed some = {0};
+    memcpy(&some, x, n * sizeof(number));
+    return widen(some);
+}
+static inline void give(lanes y, number *x, long n) {
+    packed some = narrow(y);
+    if (n >= LANES) *(packed *)x = some;
+    else memcpy(x, &some, n * sizeof(number));
+}
+static inline lanes take_floats(const float *x, long n) {
+    if (n >= LANES) return *(const lanes *)x;
+    lanes some = {0};
+    memcpy(&some, x, n * sizeof(float));
+    return some;
+}
+static inline void give_floats(lanes y, float *x, long n) {
+    if (n >= LANES) *(lanes *)x = y;
+    else memcpy(x, &y, n * sizeof(float));
+}
+
+// e to the x, to 2 units in the last place: 2 to the whole part of x / ln 2, times a polynomial in the rest (Cephes).
+static inline lanes exponential(lanes x) {
+    x = choose(x < -87.0f, all(-87.0f), choose(x > 88.0f, all(88.0f), x));
+    lanes whole = x * 1.44269504f + 12582912.0f - 12582912.0f;  // 1.5 * 2^23 leaves no room for a fraction
+    lanes rest = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+    lanes p = rest * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * rest + 8.3334519073e-3f;
+    p = p * rest + 4.1665795894e-2f;
+    p = p * rest + 1.6666665459e-1f;
+    p = p * rest + 5.0000001201e-1f;
+    p = p * rest * rest + rest + 1.0f;
+    return p * (lanes)((__builtin_convertvector(whole, ints) + 127) << 23);
+}

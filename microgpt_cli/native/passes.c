@@ -1,0 +1,148 @@
+// What stands between the matrix products of a GPT's blocks, each in one visit to the memory: activations, norms, and
+// their backward passes. model/passes.py calls them and says the same in torch.
+//
+// Sums over rows are made by each thread and then added up in order, so that two runs agree to the last bit.
+// N rows (batch times positions), C numbers in a row. A bias that isn't there is NULL.
+
+#include "numbers.h"
+
+enum { RELU, GELU, RELU2 };
+
+// GELU as tanh approximates it is x s, with s the sigmoid of 2 u, u = sqrt(2 / pi) (x + 0.044715 x^3).
+#define GELU_A 1.5957691216f  // 2 sqrt(2 / pi)
+#define GELU_B 0.044715f
+static inline lanes sigmoid(lanes x) { return 1.0f / (1.0f + exponential(-GELU_A * (x + GELU_B * x * x * x))); }
+
+static inline lanes value(lanes x, int kind) {
+    if (kind == GELU) return x * sigmoid(x);
+    lanes positive = choose(x < 0.0f, all(0), x);
+    if (kind == RELU) return positive;
+    return positive * positive;
+}
+
+static inline lanes slope(lanes x, int kind) {
+    if (kind == RELU2) return choose(x < 0.0f, all(0), 2.0f * x);
+    if (kind == RELU) return choose(x > 0.0f, all(1), all(0));
+    lanes s = sigmoid(x);
+    return s + x * s * (1.0f - s) * GELU_A * (1.0f + 3.0f * GELU_B * x * x);
+}
+
+static inline void activate_rows(const number *x, const float *bias, number *y, long N, long C, int kind) {
+#pragma omp parallel for schedule(static) if (N * C > FEW)
+    for (long n = 0; n < N; n++)
+        for (long c = 0; c < C; c += LANES) {
+            lanes v = take(x + n * C + c, C - c);
+            if (bias) v += take_floats(bias + c, C - c);
+            give(value(v, kind), y + n * C + c, C - c);
+        }
+}
+
+static inline void activate_rows_backward(const number *x, const float *bias, number *d, long N, long C, int kind) {
+#pragma omp parallel for schedule(static) if (N * C > FEW)
+    for (long n = 0; n < N; n++)
+        for (long c = 0; c < C; c += LANES) {
+            lanes v = take(x + n * C + c, C - c);
+            if (bias) v += take_floats(bias + c, C - c);
+            give(take(d + n * C + c, C - c) * slope(v, kind), d + n * C + c, C - c);
+        }
+}
+
+// y = f(x + bias)
+void activate(const number *x, const float *bias, number *y, long N, long C, int kind) {
+    if (kind == RELU) activate_rows(x, bias, y, N, C, RELU);
+    if (kind == GELU) activate_rows(x, bias, y, N, C, GELU);
+    if (kind == RELU2) activate_rows(x, bias, y, N, C, RELU2);
+}
+
+// d, the gradient with respect to y, becomes that with respect to x.
+void activate_backward(const number *x, const float *bias, number *d, long N, long C, int kind) {
+    if (kind == RELU) activate_rows_backward(x, bias, d, N, C, RELU);
+    if (kind == GELU) activate_rows_backward(x, bias, d, N, C, GELU);
+    if (kind == RELU2) activate_rows_backward(x, bias, d, N, C, RELU2);
+}
+
+// sum = x + more + more_bias, and y = (sum - mean) / std * weight + bias, row by row; mean and 1 / std are kept. A norm
+// that isn't centred has 0 for the mean (RMSNorm). Without `more`, sum is x.
+void norm(const float *x, const number *more, const float *more_bias, float *sum, const float *weight,
+          const float *bias, number *y, float *mean, float *rstd, long N, long C, float eps, int centred) {
+#pragma omp parallel for schedule(static) if (N * C > FEW)
+    for (long n = 0; n < N; n++) {
+        const float *row = more ? sum + n * C : x + n * C;
+        lanes added = {0}, squares = {0};
+        for (long c = 0; c < C; c += LANES) {
+            lanes v = take_floats(x + n * C + c, C - c);
+            if (more) v += take(more + n * C + c, C - c);
+            if (more_bias) v += take_floats(more_bias + c, C - c);
+            if (more) give_floats(v, sum + n * C + c, C - c);
+            added += v;
+        }
+        float m = centred ? total(added) / C : 0;
+        for (long c = 0; c < C; c += LANES) {
+            lanes v = take_floats(row + c, C - c) - m;
+            if (C - c < LANES)
+                for (long l = C - c; l < LANES; l++) v[l] = 0;
+            squares += v * v;
+        }
+        float r = 1.0f / sqrtf(total(squares) / C + eps);
+        mean[n] = m, rstd[n] = r;
+        for (long c = 0; c < C; c += LANES) {
+            lanes v = (take_floats(row + c, C - c) - m) * r * take_floats(weight + c, C - c);
+            if (bias) v += take_floats(bias + c, C - c);
+            give(v, y + n * C + c, C - c);
+        }
+    }
+}
+
+// dx, the gradient that x has from elsewhere, becomes the whole one; it is rounded too. dweight, dbias are added to.
+void norm_backward(const number *dy, const float *x, const float *mean, const float *rstd, const float *weight,
+                   float *dx, number *rounded, float *dweight, float *dbias, long N, long C, int centred) {
+    int count = N * C > FEW ? omp_get_max_threads() : 1;
+    float *partial = calloc(2 * count * C, sizeof(float));  // of each thread: of the weight, of the bias
+#pragma omp parallel num_threads(count)
+    {
+        float *dw = partial + 2 * C * omp_get_thread_num(), *db = dw + C;
+#pragma omp for schedule(static)
+        for (long n = 0; n < N; n++) {
+            float m = mean[n], r = rstd[n];
+            lanes sum = {0}, along = {0};
+            for (long c = 0; c < C; c += LANES) {
+                lanes g = take(dy + n * C + c, C - c), scaled = (take_floats(x + n * C + c, C - c) - m) * r;
+                give_floats(take_floats(dw + c, C - c) + g * scaled, dw + c, C - c);
+                give_floats(take_floats(db + c, C - c) + g, db + c, C - c);
+                g *= take_floats(weight + c, C - c);
+                sum += g, along += g * scaled;
+            }
+            float mean_g = centred ? total(sum) / C : 0, mean_along = total(along) / C;
+            for (long c = 0; c < C; c += LANES) {
+                lanes g = take(dy + n * C + c, C - c) * take_floats(weight + c, C - c);
+                lanes scaled = (take_floats(x + n * C + c, C - c) - m) * r;
+                lanes d = take_floats(dx + n * C + c, C - c) + r * (g - mean_g - scaled * mean_along);
+                give_floats(d, dx + n * C + c, C - c);
+                give(d, rounded + n * C + c, C - c);
+            }
+        }
+    }
+    for (int t = 0; t < count; t++)
+        for (long c = 0; c < C; c++) {
+            dweight[c] += partial[2 * C * t + c];
+            if (dbias) dbias[c] += partial[2 * C * t + C + c];
+        }
+    free(partial);
+}
+
+// sums (C) += the sum of the rows of x (N, C)
+void add_rows(const number *x, float *sums, long N, long C) {
+    int count = N * C > FEW ? omp_get_max_threads() : 1;
+    float *partial = calloc(count * C, sizeof(float));
+#pragma omp parallel num_threads(count)
+    {
+        float *sum = partial + C * omp_get_thread_num();
+#pragma omp for schedule(static)
+        for (long n = 0; n < N; n++)
+            for (long c = 0; c < C; c += LANES)
+                give_floats(take_floats(sum + c, C - c) + take(x + n * C + c, C - c), sum + c, C - c);
+    }
+    for (int t = 0; t < count; t++)
+        for (long c = 0; c < C; c++) sums[c] += partial[C * t + c];
+    free(partial);
+}

@@ -1,0 +1,149 @@
+"""C that is compiled here: made once, kept, made anew when damaged, done without where there is no compiler."""
+
+import ctypes
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Run, preset
+
+from microgpt_cli.errors import UserError
+from microgpt_cli.model.passes import ARGUMENTS, NativePasses
+from microgpt_cli.native import library
+from microgpt_cli.native.library import Unavailable, load
+from microgpt_cli.training.device import choose
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty home folder, on a machine with a compiler, in a process that has loaded nothing."""
+    try:
+        load("passes")
+    except Unavailable as why:
+        pytest.skip(str(why))
+    load.cache_clear()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    yield tmp_path
+    load.cache_clear()
+
+
+def made(home: Path) -> list[Path]:
+    return sorted((home / library.PLACE).glob("*"))
+
+
+def works(functions: ctypes.CDLL) -> bool:
+    x, sums = torch.ones(3, 20), torch.zeros(20)
+    functions.add_rows.argtypes = ARGUMENTS["add_rows"]
+    functions.add_rows(x.data_ptr(), sums.data_ptr(), 3, 20)
+    return sums.tolist() == [3.0] * 20
+
+
+def test_it_is_made_once_and_kept(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert works(load("passes"))
+    [file] = made(home)
+    assert file.suffix == ".so"
+    load.cache_clear()
+    monkeypatch.setattr(library, "_made", lambda *_: pytest.fail("compiled again"))
+    assert works(load("passes"))
+    assert load("passes") is load("passes")
+
+
+def test_other_numbers_are_another_library(home: Path) -> None:
+    assert works(load("passes"))
+    load("passes", "BFLOAT16")
+    assert len(made(home)) == 2
+
+
+def test_a_damaged_one_is_made_anew(home: Path) -> None:
+    program = [sys.executable, "-c", "from microgpt_cli.native.library import load; load('passes').add_rows"]
+    subprocess.run(program, check=True)  # this process would not look at the file again
+    [file] = made(home)
+    whole = file.read_bytes()
+    for damage in (b"", b"no library", whole[:1000], whole[:-1000]):
+        file.write_bytes(damage)
+        subprocess.run(program, check=True)
+        assert [path.read_bytes()[:1000] for path in made(home)] == [whole[:1000]]
+
+
+def test_without_a_place_to_keep_it_it_is_made_for_this_process(home: Path) -> None:
+    (home / ".cache").write_text("a file where a folder should be")
+    assert works(load("passes"))
+    assert [path.name for path in home.iterdir()] == [".cache"]
+
+
+def test_processes_that_make_it_at_once_do_not_meet(home: Path) -> None:
+    program = "from microgpt_cli.native.library import load; load('passes').add_rows"
+    running = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(4)]
+    assert [process.wait() for process in running] == [0] * 4
+    assert len(made(home)) == 1  # and nothing half made beside it
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [(None, "no C compiler here (cc)"), ("echo 'bad flag' >&2; exit 1", "bad flag"), ("exit 3", "exit status 3")],
+)
+def test_a_compiler_that_is_missing_or_fails_is_named(
+    home: Path, script: str | None, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools = home / "bin"
+    tools.mkdir()
+    if script is not None:
+        (tools / "cc").write_text(f"#!/bin/sh\n{script}\n")
+        (tools / "cc").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tools))
+    with pytest.raises(Unavailable) as raised:
+        load("passes")
+    assert said in str(raised.value)
+    assert not made(home)
+
+
+def test_training_goes_on_without_a_compiler_and_says_why(
+    microgpt: Run, text_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    words = ["model.n_layer=1", "max_steps=2", f"data.path={text_file}", "device=cpu"]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    load.cache_clear()
+    ran = microgpt("train", *words)
+    assert ran.status == 0
+    assert "compile   no: no C compiler here (cc), and torch.compile costs more than it saves here" in ran.out
+    refused = microgpt("train", *words, "compile=native")
+    load.cache_clear()
+    assert refused.status == 2
+    assert "compile=native: no C compiler here (cc); try compile=auto" in refused.err
+
+
+def test_what_compile_native_cannot_do_is_refused() -> None:
+    for device, trained, why in (
+        ("cpu", preset("micro", "article", dropout=0.1), "nothing in C for dropout or a context of over 256"),
+        ("cpu", None, "nothing is trained"),
+        ("meta", preset("micro", "article"), "not for meta"),
+    ):
+        with pytest.raises(UserError, match=f"compile=native: {why}; try compile=auto"):
+            choose(device, "float32", "native", trained=trained)
+
+
+def test_a_cpu_with_a_compiler_uses_it(home: Path) -> None:
+    compute = choose("cpu", "float32", "auto", trained=preset("micro", "modern"))
+    assert compute.native
+    assert not compute.compile
+    assert compute.reasons["compile"] == "in part: what stands between the matrix products, in C"
+    assert not choose("cpu", "float32", "false", trained=preset("micro", "modern")).native
+
+
+@pytest.mark.parametrize("kind", ["relu", "gelu", "relu2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_not_a_number_is_not_hidden(home: Path, kind: str, dtype: torch.dtype) -> None:
+    passes = NativePasses(dtype)
+    x = torch.tensor([[float("nan"), float("inf"), -float("inf"), 3e38] + [1.0] * 20], dtype=dtype)
+    y = passes.activate(kind, (x, None))
+    assert y[0, 0].isnan()
+    assert y[0, 1] == float("inf")
+    qkv = torch.zeros(4, 3 * 16, dtype=dtype)
+    qkv[1, 3] = float("nan")
+    layer = torch.nn.Module()
+    layer.n_head, layer.qk_norm, layer.rotary, layer.qkv = 1, False, None, torch.nn.Linear(16, 48, bias=False)
+    found, _ = passes.attention(layer, qkv, 4)  # type: ignore[arg-type]
+    assert found.isnan().any(1).tolist() == [False, True, False, False]
