@@ -26,7 +26,7 @@ from train_speed import our_steps, token_ids
 from microgpt_cli import cli
 from microgpt_cli.config import ModelConfig
 from microgpt_cli.generation.generate import generate
-from microgpt_cli.generation.precision import choose_dtype
+from microgpt_cli.generation.precision import choose_dtype, choose_native
 from microgpt_cli.generation.sampling import Draws, Sampler
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.training.device import choose
@@ -105,11 +105,12 @@ def sampling(size: str, rounds: int, nanogpt: ModuleType | None) -> dict[str, An
     device = choose("auto", "auto").device
     model = GPT(config.model, VOCAB_SIZE).to(device).eval()
     chosen, _ = choose_dtype("auto", model, 1)
+    native = choose_native("auto", model, chosen, 1, cache=True)
     tokens = config.model.block_size - 1
     idx = torch.ones(1, 1, dtype=torch.long, device=device)
 
     def ours(_number: int) -> None:
-        for _ in generate(model, [1], tokens, Sampler(), Draws(0, 1), 1, dtype=chosen):
+        for _ in generate(model, [1], tokens, Sampler(), Draws(0, 1), 1, dtype=chosen, native=native):
             pass
 
     ways = {"ours": repeated(ours)}

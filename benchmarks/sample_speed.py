@@ -25,7 +25,7 @@ import torch
 from microgpt_cli import cli
 from microgpt_cli.generation.decoding import Cache, decode_one_token, prefill, prepare
 from microgpt_cli.generation.generate import generate
-from microgpt_cli.generation.precision import choose_dtype, choose_threads
+from microgpt_cli.generation.precision import choose_dtype, choose_native, choose_threads
 from microgpt_cli.generation.sampling import Draws, Sampler
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.training.device import choose
@@ -40,14 +40,18 @@ Row = dict[str, Any]
 
 def main(words: list[str]) -> None:
     known = {"model": "micro,small,gpt2", "num_samples": "1,8,64", "dtype": "auto", "rounds": "5", "device": "auto"}
-    given, overrides = machine.settings(words, known | {"threads": "", "name": "sample_speed"}, more=True)
+    given, overrides = machine.settings(
+        words, known | {"threads": "", "compile": "auto", "name": "sample_speed"}, more=True
+    )
     threads = int(given["threads"]) if given["threads"] else None
     if not has_transformers():
         print("transformers is not installed: not compared (pip install transformers)")
     for size in given["model"].split(","):
         for count in given["num_samples"].split(","):
             for dtype in given["dtype"].split(","):
-                row = compare(size, int(count), given["device"], dtype, threads, int(given["rounds"]), overrides)
+                row = compare(
+                    size, int(count), given["device"], dtype, threads, int(given["rounds"]), overrides, given["compile"]
+                )
                 print(json.dumps(row), flush=True)
                 store(given["name"], row, words)
 
@@ -73,6 +77,7 @@ def compare(
     threads: int | None = None,
     rounds: int = 5,
     overrides: Sequence[str] = (),
+    compile: str = "auto",
 ) -> Row:
     """One row: rates of all in tokens/s over all samples, how many times the others' ours is, time to the first token.
 
@@ -80,7 +85,7 @@ def compare(
 
     Args:
         size: a choice of the group `model`.
-        device, dtype, threads: as the keys of `microgpt sample`.
+        device, dtype, threads, compile: as the keys of `microgpt sample`.
         rounds: how often each is timed.
         overrides: other `key=value` words of `microgpt train`.
     """
@@ -90,12 +95,15 @@ def compare(
     torch.manual_seed(0)
     model = GPT(config.model, VOCAB_SIZES.get(size, SMALL_VOCAB_SIZE)).to(compute.device).eval()
     chosen, _ = choose_dtype(dtype, model, num_samples)
+    native = choose_native(compile, model, chosen, num_samples, cache=True)
     our_threads = choose_threads(model, num_samples) if compute.device.type == "cpu" else all_threads
     block_size = model.config.block_size
 
     def ours(count: int) -> None:
         torch.set_num_threads(our_threads)
-        for _ in generate(model, [1], count, Sampler(), Draws(0, num_samples), num_samples, dtype=chosen):
+        for _ in generate(
+            model, [1], count, Sampler(), Draws(0, num_samples), num_samples, dtype=chosen, native=native
+        ):
             pass
         torch.set_num_threads(all_threads)
 
@@ -126,6 +134,7 @@ def compare(
         "device": str(compute.device),
         "threads": {"ours": our_threads, "others": all_threads},
         "dtype": str(chosen).removeprefix("torch."),
+        "native": native,
         "new_tokens": counts,
         "rounds": rounds,
         "tokens_per_sec": {name: round(statistics.median(values), 1) for name, values in rates.items()},

@@ -220,6 +220,10 @@ class SampleConfig(Node):
     out: str | None = key("write to this file and not to the screen")
     device: str = key(f"where to compute: {DEVICE}")
     dtype: str = key("precision of the arithmetic", choices=DTYPES)
+    compile: str = key(
+        "native: one sample's step in C, by the compiler of a CPU's machine; auto: where that can be",
+        choices=("auto", "false", "native"),
+    )
     threads: int | None = key("CPU threads (null: one for a small model, else all)", at_least=1, at_most=MOST_THREADS)
 
     def check(self) -> None:

@@ -15,7 +15,7 @@ from microgpt_cli.config import SampleConfig
 from microgpt_cli.data.tokenizers import Tokenizer
 from microgpt_cli.errors import UserError
 from microgpt_cli.generation.generate import Stops, cut_at, generate, text_of
-from microgpt_cli.generation.precision import choose_dtype, choose_threads
+from microgpt_cli.generation.precision import choose_dtype, choose_native, choose_threads
 from microgpt_cli.generation.sampling import Draws, Sampler
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.runs import folder as layout
@@ -84,12 +84,13 @@ def _write(
     live = config.stream and config.out is None and config.num_samples == 1
     stops = Stops(config.num_samples, tokenizer.text_stream, None if live else config.stop)
     dtype, why = choose_dtype(config.dtype, model, config.num_samples)
+    native = choose_native(config.compile, model, dtype, config.num_samples, config.cache)
     if config.dtype == "auto" and dtype != torch.float32 and compute.device.type == "cpu" and config.cache:
         print(f"dtype {str(dtype).removeprefix('torch.')}: {why}", file=sys.stderr)
     with contextlib.nullcontext() if config.cache else compute.autocast():
         columns = generate(
             model, ids, config.max_new_tokens, sampler, draws, config.num_samples,
-            cache=config.cache, dtype=dtype, stopped=stops.reached,
+            cache=config.cache, dtype=dtype, native=native, stopped=stops.reached,
         )  # fmt: skip
         if live:
             _stream(prompt, cut_at(text_of(columns, 0, tokenizer.text_stream()), config.stop), sink)

@@ -26,6 +26,7 @@ from microgpt_cli.data.tokenizers import Tokenizer
 from microgpt_cli.data.tokens import Splits, split
 from microgpt_cli.errors import Interrupted, RunStopped, UserError
 from microgpt_cli.generation.generate import generate, text_of
+from microgpt_cli.generation.precision import choose_native
 from microgpt_cli.generation.sampling import Draws, Sampler
 from microgpt_cli.model.accounting import parameter_rows, total_parameters
 from microgpt_cli.model.gpt import GPT
@@ -345,7 +346,8 @@ def sample_text(trainer: Trainer, tokenizer: Tokenizer, tokens: int) -> str:
     was_training = model.training
     model.eval()
     try:
-        columns = generate(model, [tokenizer.start_id], tokens, Sampler(temperature=0.8), draws)
+        sampler, native = Sampler(temperature=0.8), choose_native("auto" if trainer.compute.native else "false", model)
+        columns = generate(model, [tokenizer.start_id], tokens, sampler, draws, native=native)
         columns = itertools.takewhile(lambda _: trainer.stop_signal is None or trainer.is_finished, columns)
         return "".join(text_of(columns, 0, tokenizer.text_stream()))
     finally:

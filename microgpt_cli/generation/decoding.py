@@ -65,7 +65,7 @@ def prepare(model: GPT, dtype: torch.dtype, num_samples: int = 1) -> Weights:
     inner = torch.float32 if device.type == "cpu" else dtype
 
     def product(layer: nn.Linear, norm: nn.Module | None = None) -> Product:
-        return make_product(*_taken_in(norm, layer), dtype, num_samples)
+        return make_product(*taken_in(norm, layer), dtype, num_samples)
 
     blocks = [block for block in model.blocks if isinstance(block, Block)]
     layers = [
@@ -90,11 +90,11 @@ def prepare(model: GPT, dtype: torch.dtype, num_samples: int = 1) -> Weights:
         activation=ACTIVATIONS[config.activation],
         layers=layers,
         ln_f=_norm(model.ln_f, inner),
-        lm_head=make_head(*_taken_in(model.ln_f, model.lm_head), dtype, num_samples),
+        lm_head=make_head(*taken_in(model.ln_f, model.lm_head), dtype, num_samples),
     )
 
 
-def _taken_in(norm: nn.Module | None, layer: nn.Linear) -> tuple[Tensor, Tensor | None]:
+def taken_in(norm: nn.Module | None, layer: nn.Linear) -> tuple[Tensor, Tensor | None]:
     """Weight (out, in) and bias of a layer, with those of the norm before it, if there is one, taken in."""
     weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
     gain, shift = getattr(norm, "weight", None), getattr(norm, "bias", None)

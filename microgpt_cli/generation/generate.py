@@ -13,6 +13,7 @@ from torch import Tensor
 
 from microgpt_cli.generation.cuda_graph import FEWEST_TOKENS, GraphedStep
 from microgpt_cli.generation.decoding import Cache, Weights, decode_one_token, prefill, prepare
+from microgpt_cli.generation.native_step import NativeStep, NativeWeights
 from microgpt_cli.generation.sampling import Draws, Sampler
 from microgpt_cli.model.gpt import GPT
 
@@ -29,6 +30,7 @@ def generate(
     *,
     cache: bool = True,
     dtype: torch.dtype = torch.float32,
+    native: bool = False,
     stopped: Callable[[int], bool] | None = None,
 ) -> Iterator[list[int]]:
     """Continuations of one prompt.
@@ -38,6 +40,7 @@ def generate(
         prompt: at least one token id; the model sees the last `block_size`.
         cache: keep keys and values from token to token; if not, as in the article.
         dtype: of the arithmetic with the cache (see `decoding.prepare`); without it, autocast says.
+        native: make the steps of a single sample in C, with the cache, on a CPU (see `native_step.py`).
         stopped: asked after each token whether the sample of this number needs no more.
 
     Yields:
@@ -46,13 +49,16 @@ def generate(
     device = model.lm_head.weight.device
     columns = list(torch.tensor(prompt[-model.config.block_size :], device=device)[:, None].expand(-1, num_samples))
     weights = prepare(model, dtype, num_samples) if cache else None
+    native_weights = NativeWeights(model, dtype) if cache and native and device.type == "cpu" else None
     numbers = draws.tensors(device)
     rows = list(range(num_samples))  # the samples that are worked on
     latest = [0] * num_samples
     left = max_new_tokens
     while left and rows:
         steps = (
-            _cached(weights, columns, sampler, numbers, left) if weights else _cropped(model, columns, sampler, numbers)
+            _cached(weights, native_weights, columns, sampler, numbers, left)
+            if weights
+            else _cropped(model, columns, sampler, numbers)
         )
         for tokens in steps:
             latest = tokens.tolist() if len(rows) == num_samples else _with(latest, rows, tokens.tolist())
@@ -76,12 +82,17 @@ def _with(latest: list[int], rows: list[int], tokens: list[int]) -> list[int]:
 
 
 def _cached(
-    weights: Weights, columns: list[Tensor], sampler: Sampler, numbers: Iterator[Tensor], at_most: int
+    weights: Weights,
+    native: NativeWeights | None,
+    columns: list[Tensor],
+    sampler: Sampler,
+    numbers: Iterator[Tensor],
+    at_most: int,
 ) -> Iterator[Tensor]:
     """Next tokens (B,), without end, after columns of tokens (B,), to which they are added."""
     block_size = weights.block_size
     cache = Cache(weights, len(columns[0]), min(block_size, len(columns) + at_most))
-    step = _step(weights, cache, sampler, at_most)
+    step = _step(weights, native, cache, sampler, at_most)
     while True:
         if len(columns) > block_size:
             del columns[: -max(1, block_size // 2)]
@@ -94,8 +105,15 @@ def _cached(
             yield tokens
 
 
-def _step(weights: Weights, cache: Cache, sampler: Sampler, at_most: int) -> Callable[[Tensor, int, Tensor], Tensor]:
-    """The function from tokens (B,), their position and a draw for each to the next tokens (B,): replayed, or eager."""
+def _step(
+    weights: Weights, native: NativeWeights | None, cache: Cache, sampler: Sampler, at_most: int
+) -> Callable[[Tensor, int, Tensor], Tensor]:
+    """The function from tokens (B,), their position and a draw for each to the next tokens (B,).
+
+    Replayed, in C, or eager.
+    """
+    if native is not None and cache.kv.size(2) == 1:
+        return NativeStep(native, cache, sampler)
     if cache.kv.is_cuda and at_most >= FEWEST_TOKENS:
         return torch.inference_mode()(GraphedStep(weights, cache, sampler).__call__)
 

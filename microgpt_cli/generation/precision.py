@@ -1,4 +1,4 @@
-"""Which precision and how many threads to sample with: choose, and say why.
+"""Which precision, whose kernels and how many threads to sample with: choose, and say why.
 
 `training/device.py` chooses the device for every verb, and the precision of forward and backward passes over whole
 batches, by autocast. Here it is of single rows by weights that are prepared once, where other things cost.
@@ -7,8 +7,10 @@ batches, by autocast. Here it is of single rows by weights that are prepared onc
 import torch
 
 from microgpt_cli.errors import UserError
+from microgpt_cli.generation import native_step
 from microgpt_cli.generation.products import can_pack, has_half_products
 from microgpt_cli.model.gpt import GPT
+from microgpt_cli.native.library import Unavailable
 from microgpt_cli.training.device import DTYPES, cpu_multiplies_bfloat16
 
 # Measured on two cores (see the table in products.py): up to 160 wide the calls cost and float32 is faster, from 192
@@ -43,6 +45,32 @@ def choose_dtype(wanted: str, model: GPT, num_samples: int) -> tuple[torch.dtype
     if num_samples > 1 and cpu_multiplies_bfloat16() and can_pack(torch.bfloat16):
         return torch.bfloat16, "of the matrix products, which this CPU makes faster; the rest in float32"
     return torch.float32, "the safe choice here"
+
+
+def choose_native(
+    wanted: str, model: GPT, dtype: torch.dtype = torch.float32, num_samples: int = 1, cache: bool = True
+) -> bool:
+    """Whether steps are made in C. `wanted` is the key `compile` of `microgpt sample`.
+
+    Raises:
+        UserError: it was asked for and can't be.
+    """
+    if wanted == "false":
+        return False
+    device = model.lm_head.weight.device.type
+    why_not = f"not for {device}; try device=cpu" if device != "cpu" else ""
+    if not cache:
+        why_not = "it keeps keys and values; try cache=true"
+    if num_samples > 1:
+        why_not = "it is for one sample at a time; try num_samples=1"
+    if not why_not:
+        try:
+            native_step.load(dtype)
+        except Unavailable as error:
+            why_not = f"{error}; try compile=false"
+    if why_not and wanted == "native":
+        raise UserError(f"compile=native: {why_not}")
+    return not why_not
 
 
 def choose_threads(model: GPT, num_samples: int) -> int:

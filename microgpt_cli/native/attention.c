@@ -4,7 +4,7 @@
 //
 // B sequences, T positions, H heads, D head size, C = H D.
 
-#include "numbers.h"
+#include "functions.h"
 
 #define ROWS 8  // of a tile: so many sums of LANES numbers stay in registers
 
@@ -48,15 +48,6 @@ static inline void transpose(const float *x, long DD, long T, long D, float *y, 
         for (long d = 0; d < D; d++) y[d * TT + t] = x[t * DD + d];
 }
 
-// (a, b) -> (a cos - b sin, b cos + a sin), of the two halves of a row; the other way round with direction -1
-static inline void turn(float *x, const float *cosines, const float *sines, long half, float direction) {
-    for (long i = 0; i < half; i++) {
-        float a = x[i], b = x[half + i], cosine = cosines[i], sine = sines[i] * direction;
-        x[i] = a * cosine - b * sine;
-        x[half + i] = b * cosine + a * sine;
-    }
-}
-
 // x (T, DD) divided by its root mean square, of which the inverse is kept, and turned
 static inline void place(float *x, long DD, float *per_rms, const Heads *heads) {
     long T = heads->T, D = heads->D, half = D / 2;
@@ -89,24 +80,6 @@ static inline void place_backward(float *d, const float *y, long DD, const float
             *(lanes *)(row + i) = (*(lanes *)(row + i) - *(const lanes *)(y + t * DD + i) * share) * factor;
         if (heads->cosines) turn(row, heads->cosines + t * half, heads->sines + t * half, half, -1);
     }
-}
-
-// Softmax of scale times the numbers of a row up to `last`, 0 in the rest of it; wide is a multiple of LANES.
-static inline void softmax(float *row, long last, long wide, float scale) {
-    const ints at = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    lanes most = all(-INFINITY), sum = {0};
-    float highest = -INFINITY;
-    for (long j = 0; j < wide; j += LANES) {
-        lanes s = choose(at + (int)j <= (int)last, *(lanes *)(row + j), all(-INFINITY));
-        most = choose(s > most, s, most);
-    }
-    for (int l = 0; l < LANES; l++) highest = most[l] > highest ? most[l] : highest;
-    for (long j = 0; j < wide; j += LANES) {
-        lanes e = exponential((*(lanes *)(row + j) - highest) * scale);
-        sum += *(lanes *)(row + j) = choose(at + (int)j <= (int)last, e, all(0));
-    }
-    float share = 1.0f / total(sum);
-    for (long j = 0; j < wide; j += LANES) *(lanes *)(row + j) *= share;
 }
 
 // d, the gradient with respect to softmax(x), becomes that with respect to x.

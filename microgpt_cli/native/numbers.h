@@ -1,11 +1,14 @@
-// Numbers in memory and in registers. In memory they are float32, or bfloat16 with -DBFLOAT16; in registers LANES float32
-// side by side, which the compiler cuts to the width that the processor has.
+// Numbers in memory and in registers. In memory they are float32, bfloat16 with -DBFLOAT16, or float16 with -DFLOAT16; in
+// registers LANES float32 side by side, which the compiler cuts to the width that the processor has.
 
 #include <math.h>
 #include <omp.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
 
 #define LANES 16
 #define FEW 8192  // numbers; below, a second thread costs more than it saves
@@ -20,14 +23,24 @@ static inline lanes all(float x) { return (lanes){0} + x; }
 static inline lanes choose(ints mask, lanes yes, lanes no) { return (lanes)((mask & (ints)yes) | (~mask & (ints)no)); }
 
 static inline float total(lanes x) {
-    float sum = 0;
-    for (int l = 0; l < LANES; l++) sum += x[l];
-    return sum;
+    typedef float eight __attribute__((vector_size(32)));
+    typedef float four __attribute__((vector_size(16)));
+    eight a, b;
+    memcpy(&a, &x, 32), memcpy(&b, (const char *)&x + 32, 32), a += b;
+    four c, d;
+    memcpy(&c, &a, 16), memcpy(&d, (const char *)&a + 16, 16), c += d;
+    return c[0] + c[1] + (c[2] + c[3]);
 }
 
-#ifdef BFLOAT16
+#if defined BFLOAT16 || defined FLOAT16
 typedef uint16_t number;
 typedef uint16_t packed __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+#else
+typedef float number;
+typedef lanes packed;
+#endif
+
+#if defined BFLOAT16
 typedef uint32_t words __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 static inline lanes widen(packed x) { return (lanes)(__builtin_convertvector(x, words) << 16); }
 static inline packed narrow(lanes x) {  // to the nearest, of two as near the even one
@@ -35,9 +48,14 @@ static inline packed narrow(lanes x) {  // to the nearest, of two as near the ev
     ints is_nan = x != x;
     return __builtin_convertvector((words)choose(is_nan, (lanes)((words){0} + 0x7fc0), (lanes)rounded), packed);
 }
+#elif defined FLOAT16 && defined __AVX512F__
+static inline lanes widen(packed x) { return (lanes)_mm512_cvtph_ps((__m256i)x); }
+static inline packed narrow(lanes x) { return (packed)_mm512_cvtps_ph((__m512)x, 0); }
+#elif defined FLOAT16
+typedef _Float16 halves __attribute__((vector_size(2 * LANES)));
+static inline lanes widen(packed x) { return __builtin_convertvector((halves)x, lanes); }
+static inline packed narrow(lanes x) { return (packed)__builtin_convertvector(x, halves); }
 #else
-typedef float number;
-typedef lanes packed;
 static inline lanes widen(packed x) { return x; }
 static inline packed narrow(lanes x) { return x; }
 #endif

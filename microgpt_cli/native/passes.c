@@ -4,28 +4,7 @@
 // Sums over rows are made by each thread and then added up in order, so that two runs agree to the last bit.
 // N rows (batch times positions), C numbers in a row. A bias that isn't there is NULL.
 
-#include "numbers.h"
-
-enum { RELU, GELU, RELU2 };
-
-// GELU as tanh approximates it is x s, with s the sigmoid of 2 u, u = sqrt(2 / pi) (x + 0.044715 x^3).
-#define GELU_A 1.5957691216f  // 2 sqrt(2 / pi)
-#define GELU_B 0.044715f
-static inline lanes sigmoid(lanes x) { return 1.0f / (1.0f + exponential(-GELU_A * (x + GELU_B * x * x * x))); }
-
-static inline lanes value(lanes x, int kind) {
-    if (kind == GELU) return x * sigmoid(x);
-    lanes positive = choose(x < 0.0f, all(0), x);
-    if (kind == RELU) return positive;
-    return positive * positive;
-}
-
-static inline lanes slope(lanes x, int kind) {
-    if (kind == RELU2) return choose(x < 0.0f, all(0), 2.0f * x);
-    if (kind == RELU) return choose(x > 0.0f, all(1), all(0));
-    lanes s = sigmoid(x);
-    return s + x * s * (1.0f - s) * GELU_A * (1.0f + 3.0f * GELU_B * x * x);
-}
+#include "functions.h"
 
 static inline void activate_rows(const number *x, const float *bias, number *y, long N, long C, int kind) {
 #pragma omp parallel for schedule(static) if (N * C > FEW)

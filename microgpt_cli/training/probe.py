@@ -15,6 +15,7 @@ from microgpt_cli import randomness
 from microgpt_cli.config import TrainConfig
 from microgpt_cli.data.tokens import Splits, draw_starts
 from microgpt_cli.generation.generate import generate
+from microgpt_cli.generation.precision import choose_native
 from microgpt_cli.generation.sampling import Draws, Sampler
 from microgpt_cli.model.accounting import memory
 from microgpt_cli.model.gpt import GPT
@@ -87,9 +88,10 @@ def pace(config: TrainConfig, splits: Splits, vocab_size: int, compute: Compute)
     model.eval()
     prompt = splits.train[: min(T, 75)].tolist()  # a context as long as that of most tokens of a sample
     sampler, draws = Sampler(temperature=0.8), Draws(config.seed, 1, 0)
-    list(generate(model, prompt, WARMUP_STEPS, sampler, draws))
+    native = choose_native("auto" if compute.native else "false", model)
+    list(generate(model, prompt, WARMUP_STEPS, sampler, draws, native=native))
     began = time.perf_counter()
-    written = list(generate(model, prompt, PROBE_TOKENS, sampler, draws))
+    written = list(generate(model, prompt, PROBE_TOKENS, sampler, draws, native=native))
     return Pace(step_seconds, eval_token, (time.perf_counter() - began) / len(written), timed)
 
 

@@ -1,0 +1,149 @@
+"""The step from token to token of one sample on a CPU, in C: all of the model in one call (`native/decode.c`).
+
+For a small model what a token costs is the number of calls, for a larger one how fast weights are read. Torch's step
+(`decoding.py`) makes 40 calls and more, and its product of one row reads 35 GB/s where two cores can read 100.
+"""
+
+import ctypes
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from microgpt_cli.generation.decoding import Cache, taken_in
+from microgpt_cli.generation.sampling import Sampler
+from microgpt_cli.model.gpt import GPT
+from microgpt_cli.model.layers import QK_NORM_EPS, Block
+from microgpt_cli.model.passes import KINDS
+from microgpt_cli.native import library
+
+DEFINES = {torch.float32: [], torch.bfloat16: ["BFLOAT16"], torch.float16: ["FLOAT16"]}
+TILE = 64  # outputs, as in decode.c
+
+
+class _Product(ctypes.Structure):
+    _fields_ = (
+        ("in", ctypes.c_long),
+        ("out", ctypes.c_long),
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+    )
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        *((name, _Product) for name in ("qkv", "proj", "fc", "fc_proj")),
+        *((name, ctypes.c_void_p) for name in ("keys", "values")),
+    )
+
+
+class _Model(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_long) for name in ("V", "C", "H", "n_layer", "positions")),
+        *((name, ctypes.c_void_p) for name in ("tokens", "shifted", "places", "cosines", "sines")),
+        *((name, ctypes.c_float) for name in ("eps", "qk_eps")),
+        *((name, ctypes.c_int) for name in ("centred", "activation")),
+        ("layers", ctypes.POINTER(_Layer)),
+        ("head", _Product),
+    )
+
+
+def load(dtype: torch.dtype) -> Callable[..., None]:
+    """The function `decode`, for weights of this precision.
+
+    Raises:
+        library.Unavailable: there is no compiler, or it fails.
+    """
+    decode: Callable[..., None] = library.load("decode", *DEFINES[dtype]).decode
+    long, place = ctypes.c_long, ctypes.c_void_p
+    decode.argtypes = [ctypes.POINTER(_Model), long, long, long, place, place]  # type: ignore[attr-defined]
+    decode.restype = None  # type: ignore[attr-defined]
+    return decode
+
+
+class NativeWeights:
+    """The weights of a model as `decode.c` reads them. They do not follow the model when it learns.
+
+    Args:
+        model: on a CPU.
+        dtype: of the matrices; the arithmetic is float32.
+    """
+
+    def __init__(self, model: GPT, dtype: torch.dtype) -> None:
+        self.decode, self.dtype = load(dtype), dtype
+        self._kept: list[Tensor] = []  # what C is told the address of
+        config = model.config
+        blocks = [block for block in model.blocks if isinstance(block, Block)]
+        self.layers = [
+            _Layer(
+                qkv=self._product(block.attention.qkv, block.ln1),
+                proj=self._product(block.attention.proj),
+                fc=self._product(block.mlp.fc, block.ln2),
+                fc_proj=self._product(block.mlp.proj),
+            )
+            for block in blocks
+        ]
+        embedding, rotary = model.token_embedding_table.weight.detach(), blocks[0].attention.rotary
+        eps = model.ln_f.eps
+        assert isinstance(eps, float)
+        self.model = _Model(
+            V=model.vocab_size, C=config.n_embd, H=config.n_head, n_layer=config.n_layer,
+            tokens=self._at(embedding),
+            shifted=self._at(model.token_shift.share.detach() * embedding if config.token_shift else None),
+            places=self._at(model.position_embedding_table.weight.detach() if config.position == "learned" else None),
+            cosines=self._at(None if rotary is None else rotary.cos),
+            sines=self._at(None if rotary is None else rotary.sin),
+            eps=eps,
+            qk_eps=QK_NORM_EPS if config.qk_norm else 0,
+            centred=isinstance(model.ln_f, nn.LayerNorm),
+            activation=KINDS.index(config.activation),
+            head=self._product(model.lm_head, model.ln_f, centred=dtype != torch.float32),
+        )  # fmt: skip
+
+    def _product(self, layer: nn.Linear, norm: nn.Module | None = None, centred: bool = False) -> _Product:
+        weight, bias = taken_in(norm, layer)
+        if centred:  # as products.make_head has it
+            weight, bias = weight - weight.mean(0), None if bias is None else bias - bias.mean()
+        (out, fan_in), rest = weight.shape, len(weight) % TILE
+        tiles = torch.zeros(-(-out // TILE), fan_in, TILE, dtype=self.dtype)
+        tiles[: out // TILE].copy_(weight[: out - rest].unflatten(0, (-1, TILE)).mT)
+        if rest:
+            tiles[-1, :, :rest].copy_(weight[out - rest :].mT)
+        return _Product(fan_in, out, self._at(tiles), self._at(bias))
+
+    def _at(self, x: Tensor | None) -> int | None:
+        if x is None:
+            return None
+        self._kept.append(x.contiguous())
+        return self._kept[-1].data_ptr()
+
+
+class NativeStep:
+    """From a token, its position and a draw to the next token of one sample, over a cache.
+
+    Args:
+        weights: of the model that the cache is for.
+        cache: of one sample, float32; `decoding.prefill` fills it, and so does this.
+    """
+
+    def __init__(self, weights: NativeWeights, cache: Cache, sampler: Sampler) -> None:
+        L, _, B, _, positions, _ = cache.kv.shape
+        assert (B, cache.kv.dtype) == (1, torch.float32)
+        self.weights, self.cache, self.sampler = weights, cache, sampler
+        layers = (_Layer * L)(*weights.layers)
+        for layer, (keys, values) in zip(layers, cache.kv, strict=True):
+            layer.keys, layer.values = keys.data_ptr(), values.data_ptr()
+        weights.model.layers, weights.model.positions = layers, positions
+        self._scratch, self._logits = torch.empty(9 * weights.model.C), torch.empty(1, weights.model.V)
+        self._places = self._scratch.data_ptr(), self._logits.data_ptr()
+        self._looks_back = weights.model.shifted is not None
+
+    def __call__(self, tokens: Tensor, position: int, number: Tensor) -> Tensor:
+        weights, token, before = self.weights, int(tokens), -1
+        if self._looks_back:
+            known = self.cache.tokens[0]
+            known[position + 1] = token
+            before = int(known[position]) if position else -1
+        weights.decode(weights.model, token, before, position, *self._places)
+        with torch.inference_mode():
+            return self.sampler.pick(self._logits, number)

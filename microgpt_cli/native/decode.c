@@ -1,0 +1,128 @@
+// One more token of one sample: all of a GPT at one position, over a cache of keys and values.
+// generation/native_step.py calls this; generation/decoding.py says the same in torch.
+//
+// What a token costs is reading the weights. So they lie as they are read: of a matrix (out, in), TILE outputs together,
+// input by input. Norms are without what they have learnt, which is in the matrix after them.
+//
+// C n_embd, H heads, D head size (C / H), V vocabulary.
+
+#include "functions.h"
+
+#define TILE (4 * LANES)
+
+typedef struct {
+    long in, out;
+    const number *weight;  // (out / TILE, in, TILE), zeros beyond `out`
+    const float *bias;     // (out), or NULL
+} Product;
+
+typedef struct {
+    Product qkv, proj, fc, fc_proj;
+    float *keys, *values;  // (H, positions, D)
+} Layer;
+
+typedef struct {
+    long V, C, H, n_layer, positions;
+    const float *tokens;            // (V, C)
+    const float *shifted;           // (V, C): what a token adds to the one after it; or NULL
+    const float *places;            // (positions, C), or NULL
+    const float *cosines, *sines;   // (positions, D / 2), or NULL
+    float eps, qk_eps;              // qk_eps 0: no norm of queries and keys
+    int centred, activation;
+    const Layer *layers;
+    Product head;
+} Model;
+
+// Tile t of x W
+static inline void tile_of(const Product *product, long t, const float *x, lanes sum[4]) {
+    const number *w = product->weight + t * product->in * TILE;
+    for (int l = 0; l < 4; l++) sum[l] = all(0);
+    for (long i = 0; i < product->in; i++)
+        for (int l = 0; l < 4; l++) sum[l] += x[i] * widen(*(const packed *)(w + i * TILE + l * LANES));
+}
+
+enum { SET, ADD, ACTIVATE };
+
+// y = x W + b, y += x W + b, or y = f(x W + b); the threads share the tiles, and wait for each other
+static inline void multiply(const Product *product, const float *x, float *y, int how, int activation) {
+#pragma omp for schedule(static)
+    for (long t = 0; t < (product->out + TILE - 1) / TILE; t++) {
+        lanes sum[4];
+        tile_of(product, t, x, sum);
+        for (int l = 0; l < 4; l++) {
+            long at = t * TILE + l * LANES, left = product->out - at;
+            if (left <= 0) break;
+            if (product->bias) sum[l] += take_floats(product->bias + at, left);
+            if (how == ADD) sum[l] += take_floats(y + at, left);
+            if (how == ACTIVATE) sum[l] = value(sum[l], activation);
+            give_floats(sum[l], y + at, left);
+        }
+    }
+}
+
+// y = (x - mean) / std, or x / its root mean square
+static inline void normalise(const float *x, float *y, long C, float eps, int centred) {
+    lanes sum = {0}, squares = {0};
+    for (long c = 0; c < C; c += LANES) sum += take_floats(x + c, C - c);
+    float mean = centred ? total(sum) / C : 0;
+    for (long c = 0; c < C; c++) y[c] = x[c] - mean;
+    for (long c = 0; c < C; c += LANES) squares += take_floats(y + c, C - c) * take_floats(y + c, C - c);
+    float per_std = 1.0f / sqrtf(total(squares) / C + eps);
+    for (long c = 0; c < C; c++) y[c] *= per_std;
+}
+
+static inline float along(const float *a, const float *b, long D) {
+    lanes sum = {0};
+    for (long d = 0; d < D; d += LANES) sum += take_floats(a + d, D - d) * take_floats(b + d, D - d);
+    return total(sum);
+}
+
+// One head's query looks at its keys up to `position`, where its own is put. qkv (3, H, D) -> y (H, D)
+static inline void look(const Model *model, const Layer *layer, long h, long position, float *qkv, float *scores,
+                        float *y) {
+    long C = model->C, D = C / model->H, half = D / 2, seen = position + 1;
+    float *q = qkv + h * D, *k = q + C, *v = k + C;
+    float *keys = layer->keys + h * model->positions * D, *values = layer->values + h * model->positions * D;
+    for (int i = 0; i < 2; i++) {
+        float *row = i ? k : q;
+        if (model->qk_eps > 0) normalise(row, row, D, model->qk_eps, 0);
+        if (model->cosines) turn(row, model->cosines + position * half, model->sines + position * half, half, 1);
+    }
+    memcpy(keys + position * D, k, D * sizeof(float));
+    memcpy(values + position * D, v, D * sizeof(float));
+    for (long j = 0; j < seen; j++) scores[j] = along(q, keys + j * D, D);
+    softmax(scores, position, up(seen), 1.0f / sqrtf(D));
+    for (long d = 0; d < D; d += LANES) {
+        lanes sum = {0};
+        for (long j = 0; j < seen; j++) sum += scores[j] * take_floats(values + j * D + d, D - d);
+        give_floats(sum, y + h * D + d, D - d);
+    }
+}
+
+// The token at `position`, after the token `before` (-1: none) -> logits (V). Keys and values are kept. scratch: 9 C.
+void decode(const Model *model, long token, long before, long position, float *scratch, float *logits) {
+    long C = model->C;
+    float *x = scratch, *qkv = x + C, *heads = qkv + 3 * C, *h = heads + C;
+    for (long c = 0; c < C; c++) {
+        x[c] = model->tokens[token * C + c];
+        if (model->shifted && before >= 0) x[c] += model->shifted[before * C + c];
+        if (model->places) x[c] += model->places[position * C + c];
+    }
+#pragma omp parallel
+    {
+        float *own = malloc((C + up(model->positions)) * sizeof(float)), *scores = own + C;  // each thread norms x itself
+        for (const Layer *layer = model->layers; layer < model->layers + model->n_layer; layer++) {
+            normalise(x, own, C, model->eps, model->centred);
+            multiply(&layer->qkv, own, qkv, SET, 0);
+#pragma omp for schedule(static)
+            for (long head = 0; head < model->H; head++) look(model, layer, head, position, qkv, scores, heads);
+            multiply(&layer->proj, heads, x, ADD, 0);
+            normalise(x, own, C, model->eps, model->centred);
+            multiply(&layer->fc, own, h, ACTIVATE, model->activation);
+            multiply(&layer->fc_proj, h, x, ADD, 0);
+        }
+        normalise(x, own, C, model->eps, model->centred);
+        multiply(&model->head, own, logits, SET, 0);
+        free(own);
+    }
+}

@@ -1,0 +1,142 @@
+"""The step in C writes what the plain forward pass would, whatever the model; where it can't be, it says so."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ARCHES, Run
+from test_decoding import V, lively, plainly
+
+from microgpt_cli.errors import UserError
+from microgpt_cli.generation import generate as generating
+from microgpt_cli.generation import native_step
+from microgpt_cli.generation.decoding import Cache, prefill, prepare
+from microgpt_cli.generation.generate import generate
+from microgpt_cli.generation.native_step import NativeStep, NativeWeights
+from microgpt_cli.generation.precision import choose_native
+from microgpt_cli.generation.sampling import Draws, Sampler
+from microgpt_cli.native.library import Unavailable
+
+
+@pytest.fixture(autouse=True)
+def _compiled() -> None:
+    try:
+        native_step.load(torch.float32)
+    except Unavailable as why:
+        pytest.skip(str(why))
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize(
+    ("size", "changes"),
+    [
+        ("micro", {}),
+        ("mini", {}),
+        ("micro", {"n_embd": 36, "n_head": 3, "block_size": 21}),  # no multiples of 16
+        ("micro", {"n_embd": 6, "n_head": 1, "n_layer": 1, "block_size": 1}),
+        ("micro", {"qk_norm": True, "position": "learned", "bias": False, "activation": "gelu"}),
+        ("micro", {"qkv_bias": True, "position": "rotary", "norm": "rmsnorm", "tied_head": True}),
+    ],
+)
+def test_it_changes_no_token(
+    size: str, arch: str, changes: dict[str, object], temperature: float, threads: int
+) -> None:
+    model, sampler = lively(size, arch, **changes), Sampler(temperature)
+    count = model.config.block_size + 20  # past the end of the context
+    expected = plainly(model, [1, 2, 3], count, sampler, 5, 1)
+    assert list(generate(model, [1, 2, 3], count, sampler, Draws(5, 1), native=True)) == expected
+    assert len({tuple(column) for column in expected}) > 1
+
+
+class Kept(Sampler):
+    """Keeps the logits that it is given."""
+
+    def pick(self, logits: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        object.__setattr__(self, "seen", logits.clone())
+        return logits.argmax(-1)
+
+
+# The largest difference of any logit from the float32 forward pass, over the largest logit, but for what all share.
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float16, 3e-3), (torch.bfloat16, 5e-2)])
+@pytest.mark.parametrize("arch", ARCHES)
+def test_logits_are_those_of_the_forward_pass(arch: str, dtype: torch.dtype, bound: float, threads: int) -> None:
+    model, sampler = lively("mini", arch), Kept()
+    idx = torch.randint(V, (1, 64), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        exact, _ = model(idx)
+    weights = prepare(model, torch.float32)
+    cache = Cache(weights, 1, 64)
+    with torch.inference_mode():
+        prefill(weights, cache, idx[:, :20])
+    step = NativeStep(NativeWeights(model, dtype), cache, sampler)
+    off = []
+    for position in range(20, 64):
+        step(idx[:, position], position, torch.zeros(1, 1))
+        off.append(sampler.seen - exact[:, position])  # type: ignore[attr-defined]
+    found = torch.stack(off)
+    assert (found - found.mean(-1, keepdim=True)).abs().max() / exact.abs().max() < bound
+    assert dtype == torch.float32 or found.abs().max() > 0  # it is not float32 under another name
+
+
+def test_the_last_sample_of_many_goes_on_in_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, steps, made = lively("micro", "gpt2"), [], []
+    whole = NativeStep.__call__
+    monkeypatch.setattr(NativeStep, "__call__", lambda self, *given: steps.append(1) or whole(self, *given))
+    until = [3, 50, 4]
+    for tokens in generate(
+        model, [1], 60, Sampler(), Draws(3, 3), 3, native=True, stopped=lambda row: len(made) >= until[row]
+    ):
+        made.append(tokens)
+    alone = [tokens[1] for tokens in generate(model, [1], 60, Sampler(), Draws(3, 3), 3)][:50]
+    assert [tokens[1] for tokens in made] == alone
+    assert 30 < len(steps) < 50  # with two left, it is torch's
+
+
+def test_without_the_cache_it_has_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generating, "NativeWeights", lambda *_: pytest.fail("made"))
+    assert len(list(generate(lively("micro", "gpt2"), [1], 3, Sampler(), Draws(0, 1), cache=False, native=True))) == 3
+
+
+def test_what_it_cannot_do_is_refused_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = lively("micro", "gpt2")
+    assert choose_native("auto", model)
+    assert choose_native("native", model, torch.float16)
+    assert not choose_native("false", model)
+    for given, why in (
+        ({"num_samples": 2}, "it is for one sample at a time; try num_samples=1"),
+        ({"cache": False}, "it keeps keys and values; try cache=true"),
+    ):
+        assert not choose_native("auto", model, **given)  # type: ignore[arg-type]
+        with pytest.raises(UserError, match=f"compile=native: {why}"):
+            choose_native("native", model, **given)  # type: ignore[arg-type]
+
+    def missing(dtype: torch.dtype) -> None:
+        raise Unavailable("no C compiler here (cc)")
+
+    monkeypatch.setattr(native_step, "load", missing)
+    assert not choose_native("auto", model)
+    with pytest.raises(UserError, match=r"compile=native: no C compiler here \(cc\); try compile=false"):
+        choose_native("native", model)
+    elsewhere = lively("micro", "gpt2").to("meta")
+    with pytest.raises(UserError, match="compile=native: not for meta; try device=cpu"):
+        choose_native("native", elsewhere)
+
+
+def test_the_command_writes_the_same_either_way(microgpt: Run, trained: Path) -> None:
+    words = ["sample", str(trained), "max_new_tokens=120", "temperature=0", "prompt=The "]
+    native, plain = (microgpt(*words, f"compile={way}") for way in ("native", "false"))
+    assert native.status == plain.status == 0
+    assert native.out == plain.out
+    refused = microgpt(*words, "compile=native", "cache=false")
+    assert refused.status == 2
+    assert "compile=native: it keeps keys and values; try cache=true" in refused.err
