@@ -143,11 +143,11 @@ class MLPByHand:
         self.passes, self.activation = passes, activation
 
     def forward(self, x: Tensor) -> Biased:
-        self.h = self.fc.forward(x)  # (N, 4C)
-        return self.proj.forward(self.passes.activate(self.activation, self.h))
+        h, self.kept = self.passes.activate(self.activation, self.fc.forward(x))  # (N, 4C)
+        return self.proj.forward(h)
 
     def backward(self, dy: Tensor) -> Tensor:
-        return self.fc.backward(self.passes.activate_backward(self.activation, self.h, self.proj.backward(dy)))
+        return self.fc.backward(self.passes.activate_backward(self.activation, self.kept, self.proj.backward(dy)))
 
 
 class NormByHand:

@@ -60,11 +60,11 @@ class Passes(ABC):
         """dy (N, C) → (N, 3C)."""
 
     @abstractmethod
-    def activate(self, kind: str, x: Biased) -> Tensor:
-        """The activation of this name, (N, 4C)."""
+    def activate(self, kind: str, x: Biased) -> tuple[Tensor, Any]:
+        """The activation of this name, (N, 4C); kept. May write to x."""
 
     @abstractmethod
-    def activate_backward(self, kind: str, x: Biased, dy: Tensor) -> Tensor:
+    def activate_backward(self, kind: str, kept: Any, dy: Tensor) -> Tensor:
         """dy (N, 4C), which may be written to → dx."""
 
     @abstractmethod
@@ -119,16 +119,14 @@ class TorchPasses(Passes):
         torch.bmm(weights.mT, dheads, out=dv)
         return dqkv.view(3, -1, H, T, D).permute(1, 3, 0, 2, 4).reshape(len(dy), -1)
 
-    def activate(self, kind: str, x: Biased) -> Tensor:
+    def activate(self, kind: str, x: Biased) -> tuple[Tensor, Any]:
         h = self._whole(x)
-        return F.relu(h) if kind == "relu" else F.gelu(h, approximate="tanh")
+        return (F.relu(h) if kind == "relu" else F.gelu(h, approximate="tanh")), h
 
-    def activate_backward(self, kind: str, x: Biased, dy: Tensor) -> Tensor:
-        h = self._whole(x)
-        dx: Tensor = (
-            aten.threshold_backward(dy, h, 0) if kind == "relu" else aten.gelu_backward(dy, h, approximate="tanh")
-        )
-        return dx
+    def activate_backward(self, kind: str, kept: Any, dy: Tensor) -> Tensor:
+        if kind == "relu":
+            return aten.threshold_backward(dy, kept, 0)  # type: ignore[no-any-return]
+        return aten.gelu_backward(dy, kept, approximate="tanh")  # type: ignore[no-any-return]
 
     def add_rows(self, x: Tensor, sums: Tensor) -> None:
         sums.add_(x.sum(0))
@@ -153,7 +151,6 @@ ARGUMENTS: dict[str, list[Any]] = {
     "norm": [ADDRESS] * 9 + [LONG, LONG, FLOAT, INT],
     "norm_backward": [ADDRESS] * 9 + [LONG, LONG, INT],
     "activate": [ADDRESS] * 3 + [LONG, LONG, INT],
-    "activate_backward": [ADDRESS] * 3 + [LONG, LONG, INT],
     "add_rows": [ADDRESS] * 2 + [LONG, LONG],
     "attention": [ADDRESS] * 3 + [HEADS],
     "attention_backward": [ADDRESS] * 4 + [HEADS],
@@ -185,9 +182,8 @@ class NativePasses(Passes):
             return call
 
         self._norm, self._norm_backward = function("norm"), function("norm_backward")
-        self._activate, self._activate_backward = function("activate"), function("activate_backward")
         self._attention, self._attention_backward = function("attention"), function("attention_backward")
-        self._add_rows = function("add_rows")
+        self._activate, self._add_rows = function("activate"), function("add_rows")
 
     @staticmethod
     def serve(config: ModelConfig) -> bool:
@@ -226,14 +222,13 @@ class NativePasses(Passes):
         self._attention_backward(_at(dy), _at(qkv), _at(weights), _at(dqkv), heads)
         return dqkv
 
-    def activate(self, kind: str, x: Biased) -> Tensor:
+    def activate(self, kind: str, x: Biased) -> tuple[Tensor, Any]:
         y = torch.empty_like(x[0])
         self._activate(_at(x[0]), _at(x[1]), _at(y), *y.shape, KINDS.index(kind))
-        return y
+        return y, x[0]  # which now holds the slopes
 
-    def activate_backward(self, kind: str, x: Biased, dy: Tensor) -> Tensor:
-        self._activate_backward(_at(x[0]), _at(x[1]), _at(dy), *dy.shape, KINDS.index(kind))
-        return dy
+    def activate_backward(self, kind: str, kept: Any, dy: Tensor) -> Tensor:
+        return dy.mul_(kept)
 
     def add_rows(self, x: Tensor, sums: Tensor) -> None:
         self._add_rows(_at(x), _at(sums), *x.shape)

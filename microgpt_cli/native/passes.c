@@ -6,38 +6,24 @@
 
 #include "functions.h"
 
-static inline void activate_rows(const number *x, const float *bias, number *y, long N, long C, int kind) {
+#define TOGETHER 8  // rows that are added up before the sum goes back to memory
+
+static inline void activate_rows(number *x, const float *bias, number *y, long N, long C, int kind) {
 #pragma omp parallel for schedule(static) if (N * C > FEW)
     for (long n = 0; n < N; n++)
         for (long c = 0; c < C; c += LANES) {
             lanes v = take(x + n * C + c, C - c);
             if (bias) v += take_floats(bias + c, C - c);
             give(value(v, kind), y + n * C + c, C - c);
+            give(slope(v, kind), x + n * C + c, C - c);
         }
 }
 
-static inline void activate_rows_backward(const number *x, const float *bias, number *d, long N, long C, int kind) {
-#pragma omp parallel for schedule(static) if (N * C > FEW)
-    for (long n = 0; n < N; n++)
-        for (long c = 0; c < C; c += LANES) {
-            lanes v = take(x + n * C + c, C - c);
-            if (bias) v += take_floats(bias + c, C - c);
-            give(take(d + n * C + c, C - c) * slope(v, kind), d + n * C + c, C - c);
-        }
-}
-
-// y = f(x + bias)
-void activate(const number *x, const float *bias, number *y, long N, long C, int kind) {
+// y = f(x + bias); x becomes the slope of f there, by which what flows back is multiplied.
+void activate(number *x, const float *bias, number *y, long N, long C, int kind) {
     if (kind == RELU) activate_rows(x, bias, y, N, C, RELU);
     if (kind == GELU) activate_rows(x, bias, y, N, C, GELU);
     if (kind == RELU2) activate_rows(x, bias, y, N, C, RELU2);
-}
-
-// d, the gradient with respect to y, becomes that with respect to x.
-void activate_backward(const number *x, const float *bias, number *d, long N, long C, int kind) {
-    if (kind == RELU) activate_rows_backward(x, bias, d, N, C, RELU);
-    if (kind == GELU) activate_rows_backward(x, bias, d, N, C, GELU);
-    if (kind == RELU2) activate_rows_backward(x, bias, d, N, C, RELU2);
 }
 
 // sum = x + more + more_bias, and y = (sum - mean) / std * weight + bias, row by row; mean and 1 / std are kept. A norm
@@ -117,9 +103,12 @@ void add_rows(const number *x, float *sums, long N, long C) {
     {
         float *sum = partial + C * omp_get_thread_num();
 #pragma omp for schedule(static)
-        for (long n = 0; n < N; n++)
-            for (long c = 0; c < C; c += LANES)
-                give_floats(take_floats(sum + c, C - c) + take(x + n * C + c, C - c), sum + c, C - c);
+        for (long n = 0; n < N; n += TOGETHER)
+            for (long c = 0; c < C; c += LANES) {
+                lanes some = take_floats(sum + c, C - c);
+                for (long r = n; r < n + TOGETHER && r < N; r++) some += take(x + r * C + c, C - c);
+                give_floats(some, sum + c, C - c);
+            }
     }
     for (int t = 0; t < count; t++)
         for (long c = 0; c < C; c++) sums[c] += partial[C * t + c];
