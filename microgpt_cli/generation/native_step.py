@@ -130,20 +130,21 @@ class NativeStep:
         L, _, B, _, positions, _ = cache.kv.shape
         assert (B, cache.kv.dtype) == (1, torch.float32)
         self.weights, self.cache, self.sampler = weights, cache, sampler
+        self._model = _Model.from_buffer_copy(weights.model)  # what it points to stays with the weights
         layers = (_Layer * L)(*weights.layers)
         for layer, (keys, values) in zip(layers, cache.kv, strict=True):
             layer.keys, layer.values = keys.data_ptr(), values.data_ptr()
-        weights.model.layers, weights.model.positions = layers, positions
-        self._scratch, self._logits = torch.empty(9 * weights.model.C), torch.empty(1, weights.model.V)
+        self._model.layers, self._model.positions = layers, positions
+        self._scratch, self._logits = torch.empty(9 * self._model.C), torch.empty(1, self._model.V)
         self._places = self._scratch.data_ptr(), self._logits.data_ptr()
-        self._looks_back = weights.model.shifted is not None
+        self._looks_back = self._model.shifted is not None
 
     def __call__(self, tokens: Tensor, position: int, number: Tensor) -> Tensor:
-        weights, token, before = self.weights, int(tokens), -1
+        token, before = int(tokens), -1
         if self._looks_back:
             known = self.cache.tokens[0]
             known[position + 1] = token
             before = int(known[position]) if position else -1
-        weights.decode(weights.model, token, before, position, *self._places)
+        self.weights.decode(self._model, token, before, position, *self._places)
         with torch.inference_mode():
             return self.sampler.pick(self._logits, number)

@@ -179,7 +179,7 @@ class LinearByHand:
         return F.linear(x, self.weight), self.layer.bias  # (N, out)
 
     def backward(self, dy: Tensor) -> Tensor:
-        gradient(self.layer.weight).add_(dy.mT @ self.x)
+        self.passes.add(dy.mT @ self.x, gradient(self.layer.weight))
         if self.layer.bias is not None:
             self.passes.add_rows(dy, gradient(self.layer.bias))
         return dy @ self.weight  # (N, in)

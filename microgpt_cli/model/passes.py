@@ -68,6 +68,10 @@ class Passes(ABC):
         """dy (N, 4C), which may be written to → dx."""
 
     @abstractmethod
+    def add(self, x: Tensor, sums: Tensor) -> None:
+        """Add x to sums of its shape, float32."""
+
+    @abstractmethod
     def add_rows(self, x: Tensor, sums: Tensor) -> None:
         """Add the sum of the rows of x (N, C) to sums (C), float32."""
 
@@ -128,6 +132,9 @@ class TorchPasses(Passes):
             return aten.threshold_backward(dy, kept, 0)  # type: ignore[no-any-return]
         return aten.gelu_backward(dy, kept, approximate="tanh")  # type: ignore[no-any-return]
 
+    def add(self, x: Tensor, sums: Tensor) -> None:
+        sums.add_(x)
+
     def add_rows(self, x: Tensor, sums: Tensor) -> None:
         sums.add_(x.sum(0))
 
@@ -151,6 +158,7 @@ ARGUMENTS: dict[str, list[Any]] = {
     "norm": [ADDRESS] * 9 + [LONG, LONG, FLOAT, INT],
     "norm_backward": [ADDRESS] * 9 + [LONG, LONG, INT],
     "activate": [ADDRESS] * 3 + [LONG, LONG, INT],
+    "add": [ADDRESS] * 2 + [LONG],
     "add_rows": [ADDRESS] * 2 + [LONG, LONG],
     "attention": [ADDRESS] * 3 + [HEADS],
     "attention_backward": [ADDRESS] * 4 + [HEADS],
@@ -183,7 +191,7 @@ class NativePasses(Passes):
 
         self._norm, self._norm_backward = function("norm"), function("norm_backward")
         self._attention, self._attention_backward = function("attention"), function("attention_backward")
-        self._activate, self._add_rows = function("activate"), function("add_rows")
+        self._activate, self._add, self._add_rows = function("activate"), function("add"), function("add_rows")
 
     @staticmethod
     def serve(config: ModelConfig) -> bool:
@@ -229,6 +237,9 @@ class NativePasses(Passes):
 
     def activate_backward(self, kind: str, kept: Any, dy: Tensor) -> Tensor:
         return dy.mul_(kept)
+
+    def add(self, x: Tensor, sums: Tensor) -> None:
+        self._add(_at(x), _at(sums), x.numel())
 
     def add_rows(self, x: Tensor, sums: Tensor) -> None:
         self._add_rows(_at(x), _at(sums), *x.shape)

@@ -114,3 +114,9 @@ void add_rows(const number *x, float *sums, long N, long C) {
         for (long c = 0; c < C; c++) sums[c] += partial[C * t + c];
     free(partial);
 }
+
+// sums (n) += x (n)
+void add(const number *x, float *sums, long n) {
+#pragma omp parallel for schedule(static) if (n > FEW)
+    for (long i = 0; i < n; i += LANES) give_floats(take_floats(sums + i, n - i) + take(x + i, n - i), sums + i, n - i);
+}
