@@ -1,20 +1,27 @@
 """C that is compiled here: made once, kept, made anew when damaged, done without where there is no compiler."""
 
 import ctypes
+import dataclasses
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import test_by_hand
 import torch
 from conftest import Run, preset
+from test_decoding import lively
 
 from microgpt_cli.errors import UserError
+from microgpt_cli.generation import native_step
+from microgpt_cli.generation.generate import generate
+from microgpt_cli.generation.sampling import Draws, Sampler
 from microgpt_cli.model.passes import ARGUMENTS, NativePasses
 from microgpt_cli.native import library
 from microgpt_cli.native.library import Unavailable, load
-from microgpt_cli.training.device import choose
+from microgpt_cli.training.device import choose, for_vocabulary
 
 
 @pytest.fixture
@@ -24,10 +31,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         load("passes")
     except Unavailable as why:
         pytest.skip(str(why))
-    load.cache_clear()
+    library._loaded.cache_clear()
     monkeypatch.setenv("HOME", str(tmp_path))
     yield tmp_path
-    load.cache_clear()
+    library._loaded.cache_clear()
 
 
 def made(home: Path) -> list[Path]:
@@ -45,7 +52,7 @@ def test_it_is_made_once_and_kept(home: Path, monkeypatch: pytest.MonkeyPatch) -
     assert works(load("passes"))
     [file] = made(home)
     assert file.suffix == ".so"
-    load.cache_clear()
+    library._loaded.cache_clear()
     monkeypatch.setattr(library, "_made", lambda *_: pytest.fail("compiled again"))
     assert works(load("passes"))
     assert load("passes") is load("passes")
@@ -74,6 +81,36 @@ def test_without_a_place_to_keep_it_it_is_made_for_this_process(home: Path) -> N
     assert [path.name for path in home.iterdir()] == [".cache"]
 
 
+def test_a_folder_that_others_may_write_to_is_not_trusted(home: Path) -> None:
+    folder = home / library.PLACE
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    assert works(load("passes"))
+    assert made(home) == []
+    folder.chmod(0o700)
+    library._loaded.cache_clear()
+    assert works(load("passes"))
+    assert len(made(home)) == 1
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors have other instructions")
+@pytest.mark.parametrize("without", [["-mno-avx512f"], ["-mno-avx512f", "-mno-avx"]])
+def test_processors_with_less_room_get_the_same(
+    home: Path, without: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "FLAGS", (*library.FLAGS, *without))
+    for arch in ("gpt2", "modern"):
+        test_by_hand.test_in_float32_it_is_autograds_to_rounding(NativePasses, arch, {"block_size": 32}, 29)
+    model = lively("micro", "modern")
+    given = model, [1, 2, 3], 60, Sampler(0.9), Draws(5, 1)
+    assert list(generate(*given, native=True)) == list(generate(*given[:-1], Draws(5, 1)))
+    if without == ["-mno-avx512f"]:
+        assert native_step.load(torch.float16)
+    else:
+        with pytest.raises(Unavailable, match="this processor converts no float16"):
+            native_step.load(torch.float16)
+
+
 def test_processes_that_make_it_at_once_do_not_meet(home: Path) -> None:
     program = "from microgpt_cli.native.library import load; load('passes').add_rows"
     running = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(4)]
@@ -83,7 +120,13 @@ def test_processes_that_make_it_at_once_do_not_meet(home: Path) -> None:
 
 @pytest.mark.parametrize(
     ("script", "said"),
-    [(None, "no C compiler here (cc)"), ("echo 'bad flag' >&2; exit 1", "bad flag"), ("exit 3", "exit status 3")],
+    [
+        (None, "no C compiler here (cc)"),
+        ("echo 'In file included from a.h' >&2; echo 'a.h:1: error: no math.h' >&2; exit 1", "error: no math.h"),
+        ("exit 3", "exit status 3"),
+        ("echo '#define __clang__ 1'", "is clang, whose OpenMP is not torch's"),
+        ('for last; do :; done; while [ "$1" ] && [ "$1" != -o ]; do shift; done; : > "${2:-/dev/null}"', "be loaded"),
+    ],
 )
 def test_a_compiler_that_is_missing_or_fails_is_named(
     home: Path, script: str | None, said: str, monkeypatch: pytest.MonkeyPatch
@@ -105,14 +148,29 @@ def test_training_goes_on_without_a_compiler_and_says_why(
 ) -> None:
     words = ["model.n_layer=1", "max_steps=2", f"data.path={text_file}", "device=cpu"]
     monkeypatch.setenv("PATH", str(tmp_path))
-    load.cache_clear()
+    library._loaded.cache_clear()
     ran = microgpt("train", *words)
     assert ran.status == 0
     assert "compile   no: no C compiler here (cc), and torch.compile costs more than it saves here" in ran.out
     refused = microgpt("train", *words, "compile=native")
-    load.cache_clear()
+    library._loaded.cache_clear()
     assert refused.status == 2
     assert "compile=native: no C compiler here (cc); try compile=auto" in refused.err
+
+
+def test_steps_made_in_c_are_not_repeated_without_a_compiler(
+    microgpt: Run, text_file: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["model.n_layer=1", "max_steps=4", "checkpoint_interval=2", f"data.path={text_file}", "device=cpu"]
+    assert microgpt("train", *words, f"out_dir={home / 'run'}").status == 0
+    whole = microgpt("verify", f"ckpt={home / 'run'}", "replay=2")
+    assert whole.status == 0
+    assert "to the bit" in whole.out
+    monkeypatch.setenv("PATH", str(home))
+    library._loaded.cache_clear()
+    refused = microgpt("verify", f"ckpt={home / 'run'}", "replay=2")
+    assert refused.status == 2
+    assert "replay=2: this run was trained in part in C, and here: no C compiler here (cc)" in refused.err
 
 
 def test_what_compile_native_cannot_do_is_refused() -> None:
@@ -123,6 +181,17 @@ def test_what_compile_native_cannot_do_is_refused() -> None:
     ):
         with pytest.raises(UserError, match=f"compile=native: {why}; try compile=auto"):
             choose(device, "float32", "native", trained=trained)
+
+
+def test_a_large_vocabulary_is_left_to_torch_and_told() -> None:
+    compute = choose("cpu", "float32", "false")
+    native = dataclasses.replace(compute, native=True)
+    assert for_vocabulary(native, "auto", 4095) is native
+    larger = for_vocabulary(native, "auto", 4096)
+    assert not larger.native
+    assert larger.reasons["compile"] == "no: nothing in C for 4,096 tokens and more"
+    with pytest.raises(UserError, match="compile=native: nothing in C for 4,096 tokens and more; try compile=auto"):
+        for_vocabulary(native, "native", 4096)
 
 
 def test_a_cpu_with_a_compiler_uses_it(home: Path) -> None:

@@ -28,7 +28,7 @@ from microgpt_cli.model.accounting import memory, meta_model, total_parameters
 from microgpt_cli.runs import folder as layout
 from microgpt_cli.schema import leaves
 from microgpt_cli.training import probe
-from microgpt_cli.training.device import Compute, choose
+from microgpt_cli.training.device import Compute, choose, for_vocabulary
 from microgpt_cli.training.trainer import EVAL_TOKENS
 
 FEW_BYTES = 100_000  # of text: such a run overfits soon
@@ -54,6 +54,7 @@ def run(config: TrainConfig, invocation: Invocation) -> None:
         ids, _ = encode(corpus, tokenizer, Path(), progress)
         found = _survey(corpus, tokenizer)
     splits = split(ids, config.data.val_fraction, config.model.block_size)
+    compute = for_vocabulary(compute, config.compile, tokenizer.vocab_size)
     problems = _machine(config, compute)
     _text(whole, corpus, found, tokenizer, splits)
     problems += _room(config, compute, whole, tokenizer)

@@ -20,7 +20,7 @@ from microgpt_cli.model.accounting import flops_per_token, total_parameters
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.runs import folder as layout
 from microgpt_cli.training import profile
-from microgpt_cli.training.device import choose
+from microgpt_cli.training.device import choose, for_vocabulary
 from microgpt_cli.training.profile import PROFILED_STEPS, STEP, TIMED_STEPS, WARMUP_STEPS, Profile
 
 TRACE = "trace.json"
@@ -63,6 +63,7 @@ def run(config: TrainConfig, invocation: Invocation) -> None:
     # what a run of this config would choose, so that its own steps are seen
     compute = choose(config.device, config.dtype, config.compile, config.threads, work_flops(config), config.model)
     corpus, tokenizer, ids, _ = texts.read(config.data, config.tokenizer)
+    compute = for_vocabulary(compute, config.compile, tokenizer.vocab_size)
     splits = split(ids, config.data.val_fraction, config.model.block_size)
     torch.manual_seed(randomness.derive(config.seed, randomness.WEIGHTS))
     model = GPT(config.model, tokenizer.vocab_size).to(compute.device)

@@ -35,7 +35,7 @@ from microgpt_cli.runs import plots, storage
 from microgpt_cli.runs.samples import Sample, append_sample, drop_samples_after
 from microgpt_cli.sweeps.study import Judge, judge_of
 from microgpt_cli.training import checkpoint, metrics
-from microgpt_cli.training.device import Compute, choose
+from microgpt_cli.training.device import Compute, choose, for_vocabulary
 from microgpt_cli.training.trackers import Trackers, require
 from microgpt_cli.training.trainer import Evaluated, Logged, Saved, State, Stepped, Trainer, Warned
 
@@ -114,6 +114,7 @@ def _train(
     compute = choose(device, config.dtype, config.compile, config.threads, work, config.model)
     tokenizer_of_run = resumed.tokenizer if resumed else None
     corpus, tokenizer, ids, text_sha256 = texts.read(config.data, config.tokenizer, tokenizer_of_run)
+    compute = for_vocabulary(compute, config.compile, tokenizer.vocab_size)
     splits = split(ids, config.data.val_fraction, config.model.block_size)
     facts = _facts(compute, text_sha256)
     if resumed is not None:

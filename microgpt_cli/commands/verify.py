@@ -15,7 +15,7 @@ from microgpt_cli.errors import RunStopped, UserError
 from microgpt_cli.runs import folder as layout
 from microgpt_cli.runs import storage
 from microgpt_cli.training import checkpoint
-from microgpt_cli.training.device import choose
+from microgpt_cli.training.device import DTYPES, choose, why_no_native
 from microgpt_cli.training.trainer import Stepped, Trainer
 
 
@@ -76,7 +76,12 @@ def _trained_again(began: checkpoint.Checkpoint, steps: int) -> dict[str, torch.
     """The weights `steps` steps after a checkpoint, trained in a folder that goes away."""
     config = began.config
     compiled = str(began.meta.get("compile", False)).lower()
-    compute = choose(config.device, began.meta["dtype"], compiled, config.threads, trained=config.model)
+    device = "cpu" if began.meta["device"] == "cpu" else config.device
+    if compiled == "native":
+        why_not = why_no_native(torch.device("cpu"), DTYPES[began.meta["dtype"]], config.model)
+        if why_not:
+            raise UserError(f"replay={steps}: this run was trained in part in C, and here: {why_not}")
+    compute = choose(device, began.meta["dtype"], compiled, config.threads, trained=config.model)
     with bytes_bar("reading the text") as progress:
         corpus = open_corpus(config.data, progress)
         ids, text_sha256 = encode(corpus, began.tokenizer, Path(config.data.cache_dir), progress)

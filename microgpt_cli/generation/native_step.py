@@ -102,7 +102,7 @@ class NativeWeights:
 
     def _product(self, layer: nn.Linear, norm: nn.Module | None = None, centred: bool = False) -> _Product:
         weight, bias = taken_in(norm, layer)
-        if centred:  # as products.make_head has it
+        if centred:  # what is common to all logits, which moves no probability, is not rounded (products.make_head)
             weight, bias = weight - weight.mean(0), None if bias is None else bias - bias.mean()
         (out, fan_in), rest = weight.shape, len(weight) % TILE
         tiles = torch.zeros(-(-out // TILE), fan_in, TILE, dtype=self.dtype)

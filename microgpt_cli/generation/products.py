@@ -153,7 +153,7 @@ def make_head(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, rows: int
     """The product that gives logits: in half precision less what is common to all, which moves no probability.
 
     Large numbers are rounded far: near 100, float16 moves a logit by up to 0.03 and bfloat16 by 0.25. GPT-2's are that
-    large together and differ by ten. No CPU is given the head in bfloat16, where a call in float32 costs little more.
+    large together and differ by ten. Here no CPU is given the head in bfloat16: a call in float32 costs little more.
     """
     if weight.device.type == "cpu" and dtype == torch.bfloat16:
         dtype = torch.float32

@@ -1,9 +1,9 @@
 """The loss of a GPT and all of its gradients, the backward pass written out part by part as the chain rule gives it.
 
-`ByHand(model, dtype).backward(idx, targets)` does what `model(idx, targets)[1].backward()` does under autocast, in
+`ByHand(model, passes).backward(idx, targets)` does what `model(idx, targets)[1].backward()` does under autocast, in
 fewer operations and without autograd between them, which is what a small model's step on a CPU is bound by: each weight
-is rounded to `dtype` once, not at each use, and scaling and masking of the scores are part of their product. What runs
-along the blocks, norms, loss and gradients are float32, as autocast has them.
+is rounded for its products once, not at each use, and what stands between the products is one pass each (`passes.py`).
+What runs along the blocks, norms, loss and gradients are float32, as autocast has them.
 
 Each part keeps from `forward` what its `backward` needs. For a part y = f(x), `backward` is given dy, the gradient of
 the loss with respect to y, adds to `.grad` of the part's parameters, and returns dx.
@@ -33,6 +33,7 @@ class ByHand:
     def __init__(self, model: GPT, passes: Passes) -> None:
         assert passes.serve(model.config)
         self.model, self.dtype = model, passes.dtype
+        self.parameters = list(model.parameters())  # to go through the modules takes a hundredth of a step
         self.blocks = [BlockByHand(block, passes, model.config.activation) for block in model.blocks]
         self.ln_f = NormByHand(model.ln_f, passes)
         self.lm_head = LinearByHand(model.lm_head, passes)
@@ -78,7 +79,7 @@ class ByHand:
     @torch.no_grad()
     def backward_pass(self) -> None:
         """Add the gradients of what `forward_pass` was given to `.grad` of every parameter."""
-        for p in self.model.parameters():
+        for p in self.parameters:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
         (B, T), N = self.idx.shape, self.idx.numel()
@@ -176,7 +177,7 @@ class LinearByHand:
     def forward(self, x: Tensor) -> Biased:
         self.x = x
         self.weight = self.layer.weight if x.dtype == self.layer.weight.dtype else self.rounded
-        return F.linear(x, self.weight), self.layer.bias  # (N, out)
+        return self.passes.product(x, self.weight, self.layer.bias)  # (N, out)
 
     def backward(self, dy: Tensor) -> Tensor:
         self.passes.add(dy.mT @ self.x, gradient(self.layer.weight))

@@ -5,7 +5,7 @@ says what they are; `NativePasses` makes them in C, each in one visit to the mem
 and those of `arch=modern` too.
 
 Products are in `dtype`, float32 or bfloat16, and so is what they are given and give; what runs along the blocks, and
-gradients of parameters, are float32. A product comes without its bias: the pass after it adds that.
+gradients of parameters, are float32. In C, a product comes without its bias: the pass after it adds that.
 
 B batch, T time (positions), C n_embd, H heads, D head size (C / H); N = B · T rows, one a token.
 """
@@ -26,7 +26,7 @@ from microgpt_cli.model.layers import LONGEST_SCORES, QK_NORM_EPS, CausalSelfAtt
 from microgpt_cli.native import library
 
 aten = torch.ops.aten
-Biased = tuple[Tensor, Tensor | None]  # a product, and the bias that belongs to it
+Biased = tuple[Tensor, Tensor | None]  # a product, and the bias that is still to be added
 
 
 class Passes(ABC):
@@ -39,6 +39,10 @@ class Passes(ABC):
     @abstractmethod
     def serve(config: ModelConfig) -> bool:
         """Whether models of this kind can be trained with them."""
+
+    @abstractmethod
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Biased:
+        """x weight' (N, out)."""
 
     @abstractmethod
     def norm(self, layer: Any, x: Tensor, more: Biased | None) -> tuple[Tensor, Tensor, Any]:
@@ -84,9 +88,12 @@ class TorchPasses(Passes):
         usual = config.position == "learned" and config.norm == "layernorm" and config.activation in ("relu", "gelu")
         return usual and not (config.qk_norm or config.token_shift) and NativePasses.serve(config)
 
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Biased:
+        return F.linear(x, weight, None if bias is None else bias.to(self.dtype)), None
+
     def norm(self, layer: Any, x: Tensor, more: Biased | None) -> tuple[Tensor, Tensor, Any]:
         if more is not None:
-            x = x + self._whole(more)
+            x = x + more[0]
         y, mean, rstd = torch.native_layer_norm(x, layer.weight.shape, layer.weight, layer.bias, layer.eps)
         return x, y.to(self.dtype), (x, mean, rstd)
 
@@ -104,7 +111,7 @@ class TorchPasses(Passes):
 
     def attention(self, layer: CausalSelfAttention, qkv: Tensor, T: int) -> tuple[Tensor, Any]:
         N, H = len(qkv), layer.n_head
-        qkv = self._whole((qkv, layer.qkv.bias)).view(N // T, T, 3, H, -1).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
+        qkv = qkv.view(N // T, T, 3, H, -1).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
         q, k, v = qkv.flatten(1, 2)  # (B·H, T, D)
         ahead = torch.full((T, T), -math.inf, dtype=self.dtype).triu_(1)  # added to scores: nothing looks ahead
         weights = torch.baddbmm(ahead, q, k.mT, alpha=q.size(-1) ** -0.5).softmax(-1)  # (B·H, T, T)
@@ -124,7 +131,7 @@ class TorchPasses(Passes):
         return dqkv.view(3, -1, H, T, D).permute(1, 3, 0, 2, 4).reshape(len(dy), -1)
 
     def activate(self, kind: str, x: Biased) -> tuple[Tensor, Any]:
-        h = self._whole(x)
+        h, _ = x
         return (F.relu(h) if kind == "relu" else F.gelu(h, approximate="tanh")), h
 
     def activate_backward(self, kind: str, kept: Any, dy: Tensor) -> Tensor:
@@ -137,10 +144,6 @@ class TorchPasses(Passes):
 
     def add_rows(self, x: Tensor, sums: Tensor) -> None:
         sums.add_(x.sum(0))
-
-    def _whole(self, biased: Biased) -> Tensor:
-        product, bias = biased
-        return product if bias is None else product + bias.to(self.dtype)
 
 
 class _Heads(ctypes.Structure):
@@ -196,6 +199,9 @@ class NativePasses(Passes):
     @staticmethod
     def serve(config: ModelConfig) -> bool:
         return not config.dropout and config.block_size <= LONGEST_SCORES
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Biased:
+        return F.linear(x, weight), bias
 
     def norm(self, layer: Any, x: Tensor, more: Biased | None) -> tuple[Tensor, Tensor, Any]:
         (N, C), centred = x.shape, isinstance(layer, torch.nn.LayerNorm)

@@ -15,7 +15,7 @@ typedef struct {
     float eps;                // of the norm of queries and keys; 0: none
 } Heads;
 
-// c (ROWS, columns) = a b, with a (ROWS, k) anywhere in memory and b (k, columns); columns a multiple of LANES
+// c (ROWS, columns) = a b, with a (ROWS, k) anywhere in memory and b (k, columns); columns a multiple of 16
 static inline void tile(const float *a, long a_row, long a_column, const float *b, long b_row, float *c, long c_row,
                         long k, long columns) {
     for (long j = 0; j < columns; j += LANES) {

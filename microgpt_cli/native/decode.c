@@ -8,7 +8,8 @@
 
 #include "functions.h"
 
-#define TILE (4 * LANES)
+#define TILE 64
+#define PARTS (TILE / LANES)
 
 typedef struct {
     long in, out;
@@ -34,11 +35,11 @@ typedef struct {
 } Model;
 
 // Tile t of x W
-static inline void tile_of(const Product *product, long t, const float *x, lanes sum[4]) {
+static inline void tile_of(const Product *product, long t, const float *x, lanes sum[PARTS]) {
     const number *w = product->weight + t * product->in * TILE;
-    for (int l = 0; l < 4; l++) sum[l] = all(0);
+    for (int l = 0; l < PARTS; l++) sum[l] = all(0);
     for (long i = 0; i < product->in; i++)
-        for (int l = 0; l < 4; l++) sum[l] += x[i] * widen(*(const packed *)(w + i * TILE + l * LANES));
+        for (int l = 0; l < PARTS; l++) sum[l] += x[i] * widen(*(const packed *)(w + i * TILE + l * LANES));
 }
 
 enum { SET, ADD, ACTIVATE };
@@ -47,9 +48,9 @@ enum { SET, ADD, ACTIVATE };
 static inline void multiply(const Product *product, const float *x, float *y, int how, int activation) {
 #pragma omp for schedule(static)
     for (long t = 0; t < (product->out + TILE - 1) / TILE; t++) {
-        lanes sum[4];
+        lanes sum[PARTS];
         tile_of(product, t, x, sum);
-        for (int l = 0; l < 4; l++) {
+        for (int l = 0; l < PARTS; l++) {
             long at = t * TILE + l * LANES, left = product->out - at;
             if (left <= 0) break;
             if (product->bias) sum[l] += take_floats(product->bias + at, left);

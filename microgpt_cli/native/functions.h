@@ -32,9 +32,10 @@ static inline void turn(float *x, const float *cosines, const float *sines, long
     }
 }
 
-// Softmax of scale times the numbers of a row up to `last`, 0 in the rest of it; wide is a multiple of LANES.
+// Softmax of scale times the numbers of a row up to `last`, 0 in the rest of it; wide is a multiple of 16.
 static inline void softmax(float *row, long last, long wide, float scale) {
-    const ints at = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    ints at;
+    for (int l = 0; l < LANES; l++) at[l] = l;
     lanes most = all(-INFINITY), sum = {0};
     float highest = -INFINITY;
     for (long j = 0; j < wide; j += LANES) {

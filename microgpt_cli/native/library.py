@@ -11,12 +11,13 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
-COMPILERS = ("cc", "gcc", "clang")
-FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
-SECONDS = 60  # at most; what takes longer doesn't come back
+COMPILERS = ("cc", "gcc")
+FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-w")
+SECONDS = 300  # at most; what takes longer doesn't come back
 PLACE = Path(".cache") / "microgpt"  # in the home folder
 
 
@@ -24,31 +25,60 @@ class Unavailable(Exception):
     """The library can't be had, and why."""
 
 
-@functools.cache
 def load(name: str, *defines: str) -> ctypes.CDLL:
     """The library made of `name`.c, with these names defined.
 
     Raises:
         Unavailable: no compiler, or one that fails.
     """
-    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
-    if compiler is None:
-        raise Unavailable("no C compiler here (cc)")
+    found = _loaded(name, *defines)
+    if isinstance(found, str):
+        raise Unavailable(found)
+    return found
+
+
+@functools.cache
+def _loaded(name: str, *defines: str) -> ctypes.CDLL | str:
+    """The library, or why it can't be had; a process tries once."""
+    if sys.platform != "linux":
+        return "C is compiled on Linux only"
+    why = "no C compiler here (cc)"
+    for compiler in dict.fromkeys(filter(None, map(shutil.which, COMPILERS))):
+        try:
+            return _compiled([compiler, *FLAGS, *(f"-D{word}" for word in defines)], name)
+        except Unavailable as error:
+            why = str(error)
+        except OSError as error:  # its OpenMP is not there, or nowhere may a library be
+            why = f"what {compiler} makes can't be loaded: {error}"
+    return why
+
+
+def _compiled(command: list[str], name: str) -> ctypes.CDLL:
     source = Path(__file__).with_name(f"{name}.c")
-    command = [compiler, *FLAGS, *(f"-D{word}" for word in defines)]
     # all that the compiler takes for granted: itself, its version, what this processor can do
     assumed = _run([*command, "-dM", "-E", "-x", "c", os.devnull])
+    if "__clang__" in assumed:
+        raise Unavailable(f"{command[0]} is clang, whose OpenMP is not torch's")
     sources = (file.read_text(encoding="utf-8") for file in sorted(source.parent.glob("*.[ch]")))
-    made_of = "\0".join((*command, name, assumed, *sources))
-    stem = f"{name}-{_sha256(made_of.encode())}"
-    command.append(str(source))
+    stem = f"{name}-{_sha256(chr(0).join((*command, name, assumed, *sources)).encode())}"
+    command = [*command, str(source)]
     try:
-        folder = Path.home() / PLACE
-        folder.mkdir(parents=True, exist_ok=True)
-        return ctypes.CDLL(str(_kept(folder, stem) or _made(folder, stem, command)))
+        folder = _folder()
+        kept = _kept(folder, stem)
+        return ctypes.CDLL(str(kept)) if kept else _made(folder, stem, command)
     except (OSError, RuntimeError):  # nowhere to keep it, nor a home
         with tempfile.TemporaryDirectory() as aside:
-            return ctypes.CDLL(str(_made(Path(aside), stem, command)))
+            return _made(Path(aside), stem, command)
+
+
+def _folder() -> Path:
+    """Where libraries are kept: a folder of ours, into which nobody else may put one."""
+    folder = Path.home() / PLACE
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.stat()
+    if found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise PermissionError(f"others may write to {folder}")
+    return folder
 
 
 def _kept(folder: Path, stem: str) -> Path | None:
@@ -60,12 +90,14 @@ def _kept(folder: Path, stem: str) -> Path | None:
     return None
 
 
-def _made(folder: Path, stem: str, command: list[str]) -> Path:
-    """Compile it, and put it into the folder whole: others may be at it too."""
+def _made(folder: Path, stem: str, command: list[str]) -> ctypes.CDLL:
+    """Compile it, and put it into the folder, whole and if it can be loaded: others may be at it too."""
     with tempfile.TemporaryDirectory(dir=folder) as aside:
         half = Path(aside) / "library.so"
         _run([*command, "-o", str(half), "-lm"])
-        return half.replace(folder / f"{stem}-{_sha256(half.read_bytes())}.so")
+        made = ctypes.CDLL(str(half))
+        half.replace(folder / f"{stem}-{_sha256(half.read_bytes())}.so")
+        return made
 
 
 def _sha256(content: bytes) -> str:
@@ -77,7 +109,8 @@ def _run(command: list[str]) -> str:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=True)
     except subprocess.CalledProcessError as error:
         said = error.stderr.strip().splitlines() or [f"exit status {error.returncode}"]
-        raise Unavailable(f"{command[0]} fails: {said[0]}") from error
+        line = next((line for line in said if "error" in line), said[0])
+        raise Unavailable(f"{command[0]} fails: {line}") from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Unavailable(f"{command[0]} fails: {error}") from error
     return done.stdout

@@ -1,5 +1,5 @@
 // Numbers in memory and in registers. In memory they are float32, bfloat16 with -DBFLOAT16, or float16 with -DFLOAT16; in
-// registers LANES float32 side by side, which the compiler cuts to the width that the processor has.
+// registers LANES float32 side by side, as many as the processor has room for.
 
 #include <math.h>
 #include <omp.h>
@@ -10,26 +10,29 @@
 #include <immintrin.h>
 #endif
 
+#if defined __AVX512F__
 #define LANES 16
+#elif defined __AVX__
+#define LANES 8
+#else
+#define LANES 4
+#endif
 #define FEW 8192  // numbers; below, a second thread costs more than it saves
 
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
-static inline long up(long n) { return (n + LANES - 1) / LANES * LANES; }
+static inline long up(long n) { return (n + 15) / 16 * 16; }  // to what is whole lanes anywhere
 static inline lanes all(float x) { return (lanes){0} + x; }
 
 // yes where the mask is -1, no where it is 0
 static inline lanes choose(ints mask, lanes yes, lanes no) { return (lanes)((mask & (ints)yes) | (~mask & (ints)no)); }
 
 static inline float total(lanes x) {
-    typedef float eight __attribute__((vector_size(32)));
     typedef float four __attribute__((vector_size(16)));
-    eight a, b;
-    memcpy(&a, &x, 32), memcpy(&b, (const char *)&x + 32, 32), a += b;
-    four c, d;
-    memcpy(&c, &a, 16), memcpy(&d, (const char *)&a + 16, 16), c += d;
-    return c[0] + c[1] + (c[2] + c[3]);
+    four sum = {0}, part;
+    for (int l = 0; l < LANES; l += 4) memcpy(&part, (const char *)&x + 4 * l, 16), sum += part;
+    return sum[0] + sum[1] + (sum[2] + sum[3]);
 }
 
 #if defined BFLOAT16 || defined FLOAT16
@@ -51,6 +54,11 @@ static inline packed narrow(lanes x) {  // to the nearest, of two as near the ev
 #elif defined FLOAT16 && defined __AVX512F__
 static inline lanes widen(packed x) { return (lanes)_mm512_cvtph_ps((__m256i)x); }
 static inline packed narrow(lanes x) { return (packed)_mm512_cvtps_ph((__m512)x, 0); }
+#elif defined FLOAT16 && defined __F16C__
+static inline lanes widen(packed x) { return (lanes)_mm256_cvtph_ps((__m128i)x); }
+static inline packed narrow(lanes x) { return (packed)_mm256_cvtps_ph((__m256)x, 0); }
+#elif defined FLOAT16 && defined __x86_64__
+#error "this processor converts no float16"
 #elif defined FLOAT16
 typedef _Float16 halves __attribute__((vector_size(2 * LANES)));
 static inline lanes widen(packed x) { return __builtin_convertvector((halves)x, lanes); }

@@ -1,5 +1,5 @@
-// What stands between the matrix products of a GPT's blocks, each in one visit to the memory: activations, norms, and
-// their backward passes. model/passes.py calls them and says the same in torch.
+// What stands between the matrix products of a GPT's blocks, each in one visit to the memory: activations with their
+// slopes, norms and their backward passes, sums. model/passes.py calls them and says the same in torch.
 //
 // Sums over rows are made by each thread and then added up in order, so that two runs agree to the last bit.
 // N rows (batch times positions), C numbers in a row. A bias that isn't there is NULL.

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import dataclasses
 import functools
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import torch
 from microgpt_cli.config import ModelConfig
 from microgpt_cli.errors import UserError
 from microgpt_cli.model.layers import LONGEST_SCORES
+from microgpt_cli.model.loss import LARGE_VOCABULARY
 from microgpt_cli.model.passes import NativePasses
 from microgpt_cli.native.library import Unavailable
 
@@ -135,7 +137,7 @@ def _compile(
 ) -> tuple[bool, bool, str]:
     """Whether torch.compile works on the model, whether the passes are in C, and why."""
     if wanted == "native" or (wanted == "auto" and device.type == "cpu"):
-        why_not = _no_native(device, dtype, trained)
+        why_not = why_no_native(device, dtype, trained)
         if not why_not:
             return False, True, "what stands between the matrix products, in C"
         if wanted == "native":
@@ -150,7 +152,21 @@ def _compile(
     return True, False, f"pays in a run of {work_flops / 1e15:.2g} PFLOP"
 
 
-def _no_native(device: torch.device, dtype: torch.dtype, trained: ModelConfig | None) -> str:
+def for_vocabulary(compute: Compute, wanted: str, vocab_size: int) -> Compute:
+    """The choice, once the vocabulary is known: of a large one, autograd makes the loss in chunks.
+
+    Raises:
+        UserError: what was asked for can't be.
+    """
+    if not compute.native or vocab_size < LARGE_VOCABULARY:
+        return compute
+    why_not = f"nothing in C for {LARGE_VOCABULARY:,} tokens and more"
+    if wanted == "native":
+        raise UserError(f"compile=native: {why_not}; try compile=auto")
+    return dataclasses.replace(compute, native=False, reasons=compute.reasons | {"compile": f"no: {why_not}"})
+
+
+def why_no_native(device: torch.device, dtype: torch.dtype, trained: ModelConfig | None) -> str:
     """Why the passes can't be in C; nothing, if they can."""
     if device.type != "cpu":
         return f"not for {device.type}"
