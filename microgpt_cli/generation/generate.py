@@ -48,8 +48,9 @@ def generate(
     """
     device = model.lm_head.weight.device
     columns = list(torch.tensor(prompt[-model.config.block_size :], device=device)[:, None].expand(-1, num_samples))
-    weights = prepare(model, dtype, num_samples) if cache else None
     native_weights = NativeWeights(model, dtype) if cache and native and device.type == "cpu" else None
+    lent = native_weights is not None and num_samples == 1
+    weights = prepare(model, dtype, num_samples, lent) if cache else None
     numbers = draws.tensors(device)
     rows = list(range(num_samples))  # the samples that are worked on
     latest = [0] * num_samples
