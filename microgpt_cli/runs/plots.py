@@ -28,8 +28,9 @@ def draw_loss(path: Path, metrics: Sequence[Mapping[str, Any]], baselines: Mappi
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(8, 5), dpi=120)
+    # margins as they are needed, for every job of a sweep draws one: to work them out draws all of it twice
+    axes = figure.add_axes((0.08, 0.1, 0.9, 0.83))
     for key, label, style in (
         ("loss", "train", {"alpha": 0.6}),
         ("val_loss", "held out", {"marker": "o", "markersize": 4}),
