@@ -45,17 +45,17 @@ static inline void tile_of(const Product *product, long t, const float *x, lanes
 enum { SET, ADD, ACTIVATE };
 
 // y = x W + b, y += x W + b, or y = f(x W + b); the threads share the tiles, and wait for each other
-static inline void multiply(const Product *product, const float *x, float *y, int how, int activation) {
+static inline void multiply(const Product *product, const float *x, float *y, int how, int kind) {
 #pragma omp for schedule(static)
     for (long t = 0; t < (product->out + TILE - 1) / TILE; t++) {
-        lanes sum[PARTS];
+        lanes sum[PARTS], slope;
         tile_of(product, t, x, sum);
         for (int l = 0; l < PARTS; l++) {
             long at = t * TILE + l * LANES, left = product->out - at;
             if (left <= 0) break;
             if (product->bias) sum[l] += take_floats(product->bias + at, left);
             if (how == ADD) sum[l] += take_floats(y + at, left);
-            if (how == ACTIVATE) sum[l] = value(sum[l], activation);
+            if (how == ACTIVATE) sum[l] = activation(sum[l], kind, &slope);
             give_floats(sum[l], y + at, left);
         }
     }

@@ -9,18 +9,20 @@ enum { RELU, GELU, RELU2 };
 #define GELU_B 0.044715f
 static inline lanes sigmoid(lanes x) { return 1.0f / (1.0f + exponential(-GELU_A * (x + GELU_B * x * x * x))); }
 
-static inline lanes value(lanes x, int kind) {
-    if (kind == GELU) return x * sigmoid(x);
-    lanes positive = choose(x < 0.0f, all(0), x);
-    if (kind == RELU) return positive;
+// f(x), and its slope there
+static inline lanes activation(lanes x, int kind, lanes *slope) {
+    if (kind == GELU) {
+        lanes s = sigmoid(x);
+        *slope = s + x * s * (1.0f - s) * GELU_A * (1.0f + 3.0f * GELU_B * x * x);
+        return x * s;
+    }
+    lanes positive = larger(all(0), x);
+    if (kind == RELU) {
+        *slope = choose(x > 0.0f, all(1), all(0));
+        return positive;
+    }
+    *slope = 2.0f * positive;
     return positive * positive;
-}
-
-static inline lanes slope(lanes x, int kind) {
-    if (kind == RELU2) return choose(x < 0.0f, all(0), 2.0f * x);
-    if (kind == RELU) return choose(x > 0.0f, all(1), all(0));
-    lanes s = sigmoid(x);
-    return s + x * s * (1.0f - s) * GELU_A * (1.0f + 3.0f * GELU_B * x * x);
 }
 
 // (a, b) -> (a cos - b sin, b cos + a sin), of the two halves of a row; the other way round with direction -1
@@ -40,7 +42,7 @@ static inline void softmax(float *row, long last, long wide, float scale) {
     float highest = -INFINITY;
     for (long j = 0; j < wide; j += LANES) {
         lanes s = choose(at + (int)j <= (int)last, *(lanes *)(row + j), all(-INFINITY));
-        most = choose(s > most, s, most);
+        most = larger(s, most);
     }
     for (int l = 0; l < LANES; l++) highest = most[l] > highest ? most[l] : highest;
     for (long j = 0; j < wide; j += LANES) {

@@ -28,6 +28,21 @@ static inline lanes all(float x) { return (lanes){0} + x; }
 // yes where the mask is -1, no where it is 0
 static inline lanes choose(ints mask, lanes yes, lanes no) { return (lanes)((mask & (ints)yes) | (~mask & (ints)no)); }
 
+static inline lanes smaller(lanes x, lanes y) {
+#ifdef __AVX512F__
+    return (lanes)_mm512_min_ps((__m512)x, (__m512)y);
+#else
+    return choose(x < y, x, y);
+#endif
+}
+static inline lanes larger(lanes x, lanes y) {
+#ifdef __AVX512F__
+    return (lanes)_mm512_max_ps((__m512)x, (__m512)y);
+#else
+    return choose(x > y, x, y);
+#endif
+}
+
 static inline float total(lanes x) {
     typedef float four __attribute__((vector_size(16)));
     four sum = {0}, part;
@@ -47,6 +62,9 @@ typedef lanes packed;
 typedef uint32_t words __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 static inline lanes widen(packed x) { return (lanes)(__builtin_convertvector(x, words) << 16); }
 static inline packed narrow(lanes x) {  // to the nearest, of two as near the even one
+#ifdef __AVX512BF16__
+    return (packed)_mm512_cvtneps_pbh((__m512)x);
+#endif
     words bits = (words)x, rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
     ints is_nan = x != x;
     return __builtin_convertvector((words)choose(is_nan, (lanes)((words){0} + 0x7fc0), (lanes)rounded), packed);
@@ -93,7 +111,7 @@ static inline void give_floats(lanes y, float *x, long n) {
 
 // e to the x, to 2 units in the last place: 2 to the whole part of x / ln 2, times a polynomial in the rest (Cephes).
 static inline lanes exponential(lanes x) {
-    x = choose(x < -87.0f, all(-87.0f), choose(x > 88.0f, all(88.0f), x));
+    x = smaller(all(88.0f), larger(all(-87.0f), x));
     lanes whole = x * 1.44269504f + 12582912.0f - 12582912.0f;  // 1.5 * 2^23 leaves no room for a fraction
     lanes rest = x - whole * 0.693359375f + whole * 2.12194440e-4f;
     lanes p = rest * 1.9875691500e-4f + 1.3981999507e-3f;

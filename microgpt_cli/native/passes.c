@@ -8,22 +8,23 @@
 
 #define TOGETHER 8  // rows that are added up before the sum goes back to memory
 
-static inline void activate_rows(number *x, const float *bias, number *y, long N, long C, int kind) {
-#pragma omp parallel for schedule(static) if (N * C > FEW)
-    for (long n = 0; n < N; n++)
-        for (long c = 0; c < C; c += LANES) {
-            lanes v = take(x + n * C + c, C - c);
-            if (bias) v += take_floats(bias + c, C - c);
-            give(value(v, kind), y + n * C + c, C - c);
-            give(slope(v, kind), x + n * C + c, C - c);
-        }
+static inline void activate_row(number *x, const float *bias, number *y, long C, int kind) {
+    for (long c = 0; c < C; c += LANES) {
+        lanes v = take(x + c, C - c), slope;
+        if (bias) v += take_floats(bias + c, C - c);
+        give(activation(v, kind, &slope), y + c, C - c);
+        give(slope, x + c, C - c);
+    }
 }
 
 // y = f(x + bias); x becomes the slope of f there, by which what flows back is multiplied.
 void activate(number *x, const float *bias, number *y, long N, long C, int kind) {
-    if (kind == RELU) activate_rows(x, bias, y, N, C, RELU);
-    if (kind == GELU) activate_rows(x, bias, y, N, C, GELU);
-    if (kind == RELU2) activate_rows(x, bias, y, N, C, RELU2);
+#pragma omp parallel for schedule(static) if (N * C > FEW)
+    for (long n = 0; n < N; n++) {  // a copy of the row's code for each kind
+        if (kind == RELU) activate_row(x + n * C, bias, y + n * C, C, RELU);
+        if (kind == GELU) activate_row(x + n * C, bias, y + n * C, C, GELU);
+        if (kind == RELU2) activate_row(x + n * C, bias, y + n * C, C, RELU2);
+    }
 }
 
 // sum = x + more + more_bias, and y = (sum - mean) / std * weight + bias, row by row; mean and 1 / std are kept. A norm
