@@ -139,7 +139,11 @@ class Bench:
         """The held-out loss at the end of a short run."""
         model, splits = self.fresh(config)
         update = Update(
-            model, make_optimizer(model.named_parameters(), config.optim), splits.train, config, self.compute
+            model,
+            make_optimizer(model.named_parameters(), config.optim, self.compute.native),
+            splits.train,
+            config,
+            self.compute,
         )
         for step in range(STEPS):
             starts = draw_starts(len(splits.train), config.batch_size, config.model.block_size, config.seed, step)

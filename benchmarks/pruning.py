@@ -50,7 +50,13 @@ RESULTS = Path(__file__).parent / "results" / "pruning.json"
 def curve(bench: Bench, config: TrainConfig) -> list[float]:
     """The held-out losses of a run, one every `EVAL_INTERVAL` steps."""
     model, splits = bench.fresh(config)
-    update = Update(model, make_optimizer(model.named_parameters(), config.optim), splits.train, config, bench.compute)
+    update = Update(
+        model,
+        make_optimizer(model.named_parameters(), config.optim, bench.compute.native),
+        splits.train,
+        config,
+        bench.compute,
+    )
     losses = []
     for step in range(STEPS):
         starts = draw_starts(len(splits.train), config.batch_size, config.model.block_size, config.seed, step)

@@ -47,7 +47,9 @@ def learn(config: TrainConfig) -> tuple[int, float]:
     splits = split(ids, config.data.val_fraction, config.model.block_size)
     torch.manual_seed(randomness.derive(config.seed, randomness.WEIGHTS))
     model = GPT(config.model, tokenizer.vocab_size).to(compute.device)
-    update = Update(model, make_optimizer(model.named_parameters(), config.optim), splits.train, config, compute)
+    update = Update(
+        model, make_optimizer(model.named_parameters(), config.optim, compute.native), splits.train, config, compute
+    )
     B, T = config.batch_size * config.grad_accum_steps, config.model.block_size
     for step in range(config.max_steps):
         starts = draw_starts(len(splits.train), B, T, config.seed, step)

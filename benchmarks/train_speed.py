@@ -95,7 +95,7 @@ def token_ids(vocab_size: int) -> torch.Tensor:
 
 def our_steps(config: TrainConfig, model: GPT, ids: torch.Tensor, compute: Compute) -> Way:
     """The steps of a run of this config; it looks at its losses as often as a run does."""
-    update = Update(model, make_optimizer(model.named_parameters(), config.optim), ids, config, compute)
+    update = Update(model, make_optimizer(model.named_parameters(), config.optim, compute.native), ids, config, compute)
     sequences = config.batch_size * config.grad_accum_steps
     pending: list[torch.Tensor] = []
 

@@ -153,7 +153,7 @@ class TrainConfig(Node):
     device: str = key(f"where to compute: {DEVICE}")
     dtype: str = key("precision of the arithmetic; weights stay float32", choices=DTYPES)
     compile: str = key(
-        "true: torch.compile the model; native: on a CPU, by its C compiler, what stands between the matrix products",
+        "true: torch.compile the model; native: on a CPU, by its C compiler, Muon and what is between matrix products",
         choices=("auto", "true", "false", "native"),
     )
     threads: int | None = key("CPU threads (null: torch's choice)", at_least=1, at_most=MOST_THREADS)

@@ -5,7 +5,18 @@ import torch
 from conftest import optim, preset
 
 from microgpt_cli.model.gpt import GPT
-from microgpt_cli.training.optimizers import AdamW, Muon, make_optimizer, orthogonalize, total_norm
+from microgpt_cli.native.library import Unavailable
+from microgpt_cli.training import native_muon, optimizers
+from microgpt_cli.training.native_muon import NativeMuon
+from microgpt_cli.training.optimizers import (
+    NEWTON_SCHULZ,
+    STEPS,
+    AdamW,
+    Muon,
+    make_optimizer,
+    orthogonalize,
+    total_norm,
+)
 
 NOTHING, ONE = torch.zeros(()), torch.ones(())
 
@@ -62,11 +73,24 @@ def test_orthogonalized_matrices_have_singular_values_near_one_and_the_same_sing
     assert (found - torch.diag_embed(found.diagonal(dim1=1, dim2=2))).abs().max() < 0.03  # in bfloat16 on some CPUs
 
 
-def test_muon_moves_the_matrices_of_blocks_by_their_orthogonal_momentum_and_the_rest_as_adamw() -> None:
+def native_or_skip() -> None:
+    try:
+        native_muon.load(in_bfloat16=False)
+    except Unavailable as why:
+        pytest.skip(str(why))
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_muon_moves_the_matrices_of_blocks_by_their_orthogonal_momentum_and_the_rest_as_adamw(
+    native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if native:
+        native_or_skip()
+        monkeypatch.setattr(optimizers, "cpu_multiplies_bfloat16", lambda: False)  # so that both round as little
     ours, theirs = models()
     config = optim(kind="muon", weight_decay=0.1, learning_rate=0.02, adamw_learning_rate=0.01)
     rest = {name: p for name, p in theirs.named_parameters() if not (name.startswith("blocks.") and p.ndim == 2)}
-    muon, adamw = Muon(ours.named_parameters(), config), AdamW(rest.items(), config)
+    muon, adamw = Muon(ours.named_parameters(), config, native), AdamW(rest.items(), config)
     means: dict[str, torch.Tensor] = {}
     for step in range(3):
         rate = 0.02 / (step + 1)
@@ -91,6 +115,23 @@ def test_muon_moves_the_matrices_of_blocks_by_their_orthogonal_momentum_and_the_
         torch.testing.assert_close(p, q, msg=name, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(4, 64, 64), (2, 256, 64), (1, 64, 1), (3, 50, 33), (1, 130, 97)])
+def test_in_c_bfloat16_is_no_farther_from_the_exact_update_than_in_torch(shape: tuple[int, ...]) -> None:
+    """Stated bound: torch's own distance, or 2% of the length, which is what bfloat16 does to this polynomial."""
+    native_or_skip()
+    torch.manual_seed(0)
+    gradients, weights, means = torch.randn(shape), torch.zeros(shape), torch.zeros(shape)
+    NativeMuon([(weights, gradients, means, 1.0)], True, NEWTON_SCHULZ, STEPS)(-1.0, 1.0, 0.0, 0.0)
+    exact = gradients.double() / gradients.double().norm(dim=(1, 2), keepdim=True)
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(STEPS):
+        square = exact.mT @ exact
+        exact = a * exact + exact @ (b * square + c * square @ square)
+    torch.testing.assert_close(means, gradients)
+    of_torch = (orthogonalize(gradients) - exact).norm() / exact.norm()
+    assert (weights - exact).norm() / exact.norm() <= max(0.02, of_torch)
+
+
 def test_muon_learns_what_adamw_learns_slower() -> None:
     """Fewer steps to the same loss is what it is for: one batch, as many steps."""
     found = {}
@@ -106,10 +147,12 @@ def test_muon_learns_what_adamw_learns_slower() -> None:
     assert found["muon"] < found["adamw"]
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_it_divides_gradients_and_skips_when_told(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "native"), [("adamw", False), ("muon", False), ("muon", True)])
+def test_it_divides_gradients_and_skips_when_told(kind: str, native: bool) -> None:
+    if native:
+        native_or_skip()
     a, b = models()
-    first, second = (make_optimizer(m.named_parameters(), optim(kind=kind)) for m in (a, b))
+    first, second = (make_optimizer(m.named_parameters(), optim(kind=kind), native) for m in (a, b))
     backward(a, 0)
     backward(b, 0)
     for p in b.parameters():

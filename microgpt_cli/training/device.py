@@ -14,6 +14,7 @@ from microgpt_cli.model.layers import LONGEST_SCORES
 from microgpt_cli.model.loss import LARGE_VOCABULARY
 from microgpt_cli.model.passes import NativePasses
 from microgpt_cli.native.library import Unavailable
+from microgpt_cli.training import native_muon
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BFLOAT16_N_EMBD = 64  # width from which training on a CPU that multiplies bfloat16 gains by it
@@ -28,7 +29,7 @@ class Compute:
     device: torch.device
     dtype: torch.dtype  # of the matrix products; weights stay float32
     compile: bool  # the model, by torch.compile
-    native: bool  # what stands between the matrix products is in C (model/passes.py)
+    native: bool  # in C: what stands between the matrix products (model/passes.py), Muon's update of matrices
     compile_may_fail: bool  # go on without, if it does
     threads: int
     reasons: dict[str, str]  # "device" → "cpu: no GPU found"
@@ -135,7 +136,7 @@ def cpu_multiplies_bfloat16() -> bool:
 def _compile(
     wanted: str, device: torch.device, dtype: torch.dtype, work_flops: float, trained: ModelConfig | None
 ) -> tuple[bool, bool, str]:
-    """Whether torch.compile works on the model, whether the passes are in C, and why."""
+    """Whether torch.compile works on the model, whether the parts of a step are in C, and why."""
     if wanted == "native" or (wanted == "auto" and device.type == "cpu"):
         why_not = why_no_native(device, dtype, trained)
         if not why_not:
@@ -167,7 +168,7 @@ def for_vocabulary(compute: Compute, wanted: str, vocab_size: int) -> Compute:
 
 
 def why_no_native(device: torch.device, dtype: torch.dtype, trained: ModelConfig | None) -> str:
-    """Why the passes can't be in C; nothing, if they can."""
+    """Why nothing can be in C; nothing, if it can."""
     if device.type != "cpu":
         return f"not for {device.type}"
     if trained is None:
@@ -176,6 +177,7 @@ def why_no_native(device: torch.device, dtype: torch.dtype, trained: ModelConfig
         return f"nothing in C for dropout or a context of over {LONGEST_SCORES}"
     try:
         NativePasses(dtype)
+        native_muon.load(cpu_multiplies_bfloat16())
     except Unavailable as error:
         return str(error)
     return ""

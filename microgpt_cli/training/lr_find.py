@@ -60,7 +60,9 @@ def range_test(model: GPT, splits: Splits, config: TrainConfig, compute: Compute
         config: batch size, optimizer; its schedule is left aside, and of its learning rates all but their ratio.
         compute: device, precision.
     """
-    update = Update(model, make_optimizer(model.named_parameters(), config.optim), splits.train, config, compute)
+    update = Update(
+        model, make_optimizer(model.named_parameters(), config.optim, compute.native), splits.train, config, compute
+    )
     sequences, average, lowest = config.batch_size * config.grad_accum_steps, 0.0, math.inf
     loss_scale = LOSS_SCALE if compute.dtype == torch.float16 else 1.0
     for step in range(STEPS):

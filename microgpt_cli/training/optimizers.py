@@ -12,15 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from microgpt_cli.config import OptimConfig
+from microgpt_cli.model.passes import gradient
 from microgpt_cli.training.device import cpu_multiplies_bfloat16
+from microgpt_cli.training.native_muon import NativeMuon
 
 # The quintic that Jordan et al. (2024) found to bring singular values near 1 in few steps.
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+NEWTON_SCHULZ, STEPS = (3.4445, -4.7750, 2.0315), 5
 
 
-def make_optimizer(named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig) -> "AdamW | Muon":
-    """The optimizer that `optim.kind` names, of parameters by name."""
-    return Muon(named, config) if config.kind == "muon" else AdamW(named, config)
+def make_optimizer(
+    named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, native: bool = False
+) -> "AdamW | Muon":
+    """The optimizer that `optim.kind` names, of parameters by name; what of it is in C, if `native`."""
+    return Muon(named, config, native) if config.kind == "muon" else AdamW(named, config)
 
 
 class Bundle:
@@ -161,9 +165,13 @@ class Muon(Gradients):
     Args:
         named: the parameters by name.
         config: hyperparameters; `learning_rate` is the matrices', `adamw_learning_rate` that of the rest.
+        native: update the matrices in C.
+
+    Raises:
+        library.Unavailable: it can't be in C.
     """
 
-    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig) -> None:
+    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, native: bool = False) -> None:
         everything = list(named)
         matrices = {name: p for name, p in everything if name.startswith("blocks.") and p.ndim == 2}
         assert config.adamw_learning_rate is not None  # the config has checked both
@@ -186,12 +194,17 @@ class Muon(Gradients):
             )
             for (shape, members), mean in zip(self._groups.items(), self._means.values(), strict=True)
         }
+        self._native = self._in_c() if native else None
 
     @torch.no_grad()
     def step(self, learning_rate: float | Tensor, divide_by: Tensor, skip: Tensor) -> None:
         """One update; the arguments are those of `AdamW.step`, and the two learning rates keep their proportion."""
         self.adamw.step(learning_rate * self._adamw_share, divide_by, skip)
         self._matrices.grads()  # gathers what was set from outside
+        if self._native is not None:
+            if not skip:
+                self._native(float(learning_rate), float(divide_by), self.momentum, self.weight_decay)
+            return
         keep = 1 - skip
         rate = learning_rate * keep
         torch._foreach_mul_(self._matrices.weights, 1 - rate * self.weight_decay)
@@ -205,6 +218,17 @@ class Muon(Gradients):
             updates = orthogonalize(grads.lerp(mean, self.momentum)).mul_(rate * self._scales[shape])
             weights = [_stacked(name, p) for name, p in members.items()]
             torch._foreach_sub_(weights, list(updates.split(self._counts(members))))
+
+    def _in_c(self) -> NativeMuon:
+        """The update of the matrices, which stay where the bundle has them, and so do their gradients."""
+        self._matrices.zero_grad()
+        means = [mean for shape, each in self._means.items() for mean in each.split(self._counts(self._groups[shape]))]
+        members = [item for group in self._groups.values() for item in group.items()]
+        matrices = (
+            (_stacked(name, p), _stacked(name, gradient(p)), mean, _scale(name, p))
+            for (name, p), mean in zip(members, means, strict=True)
+        )
+        return NativeMuon(matrices, cpu_multiplies_bfloat16(), NEWTON_SCHULZ, STEPS)
 
     def _counts(self, members: dict[str, nn.Parameter]) -> list[int]:
         return [len(_stacked(name, p)) for name, p in members.items()]
@@ -230,7 +254,7 @@ def _scale(name: str, p: Tensor) -> float:
     return float(max(1.0, (out / (3 if name.endswith("qkv.weight") else 1)) / fan_in) ** 0.5)
 
 
-def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
+def orthogonalize(matrices: Tensor, steps: int = STEPS) -> Tensor:
     """The nearest semi-orthogonal matrices, roughly: singular values between about 0.7 and 1.2.
 
     Newton-Schulz iteration of Jordan et al. (2024), products of matrices alone, in bfloat16 where that is fast: the

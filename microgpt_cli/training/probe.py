@@ -60,7 +60,7 @@ def pace(config: TrainConfig, splits: Splits, vocab_size: int, compute: Compute)
     """Make a few steps, an evaluation of a few windows, and a few tokens."""
     torch.manual_seed(randomness.derive(config.seed, randomness.WEIGHTS))
     model = GPT(config.model, vocab_size).to(compute.device)
-    optimizer = make_optimizer(model.named_parameters(), config.optim)
+    optimizer = make_optimizer(model.named_parameters(), config.optim, compute.native)
     update = Update(model, optimizer, splits.train, config, replace(compute, compile=False))
     scale = FIRST_LOSS_SCALE if compute.dtype == torch.float16 else 1.0
     B, T = config.batch_size * config.grad_accum_steps, config.model.block_size

@@ -69,7 +69,9 @@ def profile(
         compute: device, precision, compilation.
         progress: called with what is being done, before each step.
     """
-    update = Update(model, make_optimizer(model.named_parameters(), config.optim), splits.train, config, compute)
+    update = Update(
+        model, make_optimizer(model.named_parameters(), config.optim, compute.native), splits.train, config, compute
+    )
     B, T = config.batch_size * config.grad_accum_steps, config.model.block_size
     scale = FIRST_LOSS_SCALE if compute.dtype == torch.float16 else 1.0
     made = 0

@@ -125,7 +125,7 @@ class Trainer:
     ) -> None:
         self.run_folder, self.config, self.model, self.compute = run, config, model, compute
         self.splits, self.facts = splits, facts
-        self.optimizer = make_optimizer(model.named_parameters(), config.optim)
+        self.optimizer = make_optimizer(model.named_parameters(), config.optim, compute.native)
         self.state = State(loss_scale=FIRST_LOSS_SCALE if compute.dtype == torch.float16 else 1.0)
         self.stop_signal: int | None = None  # set by whoever wants the run to stop; it stops within a micro-step
         self.is_pruned = False  # set after an evaluation by whoever finds the run not worth going on with
