@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -94,8 +95,14 @@ def test_logits_are_those_of_the_forward_pass(arch: str, dtype: torch.dtype, bou
 
 def test_the_last_sample_of_many_goes_on_in_c(monkeypatch: pytest.MonkeyPatch) -> None:
     model, steps, made = lively("micro", "gpt2"), [], []
-    whole = NativeStep.__call__
-    monkeypatch.setattr(NativeStep, "__call__", lambda self, *given: steps.append(1) or whole(self, *given))
+    write = NativeStep.write
+
+    def counted(self: NativeStep, *given: Any) -> Iterator[torch.Tensor]:
+        for tokens in write(self, *given):
+            steps.append(1)
+            yield tokens
+
+    monkeypatch.setattr(NativeStep, "write", counted)
     until = [3, 50, 4]
     for tokens in generate(
         model, [1], 60, Sampler(), Draws(3, 3), 3, native=True, stopped=lambda row: len(made) >= until[row]
@@ -104,6 +111,21 @@ def test_the_last_sample_of_many_goes_on_in_c(monkeypatch: pytest.MonkeyPatch) -
     alone = [tokens[1] for tokens in generate(model, [1], 60, Sampler(), Draws(3, 3), 3)][:50]
     assert [tokens[1] for tokens in made] == alone
     assert 30 < len(steps) < 50  # with two left, it is torch's
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 16])
+@pytest.mark.parametrize(
+    "sampler", [Sampler(), Sampler(0), Sampler(0.3), Sampler(1e-300), Sampler(top_k=3), Sampler(1, None, 0.9)]
+)
+@pytest.mark.parametrize("arch", ["gpt2", "modern"])
+def test_how_many_tokens_a_call_writes_and_who_draws_them_changes_none(
+    arch: str, sampler: Sampler, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native_step, "MOST_AT_ONCE", at_once)
+    model = lively("micro", arch)
+    for prompt, count in (([1, 2, 3], 100), ([4], 1), ([4], 17), ([i % V for i in range(40)], 20)):
+        expected = list(generate(model, prompt, count, sampler, Draws(7, 1)))
+        assert list(generate(model, prompt, count, sampler, Draws(7, 1), native=True)) == expected
 
 
 def test_without_the_cache_it_has_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,10 +100,9 @@ def _cached(
         tokens = _first_token(weights, cache, columns, sampler, next(numbers))
         columns.append(tokens)
         yield tokens
-        for position in range(len(columns) - 1, block_size):
-            tokens = step(tokens, position, next(numbers))
-            columns.append(tokens)
-            yield tokens
+        for following in _steps(step, tokens, len(columns) - 1, block_size, numbers):
+            columns.append(following)
+            yield following
 
 
 def _step(
@@ -123,6 +122,18 @@ def _step(
             return sampler.pick(decode_one_token(weights, cache, tokens, position), number)
 
     return step
+
+
+def _steps(
+    step: Callable[[Tensor, int, Tensor], Tensor], tokens: Tensor, position: int, end: int, numbers: Iterator[Tensor]
+) -> Iterator[Tensor]:
+    """The tokens after those at `position`, the last of them after one at the position before `end`."""
+    if isinstance(step, NativeStep):
+        yield from step.write(tokens, position, numbers)
+        return
+    for here in range(position, end):
+        tokens = step(tokens, here, next(numbers))
+        yield tokens
 
 
 @torch.inference_mode()

@@ -5,13 +5,13 @@ For a small model what a token costs is the number of calls, for a larger one ho
 """
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from microgpt_cli.generation.decoding import Cache, taken_in
-from microgpt_cli.generation.sampling import Sampler
+from microgpt_cli.generation.sampling import COLDEST, Sampler
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.model.layers import QK_NORM_EPS, Block
 from microgpt_cli.model.passes import KINDS
@@ -19,6 +19,8 @@ from microgpt_cli.native import library
 
 DEFINES = {torch.float32: [], torch.bfloat16: ["BFLOAT16"], torch.float16: ["FLOAT16"]}
 TILE = 64  # outputs, as in decode.c
+MOST_PICKED_FROM = 4096  # tokens; from more, torch draws faster
+MOST_AT_ONCE, WEIGHTS_AT_ONCE = 16, 40_000_000  # in one call, so that text still comes as it is written
 
 
 class _Product(ctypes.Structure):
@@ -48,17 +50,18 @@ class _Model(ctypes.Structure):
     )
 
 
-def load(dtype: torch.dtype) -> Callable[..., None]:
-    """The function `decode`, for weights of this precision.
+def load(dtype: torch.dtype) -> tuple[Callable[..., None], Callable[..., None]]:
+    """The functions `decode` and `write_on`, for weights of this precision.
 
     Raises:
         library.Unavailable: there is no compiler, or it fails.
     """
-    decode: Callable[..., None] = library.load("decode", *DEFINES[dtype]).decode
+    made = library.load("decode", *DEFINES[dtype])
     long, place = ctypes.c_long, ctypes.c_void_p
-    decode.argtypes = [ctypes.POINTER(_Model), long, long, long, place, place]  # type: ignore[attr-defined]
-    decode.restype = None  # type: ignore[attr-defined]
-    return decode
+    made.decode.argtypes = [ctypes.POINTER(_Model), long, long, long, place, place]
+    made.write_on.argtypes = [ctypes.POINTER(_Model), *[long] * 4, ctypes.c_double, *[place] * 4]
+    made.decode.restype = made.write_on.restype = None
+    return made.decode, made.write_on
 
 
 class NativeWeights:
@@ -70,7 +73,7 @@ class NativeWeights:
     """
 
     def __init__(self, model: GPT, dtype: torch.dtype) -> None:
-        self.decode, self.dtype = load(dtype), dtype
+        (self.decode, self.write_on), self.dtype = load(dtype), dtype
         self._kept: list[Tensor] = []  # what C is told the address of
         config = model.config
         blocks = [block for block in model.blocks if isinstance(block, Block)]
@@ -135,16 +138,37 @@ class NativeStep:
         for layer, (keys, values) in zip(layers, cache.kv, strict=True):
             layer.keys, layer.values = keys.data_ptr(), values.data_ptr()
         self._model.layers, self._model.positions = layers, positions
-        self._scratch, self._logits = torch.empty(9 * self._model.C), torch.empty(1, self._model.V)
+        C, V = self._model.C, self._model.V
+        self._scratch, self._logits = torch.empty(9 * C), torch.empty(1, V)
         self._places = self._scratch.data_ptr(), self._logits.data_ptr()
-        self._looks_back = self._model.shifted is not None
+        self._picks = sampler.top_k is None and sampler.top_p == 1 and V <= MOST_PICKED_FROM
+        self._at_once = min(MOST_AT_ONCE, max(1, WEIGHTS_AT_ONCE // (12 * C**2 * L + C * V)))
 
     def __call__(self, tokens: Tensor, position: int, number: Tensor) -> Tensor:
-        token, before = int(tokens), -1
-        if self._looks_back:
-            known = self.cache.tokens[0]
-            known[position + 1] = token
-            before = int(known[position]) if position else -1
-        self.weights.decode(self._model, token, before, position, *self._places)
+        self.weights.decode(self._model, *self._pair(tokens, position), position, *self._places)
         with torch.inference_mode():
             return self.sampler.pick(self._logits, number)
+
+    def write(self, tokens: Tensor, position: int, numbers: Iterator[Tensor]) -> Iterator[Tensor]:
+        """The tokens (1,) after those at `position`, until the cache is full: a few in a call, drawn in C."""
+        temperature = self.sampler.temperature and max(self.sampler.temperature, COLDEST)
+        for start in range(position, self._model.positions, self._at_once if self._picks else 1):
+            if not self._picks:
+                tokens = self(tokens, start, next(numbers))
+                yield tokens
+                continue
+            count = min(self._at_once, self._model.positions - start)
+            drawn, written = torch.cat([next(numbers) for _ in range(count)]), torch.empty(count, dtype=torch.long)
+            given = *self._pair(tokens, start), start, count, temperature, drawn.data_ptr()
+            self.weights.write_on(self._model, *given, *self._places, written.data_ptr())
+            self.cache.tokens[0, start + 2 : start + count + 1] = written[:-1]
+            tokens = written[-1:]
+            yield from written.split(1)
+
+    def _pair(self, tokens: Tensor, position: int) -> tuple[int, int]:
+        """The token at a position, which is kept, and the one before it, if the model looks at that; else -1."""
+        if self._model.shifted is None:
+            return int(tokens), -1
+        known = self.cache.tokens[0]
+        known[position + 1] = tokens[0]
+        return int(tokens), int(known[position]) if position else -1

@@ -127,3 +127,25 @@ void decode(const Model *model, long token, long before, long position, float *s
         free(own);
     }
 }
+
+// Where the running sum of the probabilities passes `number`, in [0, 1); the likeliest at temperature 0.
+static long pick(const float *logits, long V, double temperature, double number) {
+    long likeliest = 0;
+    for (long v = 1; v < V; v++) likeliest = logits[v] > logits[likeliest] ? v : likeliest;
+    if (temperature == 0) return likeliest;
+    double weights[V], whole = 0, sum = 0;
+    for (long v = 0; v < V; v++) whole += weights[v] = exp((logits[v] - (double)logits[likeliest]) / temperature);
+    for (long v = 0; v < V; v++)
+        if ((sum += weights[v] / whole) > number) return v;
+    return V - 1;
+}
+
+// `count` tokens after `token` at `position`, each drawn by a number of its own
+void write_on(const Model *model, long token, long before, long position, long count, double temperature,
+              const double *numbers, float *scratch, float *logits, long *tokens) {
+    for (long i = 0; i < count; i++) {
+        decode(model, token, before, position + i, scratch, logits);
+        before = token;
+        token = tokens[i] = pick(logits, model->V, temperature, numbers[i]);
+    }
+}

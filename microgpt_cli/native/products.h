@@ -19,15 +19,15 @@ static inline lanes dot(lanes sum, bundle x, bundles y) {
     return sum + (lanes)first * (lanes)(y << 16) + (lanes)second * (lanes)(y & 0xffff0000);
 #endif
 }
-static inline bundles weave(lanes x, lanes y) {
-    return __builtin_convertvector(narrow(x), words) | __builtin_convertvector(narrow(y), words) << 16;
+static inline bundles pair(packed x, packed y) {
+    return __builtin_convertvector(x, words) | __builtin_convertvector(y, words) << 16;
 }
 #else
 #define PAIR 1
 typedef float bundle;
 typedef lanes bundles;
 static inline lanes dot(lanes sum, bundle x, bundles y) { return sum + x * y; }
-static inline bundles weave(lanes x, lanes y) { return x; }
+static inline bundles pair(packed x, packed y) { return x; }
 #endif
 
 // Zeros, at the beginning of a line of the cache
@@ -64,7 +64,7 @@ static inline const bundle *woven(const float *x, long row, long n, long columns
     for (long i = 0; i < n; i += PAIR)
         for (long j = 0; j < columns; j += LANES)
             *(bundles *)(y + i / PAIR * row + j) =
-                weave(*(const lanes *)(x + i * row + j), *(const lanes *)(x + (i + 1) * row + j));
+                pair(narrow(*(const lanes *)(x + i * row + j)), narrow(*(const lanes *)(x + (i + 1) * row + j)));
     return y;
 }
 
