@@ -15,7 +15,7 @@ from conftest import Run, preset
 from test_decoding import lively
 
 from microgpt_cli.errors import UserError
-from microgpt_cli.generation import native_step
+from microgpt_cli.generation import native_decoding
 from microgpt_cli.generation.generate import generate
 from microgpt_cli.generation.sampling import Draws, Sampler
 from microgpt_cli.model.passes import ARGUMENTS, NativePasses
@@ -105,10 +105,10 @@ def test_processors_with_less_room_get_the_same(
     given = model, [1, 2, 3], 60, Sampler(0.9), Draws(5, 1)
     assert list(generate(*given, native=True)) == list(generate(*given[:-1], Draws(5, 1)))
     if without == ["-mno-avx512f"]:
-        assert native_step.load(torch.float16)
+        assert native_decoding.load(torch.float16)
     else:
         with pytest.raises(Unavailable, match="this processor converts no float16"):
-            native_step.load(torch.float16)
+            native_decoding.load(torch.float16)
 
 
 def test_processes_that_make_it_at_once_do_not_meet(home: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from microgpt_cli.generation.products import LentProduct, Product, make_head, make_product
+from microgpt_cli.generation.products import Product, make_head, make_product
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.model.layers import ACTIVATIONS, QK_NORM_EPS, Block, Rotary
 
@@ -53,30 +53,25 @@ class Weights:
     lm_head: Product
 
 
-def prepare(model: GPT, dtype: torch.dtype, num_samples: int = 1, lent: bool = False) -> Weights:
+def prepare(model: GPT, dtype: torch.dtype, num_samples: int = 1) -> Weights:
     """The weights of a model for decoding.
 
     Args:
         model: on its device.
         dtype: of the products; on a CPU the rest is float32 (see `products.py`).
         num_samples: how many will be decoded at once, about.
-        lent: of a float32 model on a CPU, its own matrices and norms as they are: for prompts alone, where to make
-            others ready would take longer.
     """
     config, device = model.config, model.lm_head.weight.device
     inner = torch.float32 if device.type == "cpu" else dtype
 
     def product(layer: nn.Linear, norm: nn.Module | None = None) -> Product:
-        return LentProduct(layer) if lent else make_product(*taken_in(norm, layer), dtype, num_samples)
-
-    def bare(norm: nn.Module) -> Norm:
-        return norm if lent else _norm(norm, inner)
+        return make_product(*taken_in(norm, layer), dtype, num_samples)
 
     blocks = [block for block in model.blocks if isinstance(block, Block)]
     layers = [
         Layer(
-            bare(block.ln1), product(block.attention.qkv, block.ln1), product(block.attention.proj),
-            bare(block.ln2), product(block.mlp.fc, block.ln2), product(block.mlp.proj),
+            _norm(block.ln1, inner), product(block.attention.qkv, block.ln1), product(block.attention.proj),
+            _norm(block.ln2, inner), product(block.mlp.fc, block.ln2), product(block.mlp.proj),
         )
         for block in blocks
     ]  # fmt: skip
@@ -94,10 +89,8 @@ def prepare(model: GPT, dtype: torch.dtype, num_samples: int = 1, lent: bool = F
         qk_norm=_rms_norm(config.n_embd // config.n_head, QK_NORM_EPS, device, inner) if config.qk_norm else None,
         activation=ACTIVATIONS[config.activation],
         layers=layers,
-        ln_f=bare(model.ln_f),
-        lm_head=LentProduct(model.lm_head)
-        if lent
-        else make_head(*taken_in(model.ln_f, model.lm_head), dtype, num_samples),
+        ln_f=_norm(model.ln_f, inner),
+        lm_head=make_head(*taken_in(model.ln_f, model.lm_head), dtype, num_samples),
     )
 
 

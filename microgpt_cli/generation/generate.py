@@ -13,7 +13,7 @@ from torch import Tensor
 
 from microgpt_cli.generation.cuda_graph import FEWEST_TOKENS, GraphedStep
 from microgpt_cli.generation.decoding import Cache, Weights, decode_one_token, prefill, prepare
-from microgpt_cli.generation.native_step import NativeStep, NativeWeights
+from microgpt_cli.generation.native_decoding import NativeDecoder, NativeWeights
 from microgpt_cli.generation.sampling import Draws, Sampler
 from microgpt_cli.model.gpt import GPT
 
@@ -40,7 +40,7 @@ def generate(
         prompt: at least one token id; the model sees the last `block_size`.
         cache: keep keys and values from token to token; if not, as in the article.
         dtype: of the arithmetic with the cache (see `decoding.prepare`); without it, autocast says.
-        native: make the steps of a single sample in C, with the cache, on a CPU (see `native_step.py`).
+        native: make the steps of a single sample in C, with the cache, on a CPU (see `native_decoding.py`).
         stopped: asked after each token whether the sample of this number needs no more.
 
     Yields:
@@ -49,18 +49,19 @@ def generate(
     device = model.lm_head.weight.device
     columns = list(torch.tensor(prompt[-model.config.block_size :], device=device)[:, None].expand(-1, num_samples))
     native_weights = NativeWeights(model, dtype) if cache and native and device.type == "cpu" else None
-    lent = native_weights is not None and num_samples == 1
-    weights = prepare(model, dtype, num_samples, lent) if cache else None
+    alone = native_weights is not None and num_samples == 1
+    weights = prepare(model, dtype, num_samples) if cache and not alone else None
     numbers = draws.tensors(device)
     rows = list(range(num_samples))  # the samples that are worked on
     latest = [0] * num_samples
     left = max_new_tokens
     while left and rows:
-        steps = (
-            _cached(weights, native_weights, columns, sampler, numbers, left)
-            if weights
-            else _cropped(model, columns, sampler, numbers)
-        )
+        if cache:
+            positions = min(model.config.block_size, len(columns) + left)
+            decoder = _decoder(weights, native_weights, len(rows), positions, sampler, left)
+            steps = _cached(decoder, columns, model.config.block_size, numbers)
+        else:
+            steps = _cropped(model, columns, sampler, numbers)
         for tokens in steps:
             latest = tokens.tolist() if len(rows) == num_samples else _with(latest, rows, tokens.tolist())
             yield latest
@@ -82,63 +83,68 @@ def _with(latest: list[int], rows: list[int], tokens: list[int]) -> list[int]:
     return [newer.get(row, token) for row, token in enumerate(latest)]
 
 
-def _cached(
-    weights: Weights,
+class TorchDecoder:
+    """Samples that go on together, each step replayed from a CUDA graph or eager.
+
+    Args:
+        weights: prepared, of the model.
+        num_samples: B.
+        positions: that there is room for in the cache, at most `block_size`.
+        sampler: how to choose tokens.
+        at_most: steps; a few are not worth a graph.
+    """
+
+    def __init__(self, weights: Weights, num_samples: int, positions: int, sampler: Sampler, at_most: int) -> None:
+        self.weights, self.sampler = weights, sampler
+        self.cache = Cache(weights, num_samples, positions)
+        self._step: Callable[[Tensor, int, Tensor], Tensor] = self._eager
+        if self.cache.kv.is_cuda and at_most >= FEWEST_TOKENS:
+            self._step = torch.inference_mode()(GraphedStep(weights, self.cache, sampler).__call__)
+
+    @torch.inference_mode()
+    def first(self, columns: Sequence[Tensor], number: Tensor) -> Tensor:
+        """The tokens (B,) after columns of tokens (B,), which are taken in from the beginning, in one pass."""
+        return self.sampler.pick(prefill(self.weights, self.cache, torch.stack(list(columns), dim=1)), number)
+
+    def write(self, tokens: Tensor, position: int, numbers: Iterator[Tensor]) -> Iterator[Tensor]:
+        """The tokens (B,) after those at `position`, until the cache is full."""
+        for here in range(position, self.cache.kv.size(4)):
+            tokens = self._step(tokens, here, next(numbers))
+            yield tokens
+
+    def _eager(self, tokens: Tensor, position: int, number: Tensor) -> Tensor:
+        with torch.inference_mode():  # twice as fast to enter as its decorator
+            return self.sampler.pick(decode_one_token(self.weights, self.cache, tokens, position), number)
+
+
+def _decoder(
+    weights: Weights | None,
     native: NativeWeights | None,
-    columns: list[Tensor],
+    num_samples: int,
+    positions: int,
     sampler: Sampler,
-    numbers: Iterator[Tensor],
     at_most: int,
+) -> TorchDecoder | NativeDecoder:
+    """In C where it can be, for one sample."""
+    if native is not None and num_samples == 1:
+        return NativeDecoder(native, positions, sampler)
+    assert weights is not None
+    return TorchDecoder(weights, num_samples, positions, sampler, at_most)
+
+
+def _cached(
+    decoder: TorchDecoder | NativeDecoder, columns: list[Tensor], block_size: int, numbers: Iterator[Tensor]
 ) -> Iterator[Tensor]:
     """Next tokens (B,), without end, after columns of tokens (B,), to which they are added."""
-    block_size = weights.block_size
-    cache = Cache(weights, len(columns[0]), min(block_size, len(columns) + at_most))
-    step = _step(weights, native, cache, sampler, at_most)
     while True:
         if len(columns) > block_size:
             del columns[: -max(1, block_size // 2)]
-        tokens = _first_token(weights, cache, columns, sampler, next(numbers))
-        columns.append(tokens)
-        yield tokens
-        for following in _steps(step, tokens, len(columns) - 1, block_size, numbers):
-            columns.append(following)
-            yield following
-
-
-def _step(
-    weights: Weights, native: NativeWeights | None, cache: Cache, sampler: Sampler, at_most: int
-) -> Callable[[Tensor, int, Tensor], Tensor]:
-    """The function from tokens (B,), their position and a draw for each to the next tokens (B,).
-
-    Replayed, in C, or eager.
-    """
-    if native is not None and cache.kv.size(2) == 1:
-        return NativeStep(native, cache, sampler)
-    if cache.kv.is_cuda and at_most >= FEWEST_TOKENS:
-        return torch.inference_mode()(GraphedStep(weights, cache, sampler).__call__)
-
-    def step(tokens: Tensor, position: int, number: Tensor) -> Tensor:
-        with torch.inference_mode():  # twice as fast to enter as its decorator
-            return sampler.pick(decode_one_token(weights, cache, tokens, position), number)
-
-    return step
-
-
-def _steps(
-    step: Callable[[Tensor, int, Tensor], Tensor], tokens: Tensor, position: int, end: int, numbers: Iterator[Tensor]
-) -> Iterator[Tensor]:
-    """The tokens after those at `position`, the last of them after one at the position before `end`."""
-    if isinstance(step, NativeStep):
-        yield from step.write(tokens, position, numbers)
-        return
-    for here in range(position, end):
-        tokens = step(tokens, here, next(numbers))
-        yield tokens
-
-
-@torch.inference_mode()
-def _first_token(weights: Weights, cache: Cache, columns: list[Tensor], sampler: Sampler, number: Tensor) -> Tensor:
-    return sampler.pick(prefill(weights, cache, torch.stack(columns, dim=1)), number)
+        first = decoder.first(columns, next(numbers))
+        columns.append(first)
+        yield first
+        for tokens in decoder.write(first, len(columns) - 1, numbers):
+            columns.append(tokens)
+            yield tokens
 
 
 def _cropped(model: GPT, columns: list[Tensor], sampler: Sampler, numbers: Iterator[Tensor]) -> Iterator[Tensor]:

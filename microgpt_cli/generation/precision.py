@@ -7,7 +7,7 @@ batches, by autocast. Here it is of single rows by weights that are prepared onc
 import torch
 
 from microgpt_cli.errors import UserError
-from microgpt_cli.generation import native_step
+from microgpt_cli.generation import native_decoding
 from microgpt_cli.generation.products import can_pack, has_half_products
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.native.library import Unavailable
@@ -65,7 +65,7 @@ def choose_native(
         why_not = "it is for one sample at a time; try num_samples=1"
     if not why_not:
         try:
-            native_step.load(dtype)
+            native_decoding.load(dtype)
         except Unavailable as error:
             why_not = f"{error}; try compile=false"
     if why_not and wanted == "native":

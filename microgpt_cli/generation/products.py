@@ -23,7 +23,7 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 LARGE = 100_000  # weights of a matrix; below, what a call of other kernels costs (up to 20 µs) is more than it saves
 
@@ -89,16 +89,6 @@ class CastProduct(_Float32Product):
 
     def _multiply(self, x: Tensor) -> Tensor:
         return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
-
-
-class LentProduct(_Float32Product):
-    """By the weights of a model's layer, which stay where they are."""
-
-    def __init__(self, layer: nn.Linear) -> None:
-        self.layer = layer
-
-    def _multiply(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.layer.weight, self.layer.bias)
 
 
 class PackedProduct(_Float32Product):

@@ -1,5 +1,5 @@
-// One more token of one sample: all of a GPT at one position, over a cache of keys and values.
-// generation/native_step.py calls this; generation/decoding.py says the same in torch.
+// More tokens of one sample: all of a GPT at one position or at many, over a cache of keys and values.
+// generation/native_decoding.py calls this; generation/decoding.py says the same in torch.
 //
 // What a token costs is reading the weights. So they lie as they are read: of a matrix (out, in), TILE outputs together,
 // input by input. Norms are without what they have learnt, which is in the matrix after them.
@@ -10,6 +10,7 @@
 
 #define TILE 64
 #define PARTS (TILE / LANES)
+#define ROWS 8  // of a prompt that look at a weight together
 
 typedef struct {
     long in, out;
@@ -34,29 +35,42 @@ typedef struct {
     Product head;
 } Model;
 
-// Tile t of x W
-static inline void tile_of(const Product *product, long t, const float *x, lanes sum[PARTS]) {
-    const number *w = product->weight + t * product->in * TILE;
-    for (int l = 0; l < PARTS; l++) sum[l] = all(0);
-    for (long i = 0; i < product->in; i++)
-        for (int l = 0; l < PARTS; l++) sum[l] += x[i] * widen(*(const packed *)(w + i * TILE + l * LANES));
-}
-
 enum { SET, ADD, ACTIVATE };
 
-// y = x W + b, y += x W + b, or y = f(x W + b); the threads share the tiles, and wait for each other
-static inline void multiply(const Product *product, const float *x, float *y, int how, int kind) {
+// A sum is done: y = sum + bias, y += sum + bias, or y = f(sum + bias), of the outputs from `at` on.
+static inline void finish(lanes sum, const Product *product, float *y, long at, int how, int kind) {
+    long left = product->out - at;
+    lanes slope;
+    if (left <= 0) return;
+    if (product->bias) sum += take_floats(product->bias + at, left);
+    if (how == ADD) sum += take_floats(y + at, left);
+    if (how == ACTIVATE) sum = activation(sum, kind, &slope);
+    give_floats(sum, y + at, left);
+}
+
+// y (T, out) from x (T, in) W; the threads share the tiles, and wait for each other
+static inline void multiply(const Product *product, const float *x, float *y, long T, int how, int kind) {
+    long in = product->in, out = product->out;
 #pragma omp for schedule(static)
-    for (long t = 0; t < (product->out + TILE - 1) / TILE; t++) {
-        lanes sum[PARTS], slope;
-        tile_of(product, t, x, sum);
-        for (int l = 0; l < PARTS; l++) {
-            long at = t * TILE + l * LANES, left = product->out - at;
-            if (left <= 0) break;
-            if (product->bias) sum[l] += take_floats(product->bias + at, left);
-            if (how == ADD) sum[l] += take_floats(y + at, left);
-            if (how == ACTIVATE) sum[l] = activation(sum[l], kind, &slope);
-            give_floats(sum[l], y + at, left);
+    for (long t = 0; t < (out + TILE - 1) / TILE; t++) {
+        const number *w = product->weight + t * in * TILE;
+        long n = 0;
+        for (; n + ROWS <= T; n += ROWS)
+            for (int l = 0; l < PARTS; l++) {
+                lanes sum[ROWS] = {0};
+                for (long i = 0; i < in; i++) {
+                    lanes weight = widen(*(const packed *)(w + i * TILE + l * LANES));
+                    for (int r = 0; r < ROWS; r++) sum[r] += x[(n + r) * in + i] * weight;
+                }
+                for (int r = 0; r < ROWS; r++)
+                    finish(sum[r], product, y + (n + r) * out, t * TILE + l * LANES, how, kind);
+            }
+        for (; n < T; n++) {
+            lanes sum[PARTS] = {0};
+            for (long i = 0; i < in; i++)
+                for (int l = 0; l < PARTS; l++)
+                    sum[l] += x[n * in + i] * widen(*(const packed *)(w + i * TILE + l * LANES));
+            for (int l = 0; l < PARTS; l++) finish(sum[l], product, y + n * out, t * TILE + l * LANES, how, kind);
         }
     }
 }
@@ -70,6 +84,10 @@ static inline void normalise(const float *x, float *y, long C, float eps, int ce
     for (long c = 0; c < C; c += LANES) squares += take_floats(y + c, C - c) * take_floats(y + c, C - c);
     float per_std = 1.0f / sqrtf(total(squares) / C + eps);
     for (long c = 0; c < C; c++) y[c] *= per_std;
+}
+
+static inline void normalise_rows(const float *x, float *y, long T, long C, const Model *model) {
+    for (long t = 0; t < T; t++) normalise(x + t * C, y + t * C, C, model->eps, model->centred);
 }
 
 static inline float along(const float *a, const float *b, long D) {
@@ -100,30 +118,36 @@ static inline void look(const Model *model, const Layer *layer, long h, long pos
     }
 }
 
-// The token at `position`, after the token `before` (-1: none) -> logits (V). Keys and values are kept. scratch: 9 C.
-void decode(const Model *model, long token, long before, long position, float *scratch, float *logits) {
+// T tokens, the first at `position` and after the token `before` (-1: none) -> logits (V) after the last. Keys and values
+// are kept. scratch: 9 C for each of T.
+void take_in(const Model *model, const long *tokens, long before, long position, long T, float *scratch, float *logits) {
     long C = model->C;
-    float *x = scratch, *qkv = x + C, *heads = qkv + 3 * C, *h = heads + C;
-    for (long c = 0; c < C; c++) {
-        x[c] = model->tokens[token * C + c];
-        if (model->shifted && before >= 0) x[c] += model->shifted[before * C + c];
-        if (model->places) x[c] += model->places[position * C + c];
-    }
+    float *x = scratch, *qkv = x + T * C, *heads = qkv + T * 3 * C, *h = heads + T * C;
+    for (long t = 0; t < T; t++)
+        for (long c = 0; c < C; c++) {
+            long last = t ? tokens[t - 1] : before;
+            float *at = x + t * C + c;
+            *at = model->tokens[tokens[t] * C + c];
+            if (model->shifted && last >= 0) *at += model->shifted[last * C + c];
+            if (model->places) *at += model->places[(position + t) * C + c];
+        }
 #pragma omp parallel
     {
-        float *own = malloc((C + up(model->positions)) * sizeof(float)), *scores = own + C;  // each thread norms x itself
+        float *own = malloc((T * C + up(model->positions)) * sizeof(float)), *scores = own + T * C;
         for (const Layer *layer = model->layers; layer < model->layers + model->n_layer; layer++) {
-            normalise(x, own, C, model->eps, model->centred);
-            multiply(&layer->qkv, own, qkv, SET, 0);
+            normalise_rows(x, own, T, C, model);  // each thread for itself: it costs less than to wait
+            multiply(&layer->qkv, own, qkv, T, SET, 0);
 #pragma omp for schedule(static)
-            for (long head = 0; head < model->H; head++) look(model, layer, head, position, qkv, scores, heads);
-            multiply(&layer->proj, heads, x, ADD, 0);
-            normalise(x, own, C, model->eps, model->centred);
-            multiply(&layer->fc, own, h, ACTIVATE, model->activation);
-            multiply(&layer->fc_proj, h, x, ADD, 0);
+            for (long head = 0; head < model->H; head++)
+                for (long t = 0; t < T; t++)
+                    look(model, layer, head, position + t, qkv + t * 3 * C, scores, heads + t * C);
+            multiply(&layer->proj, heads, x, T, ADD, 0);
+            normalise_rows(x, own, T, C, model);
+            multiply(&layer->fc, own, h, T, ACTIVATE, model->activation);
+            multiply(&layer->fc_proj, h, x, T, ADD, 0);
         }
-        normalise(x, own, C, model->eps, model->centred);
-        multiply(&model->head, own, logits, SET, 0);
+        normalise_rows(x + (T - 1) * C, own, 1, C, model);
+        multiply(&model->head, own, logits, 1, SET, 0);
         free(own);
     }
 }
@@ -144,7 +168,7 @@ static long pick(const float *logits, long V, double temperature, double number)
 void write_on(const Model *model, long token, long before, long position, long count, double temperature,
               const double *numbers, float *scratch, float *logits, long *tokens) {
     for (long i = 0; i < count; i++) {
-        decode(model, token, before, position + i, scratch, logits);
+        take_in(model, &token, before, position + i, 1, scratch, logits);
         before = token;
         token = tokens[i] = pick(logits, model->V, temperature, numbers[i]);
     }

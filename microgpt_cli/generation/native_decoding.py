@@ -1,16 +1,16 @@
-"""The step from token to token of one sample on a CPU, in C: all of the model in one call (`native/decode.c`).
+"""One sample on a CPU, decoded in C: all of the model in one call (`native/decode.c`).
 
 For a small model what a token costs is the number of calls, for a larger one how fast weights are read. Torch's step
 (`decoding.py`) makes 40 calls and more, and its product of one row reads 35 GB/s where two cores can read 100.
 """
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from microgpt_cli.generation.decoding import Cache, taken_in
+from microgpt_cli.generation.decoding import taken_in
 from microgpt_cli.generation.sampling import COLDEST, Sampler
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.model.layers import QK_NORM_EPS, Block
@@ -18,7 +18,7 @@ from microgpt_cli.model.passes import KINDS
 from microgpt_cli.native import library
 
 DEFINES = {torch.float32: [], torch.bfloat16: ["BFLOAT16"], torch.float16: ["FLOAT16"]}
-TILE = 64  # outputs, as in decode.c
+TILE, SCRATCH = 64, 9  # outputs; numbers for each of C and each token, as in decode.c
 MOST_PICKED_FROM = 4096  # tokens; from more, torch draws faster
 MOST_AT_ONCE, WEIGHTS_AT_ONCE = 16, 40_000_000  # in one call, so that text still comes as it is written
 
@@ -51,17 +51,17 @@ class _Model(ctypes.Structure):
 
 
 def load(dtype: torch.dtype) -> tuple[Callable[..., None], Callable[..., None]]:
-    """The functions `decode` and `write_on`, for weights of this precision.
+    """The functions `take_in` and `write_on`, for weights of this precision.
 
     Raises:
         library.Unavailable: there is no compiler, or it fails.
     """
     made = library.load("decode", *DEFINES[dtype])
     long, place = ctypes.c_long, ctypes.c_void_p
-    made.decode.argtypes = [ctypes.POINTER(_Model), long, long, long, place, place]
+    made.take_in.argtypes = [ctypes.POINTER(_Model), place, long, long, long, place, place]
     made.write_on.argtypes = [ctypes.POINTER(_Model), *[long] * 4, ctypes.c_double, *[place] * 4]
-    made.decode.restype = made.write_on.restype = None
-    return made.decode, made.write_on
+    made.take_in.restype = made.write_on.restype = None
+    return made.take_in, made.write_on
 
 
 class NativeWeights:
@@ -73,7 +73,7 @@ class NativeWeights:
     """
 
     def __init__(self, model: GPT, dtype: torch.dtype) -> None:
-        (self.decode, self.write_on), self.dtype = load(dtype), dtype
+        (self.take_in, self.write_on), self.dtype = load(dtype), dtype
         self._kept: list[Tensor] = []  # what C is told the address of
         config = model.config
         blocks = [block for block in model.blocks if isinstance(block, Block)]
@@ -121,54 +121,58 @@ class NativeWeights:
         return self._kept[-1].data_ptr()
 
 
-class NativeStep:
-    """From a token, its position and a draw to the next token of one sample, over a cache.
+class NativeDecoder:
+    """One sample goes on from its tokens, over a cache of keys and values.
 
     Args:
-        weights: of the model that the cache is for.
-        cache: of one sample, float32; `decoding.prefill` fills it, and so does this.
+        weights: of the model.
+        positions: that there is room for in the cache, at most `block_size`.
+        sampler: how to choose tokens.
     """
 
-    def __init__(self, weights: NativeWeights, cache: Cache, sampler: Sampler) -> None:
-        L, _, B, _, positions, _ = cache.kv.shape
-        assert (B, cache.kv.dtype) == (1, torch.float32)
-        self.weights, self.cache, self.sampler = weights, cache, sampler
+    def __init__(self, weights: NativeWeights, positions: int, sampler: Sampler) -> None:
+        self.weights, self.sampler = weights, sampler
         self._model = _Model.from_buffer_copy(weights.model)  # what it points to stays with the weights
+        L, C, V = self._model.n_layer, self._model.C, self._model.V
+        self._kv = torch.zeros(L, 2, positions * C)
         layers = (_Layer * L)(*weights.layers)
-        for layer, (keys, values) in zip(layers, cache.kv, strict=True):
+        for layer, (keys, values) in zip(layers, self._kv, strict=True):
             layer.keys, layer.values = keys.data_ptr(), values.data_ptr()
         self._model.layers, self._model.positions = layers, positions
-        C, V = self._model.C, self._model.V
-        self._scratch, self._logits = torch.empty(9 * C), torch.empty(1, V)
-        self._places = self._scratch.data_ptr(), self._logits.data_ptr()
+        self._scratch, self._logits = torch.empty(SCRATCH * C), torch.empty(1, V)
         self._picks = sampler.top_k is None and sampler.top_p == 1 and V <= MOST_PICKED_FROM
         self._at_once = min(MOST_AT_ONCE, max(1, WEIGHTS_AT_ONCE // (12 * C**2 * L + C * V)))
+        self._before = -1  # the token before the latest
 
-    def __call__(self, tokens: Tensor, position: int, number: Tensor) -> Tensor:
-        self.weights.decode(self._model, *self._pair(tokens, position), position, *self._places)
-        with torch.inference_mode():
-            return self.sampler.pick(self._logits, number)
+    def take_in(self, tokens: Tensor, position: int) -> Tensor:
+        """Tokens (T,), the first at this position → logits (1, V) after the last, valid until the next call."""
+        T, before = len(tokens), self._before if position else -1
+        scratch = self._scratch if T == 1 else torch.empty(T * SCRATCH * self._model.C)
+        given = tokens.data_ptr(), before, position, T, scratch.data_ptr(), self._logits.data_ptr()
+        self.weights.take_in(self._model, *given)
+        self._before = int(tokens[-1])
+        return self._logits
+
+    @torch.inference_mode()
+    def first(self, columns: Sequence[Tensor], number: Tensor) -> Tensor:
+        """The token (1,) after these, which are taken in from the beginning, in one pass."""
+        return self.sampler.pick(self.take_in(torch.cat(list(columns)), 0), number)
 
     def write(self, tokens: Tensor, position: int, numbers: Iterator[Tensor]) -> Iterator[Tensor]:
-        """The tokens (1,) after those at `position`, until the cache is full: a few in a call, drawn in C."""
+        """The tokens (1,) after the one at `position`, until the cache is full: a few in a call, drawn in C."""
         temperature = self.sampler.temperature and max(self.sampler.temperature, COLDEST)
-        for start in range(position, self._model.positions, self._at_once if self._picks else 1):
-            if not self._picks:
-                tokens = self(tokens, start, next(numbers))
-                yield tokens
-                continue
-            count = min(self._at_once, self._model.positions - start)
-            drawn, written = torch.cat([next(numbers) for _ in range(count)]), torch.empty(count, dtype=torch.long)
-            given = *self._pair(tokens, start), start, count, temperature, drawn.data_ptr()
-            self.weights.write_on(self._model, *given, *self._places, written.data_ptr())
-            self.cache.tokens[0, start + 2 : start + count + 1] = written[:-1]
-            tokens = written[-1:]
+        while position < self._model.positions:
+            if self._picks:
+                count = min(self._at_once, self._model.positions - position)
+                drawn, written = torch.cat([next(numbers) for _ in range(count)]), torch.empty(count, dtype=torch.long)
+                given = int(tokens), self._before, position, count, temperature, drawn.data_ptr()
+                scratch = self._scratch.data_ptr(), self._logits.data_ptr()
+                self.weights.write_on(self._model, *given, *scratch, written.data_ptr())
+                self._before = int(written[-2] if count > 1 else tokens)
+            else:
+                count = 1
+                logits = self.take_in(tokens, position)
+                with torch.inference_mode():
+                    written = self.sampler.pick(logits, next(numbers))
             yield from written.split(1)
-
-    def _pair(self, tokens: Tensor, position: int) -> tuple[int, int]:
-        """The token at a position, which is kept, and the one before it, if the model looks at that; else -1."""
-        if self._model.shifted is None:
-            return int(tokens), -1
-        known = self.cache.tokens[0]
-        known[position + 1] = tokens[0]
-        return int(tokens), int(known[position]) if position else -1
+            tokens, position = written[-1:], position + count

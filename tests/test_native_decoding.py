@@ -11,10 +11,9 @@ from test_decoding import V, lively, plainly
 
 from microgpt_cli.errors import UserError
 from microgpt_cli.generation import generate as generating
-from microgpt_cli.generation import native_step
-from microgpt_cli.generation.decoding import Cache, prefill, prepare
+from microgpt_cli.generation import native_decoding
 from microgpt_cli.generation.generate import generate
-from microgpt_cli.generation.native_step import NativeStep, NativeWeights
+from microgpt_cli.generation.native_decoding import NativeDecoder, NativeWeights
 from microgpt_cli.generation.precision import choose_native
 from microgpt_cli.generation.sampling import Draws, Sampler
 from microgpt_cli.native.library import Unavailable
@@ -23,7 +22,7 @@ from microgpt_cli.native.library import Unavailable
 @pytest.fixture(autouse=True)
 def _compiled() -> None:
     try:
-        native_step.load(torch.float32)
+        native_decoding.load(torch.float32)
     except Unavailable as why:
         pytest.skip(str(why))
 
@@ -59,35 +58,24 @@ def test_it_changes_no_token(
     assert len({tuple(column) for column in expected}) > 1
 
 
-class Kept(Sampler):
-    """Keeps the logits that it is given."""
-
-    def pick(self, logits: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-        object.__setattr__(self, "seen", logits.clone())
-        return logits.argmax(-1)
-
-
 # The largest difference of any logit from the float32 forward pass, over the largest logit, but for what all share.
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float16, 3e-3), (torch.bfloat16, 5e-2)])
 @pytest.mark.parametrize("arch", ARCHES)
-def test_logits_are_those_of_the_forward_pass(arch: str, dtype: torch.dtype, bound: float, threads: int) -> None:
+@pytest.mark.parametrize("at_first", [1, 20, 64])
+def test_logits_are_those_of_the_forward_pass(
+    at_first: int, arch: str, dtype: torch.dtype, bound: float, threads: int
+) -> None:
     try:
-        native_step.load(dtype)
+        native_decoding.load(dtype)
     except Unavailable as why:
         pytest.skip(str(why))
-    model, sampler = lively("mini", arch), Kept()
+    model = lively("mini", arch)
     idx = torch.randint(V, (1, 64), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         exact, _ = model(idx)
-    weights = prepare(model, torch.float32)
-    cache = Cache(weights, 1, 64)
-    with torch.inference_mode():
-        prefill(weights, cache, idx[:, :20])
-    step = NativeStep(NativeWeights(model, dtype), cache, sampler)
-    off = []
-    for position in range(20, 64):
-        step(idx[:, position], position, torch.zeros(1, 1))
-        off.append(sampler.seen - exact[:, position])  # type: ignore[attr-defined]
+    decoder = NativeDecoder(NativeWeights(model, dtype), 64, Sampler())
+    off = [decoder.take_in(idx[0, :at_first], 0) - exact[:, at_first - 1]]
+    off += [decoder.take_in(idx[0, p : p + 1], p) - exact[:, p] for p in range(at_first, 64)]
     found = torch.stack(off)
     assert (found - found.mean(-1, keepdim=True)).abs().max() / exact.abs().max() < bound
     assert dtype == torch.float32 or found.abs().max() > 0  # it is not float32 under another name
@@ -95,14 +83,14 @@ def test_logits_are_those_of_the_forward_pass(arch: str, dtype: torch.dtype, bou
 
 def test_the_last_sample_of_many_goes_on_in_c(monkeypatch: pytest.MonkeyPatch) -> None:
     model, steps, made = lively("micro", "gpt2"), [], []
-    write = NativeStep.write
+    write = NativeDecoder.write
 
-    def counted(self: NativeStep, *given: Any) -> Iterator[torch.Tensor]:
+    def counted(self: NativeDecoder, *given: Any) -> Iterator[torch.Tensor]:
         for tokens in write(self, *given):
             steps.append(1)
             yield tokens
 
-    monkeypatch.setattr(NativeStep, "write", counted)
+    monkeypatch.setattr(NativeDecoder, "write", counted)
     until = [3, 50, 4]
     for tokens in generate(
         model, [1], 60, Sampler(), Draws(3, 3), 3, native=True, stopped=lambda row: len(made) >= until[row]
@@ -121,7 +109,7 @@ def test_the_last_sample_of_many_goes_on_in_c(monkeypatch: pytest.MonkeyPatch) -
 def test_how_many_tokens_a_call_writes_and_who_draws_them_changes_none(
     arch: str, sampler: Sampler, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native_step, "MOST_AT_ONCE", at_once)
+    monkeypatch.setattr(native_decoding, "MOST_AT_ONCE", at_once)
     model = lively("micro", arch)
     for prompt, count in (([1, 2, 3], 100), ([4], 1), ([4], 17), ([i % V for i in range(40)], 20)):
         expected = list(generate(model, prompt, count, sampler, Draws(7, 1)))
@@ -149,7 +137,7 @@ def test_what_it_cannot_do_is_refused_when_asked_for(monkeypatch: pytest.MonkeyP
     def missing(dtype: torch.dtype) -> None:
         raise Unavailable("no C compiler here (cc)")
 
-    monkeypatch.setattr(native_step, "load", missing)
+    monkeypatch.setattr(native_decoding, "load", missing)
     assert not choose_native("auto", model)
     with pytest.raises(UserError, match=r"compile=native: no C compiler here \(cc\); try compile=false"):
         choose_native("native", model)
