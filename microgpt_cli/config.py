@@ -221,7 +221,7 @@ class SampleConfig(Node):
     device: str = key(f"where to compute: {DEVICE}")
     dtype: str = key("precision of the arithmetic", choices=DTYPES)
     compile: str = key(
-        "native: one sample's step in C, by the compiler of a CPU's machine; auto: where that can be",
+        "native: one sample in C, by the compiler of a CPU's machine; auto: where that can be",
         choices=("auto", "false", "native"),
     )
     threads: int | None = key("CPU threads (null: one for a small model, else all)", at_least=1, at_most=MOST_THREADS)

@@ -50,7 +50,7 @@ def choose_dtype(wanted: str, model: GPT, num_samples: int) -> tuple[torch.dtype
 def choose_native(
     wanted: str, model: GPT, dtype: torch.dtype = torch.float32, num_samples: int = 1, cache: bool = True
 ) -> bool:
-    """Whether steps are made in C. `wanted` is the key `compile` of `microgpt sample`.
+    """Whether a sample is decoded in C. `wanted` is the key `compile` of `microgpt sample`.
 
     Raises:
         UserError: it was asked for and can't be.
