@@ -116,6 +116,27 @@ def test_how_many_tokens_a_call_writes_and_who_draws_them_changes_none(
         assert list(generate(model, prompt, count, sampler, Draws(7, 1), native=True)) == expected
 
 
+@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize("prompt", [[1, V], [1, -2], [1, 10**12]])
+def test_a_token_that_is_not_there_is_not_looked_up(prompt: list[int], native: bool) -> None:
+    with pytest.raises(IndexError):
+        next(generate(lively("micro", "gpt2"), prompt, 3, Sampler(), Draws(0, 1), native=native))
+
+
+def test_a_model_in_another_precision_is_read_as_float32() -> None:
+    model = lively("micro", "modern").bfloat16()
+    tokens = list(generate(model, [1, 2, 3], 50, Sampler(0), Draws(0, 1), native=True))
+    assert tokens == list(generate(model.float(), [1, 2, 3], 50, Sampler(0), Draws(0, 1)))
+
+
+def test_logits_that_are_no_numbers_are_chosen_as_torch_does() -> None:
+    model = lively("micro", "article")
+    with torch.no_grad():
+        model.lm_head.bias[5] = float("nan")
+    found = [list(generate(model, [1, 2, 3], 20, Sampler(0), Draws(0, 1), native=native)) for native in (False, True)]
+    assert found[0] == found[1] == [[5]] * 20
+
+
 def test_without_the_cache_it_has_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generating, "NativeWeights", lambda *_: pytest.fail("made"))
     assert len(list(generate(lively("micro", "gpt2"), [1], 3, Sampler(), Draws(0, 1), cache=False, native=True))) == 3

@@ -112,12 +112,12 @@ class NativeWeights:
         tiles[: out // TILE].copy_(weight[: out - rest].unflatten(0, (-1, TILE)).mT)
         if rest:
             tiles[-1, :, :rest].copy_(weight[out - rest :].mT)
-        return _Product(fan_in, out, self._at(tiles), self._at(bias))
+        return _Product(fan_in, out, self._at(tiles, self.dtype), self._at(bias))
 
-    def _at(self, x: Tensor | None) -> int | None:
+    def _at(self, x: Tensor | None, dtype: torch.dtype = torch.float32) -> int | None:
         if x is None:
             return None
-        self._kept.append(x.contiguous())
+        self._kept.append(x.to(dtype).contiguous())
         return self._kept[-1].data_ptr()
 
 
@@ -155,8 +155,15 @@ class NativeDecoder:
 
     @torch.inference_mode()
     def first(self, columns: Sequence[Tensor], number: Tensor) -> Tensor:
-        """The token (1,) after these, which are taken in from the beginning, in one pass."""
-        return self.sampler.pick(self.take_in(torch.cat(list(columns)), 0), number)
+        """The token (1,) after these, which are taken in from the beginning, in one pass.
+
+        Raises:
+            IndexError: there is no such token.
+        """
+        tokens = torch.cat(list(columns))
+        if tokens.min() < 0 or tokens.max() >= self._model.V:
+            raise IndexError(f"tokens go from 0 to {self._model.V - 1}")
+        return self.sampler.pick(self.take_in(tokens, 0), number)
 
     def write(self, tokens: Tensor, position: int, numbers: Iterator[Tensor]) -> Iterator[Tensor]:
         """The tokens (1,) after the one at `position`, until the cache is full: a few in a call, drawn in C."""

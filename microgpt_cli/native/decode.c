@@ -155,7 +155,8 @@ void take_in(const Model *model, const long *tokens, long before, long position,
 // Where the running sum of the probabilities passes `number`, in [0, 1); the likeliest at temperature 0.
 static long pick(const float *logits, long V, double temperature, double number) {
     long likeliest = 0;
-    for (long v = 1; v < V; v++) likeliest = logits[v] > logits[likeliest] ? v : likeliest;
+    for (long v = 1; v < V; v++)  // the first that is not a number, if one is: as torch has it
+        if (!(logits[v] <= logits[likeliest]) && logits[likeliest] == logits[likeliest]) likeliest = v;
     if (temperature == 0) return likeliest;
     double weights[V], whole = 0, sum = 0;
     for (long v = 0; v < V; v++) whole += weights[v] = exp((logits[v] - (double)logits[likeliest]) / temperature);

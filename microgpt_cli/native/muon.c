@@ -2,7 +2,7 @@
 // by Newton-Schulz iteration, x -> a x + x (b s + c s s) with s = x' x. training/native_muon.py calls this;
 // training/optimizers.py says the same in torch.
 //
-// A thread takes a matrix of its own, which stays near to it in the cache with all that is made of it.
+// A thread takes a matrix of its own: up to some 300 columns it stays in that core's cache, with all that is made of it.
 
 #include "products.h"
 

@@ -33,7 +33,9 @@ static inline bundles pair(packed x, packed y) { return x; }
 // Zeros, at the beginning of a line of the cache
 static inline float *zeros(size_t n) {
     size_t size = (n * sizeof(float) + 63) / 64 * 64;
-    return memset(aligned_alloc(64, size), 0, size);
+    float *room = aligned_alloc(64, size);
+    if (!room) perror("microgpt, in C"), abort();
+    return memset(room, 0, size);
 }
 
 // c (ROWS, columns) = a b, of a (ROWS, k) anywhere in memory and b (k, columns), bundles; columns a multiple of 16
