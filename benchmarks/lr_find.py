@@ -9,7 +9,7 @@ benchmarks/results/lr_find.json is not measured again, so a run that was stopped
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from microgpt_cli.model.gpt import GPT
 from microgpt_cli.training import lr_find
 from microgpt_cli.training.device import choose
 from microgpt_cli.training.lr_find import Tried
-from microgpt_cli.training.optimizers import make_optimizer
 from microgpt_cli.training.schedule import lr_at
 from microgpt_cli.training.trainer import evaluate
 from microgpt_cli.training.update import Update
@@ -137,19 +136,19 @@ class Bench:
 
     def val_loss(self, config: TrainConfig) -> float:
         """The held-out loss at the end of a short run."""
+        [loss] = self.val_losses(config, STEPS, STEPS, EVAL_TOKENS)
+        return loss
+
+    def val_losses(self, config: TrainConfig, steps: int, interval: int, tokens: int) -> Iterator[float]:
+        """The losses over so many held-out tokens in a run of so many steps, one every `interval` of them."""
         model, splits = self.fresh(config)
-        update = Update(
-            model,
-            make_optimizer(model.named_parameters(), config.optim, self.compute.native),
-            splits.train,
-            config,
-            self.compute,
-        )
-        for step in range(STEPS):
+        update = Update.fresh(model, splits.train, config, self.compute)
+        for step in range(steps):
             starts = draw_starts(len(splits.train), config.batch_size, config.model.block_size, config.seed, step)
-            update(starts, lr_at(step, STEPS, config.optim), 1.0, lambda: False)
-        sums, counts = zip(*evaluate(model, splits.val[: EVAL_TOKENS + 1], self.compute), strict=True)
-        return float(sum(sums) / sum(counts))
+            update(starts, lr_at(step, steps, config.optim), 1.0, lambda: False)
+            if (step + 1) % interval == 0:
+                sums, counts = zip(*evaluate(model, splits.val[: tokens + 1], self.compute), strict=True)
+                yield float(sum(sums) / sum(counts))
 
     def curve(self, config: TrainConfig) -> list[Tried]:
         return list(lr_find.range_test(*self.fresh(config), config, self.compute))

@@ -21,12 +21,7 @@ from lr_find import Bench
 
 from microgpt_cli import __version__
 from microgpt_cli.config import TrainConfig
-from microgpt_cli.data.tokens import draw_starts
 from microgpt_cli.sweeps.study import Axis, Judge, Settings, Study
-from microgpt_cli.training.optimizers import make_optimizer
-from microgpt_cli.training.schedule import lr_at
-from microgpt_cli.training.trainer import evaluate
-from microgpt_cli.training.update import Update
 
 AXES = [
     Axis("optim.learning_rate", ("5e-4", "1e-3", "2e-3", "4e-3", "8e-3", "1.6e-2", "3.2e-2", "6.4e-2")),
@@ -49,22 +44,7 @@ RESULTS = Path(__file__).parent / "results" / "pruning.json"
 
 def curve(bench: Bench, config: TrainConfig) -> list[float]:
     """The held-out losses of a run, one every `EVAL_INTERVAL` steps."""
-    model, splits = bench.fresh(config)
-    update = Update(
-        model,
-        make_optimizer(model.named_parameters(), config.optim, bench.compute.native),
-        splits.train,
-        config,
-        bench.compute,
-    )
-    losses = []
-    for step in range(STEPS):
-        starts = draw_starts(len(splits.train), config.batch_size, config.model.block_size, config.seed, step)
-        update(starts, lr_at(step, STEPS, config.optim), 1.0, lambda: False)
-        if (step + 1) % EVAL_INTERVAL == 0:
-            sums, counts = zip(*evaluate(model, splits.val[: EVAL_TOKENS + 1], bench.compute), strict=True)
-            losses.append(round(float(sum(sums) / sum(counts)), 4))
-    return losses
+    return [round(loss, 4) for loss in bench.val_losses(config, STEPS, EVAL_INTERVAL, EVAL_TOKENS)]
 
 
 def search(settings: Settings, curves: dict[str, list[float]]) -> tuple[int, float]:

@@ -18,7 +18,6 @@ from microgpt_cli.data.tokens import draw_starts, split
 from microgpt_cli.model.accounting import total_parameters
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.training.device import choose
-from microgpt_cli.training.optimizers import make_optimizer
 from microgpt_cli.training.schedule import lr_at
 from microgpt_cli.training.trainer import evaluate
 from microgpt_cli.training.update import Update
@@ -47,9 +46,7 @@ def learn(config: TrainConfig) -> tuple[int, float]:
     splits = split(ids, config.data.val_fraction, config.model.block_size)
     torch.manual_seed(randomness.derive(config.seed, randomness.WEIGHTS))
     model = GPT(config.model, tokenizer.vocab_size).to(compute.device)
-    update = Update(
-        model, make_optimizer(model.named_parameters(), config.optim, compute.native), splits.train, config, compute
-    )
+    update = Update.fresh(model, splits.train, config, compute)
     B, T = config.batch_size * config.grad_accum_steps, config.model.block_size
     for step in range(config.max_steps):
         starts = draw_starts(len(splits.train), B, T, config.seed, step)

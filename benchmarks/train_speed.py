@@ -21,7 +21,6 @@ from microgpt_cli.data.tokens import draw_starts
 from microgpt_cli.model.accounting import embedding_parameters, flops_per_token, total_parameters
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.training.device import Compute, choose
-from microgpt_cli.training.optimizers import make_optimizer
 from microgpt_cli.training.update import Update
 
 TEXT_TOKENS = 1_000_000
@@ -95,7 +94,7 @@ def token_ids(vocab_size: int) -> torch.Tensor:
 
 def our_steps(config: TrainConfig, model: GPT, ids: torch.Tensor, compute: Compute) -> Way:
     """The steps of a run of this config; it looks at its losses as often as a run does."""
-    update = Update(model, make_optimizer(model.named_parameters(), config.optim, compute.native), ids, config, compute)
+    update = Update.fresh(model, ids, config, compute)
     sequences = config.batch_size * config.grad_accum_steps
     pending: list[torch.Tensor] = []
 

@@ -15,7 +15,6 @@ from microgpt_cli.config import TrainConfig
 from microgpt_cli.data.tokens import Splits, draw_starts
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.training.device import Compute
-from microgpt_cli.training.optimizers import make_optimizer
 from microgpt_cli.training.update import Update
 
 LOWEST, HIGHEST, STEPS = 1e-6, 10.0, 200
@@ -60,9 +59,7 @@ def range_test(model: GPT, splits: Splits, config: TrainConfig, compute: Compute
         config: batch size, optimizer; its schedule is left aside, and of its learning rates all but their ratio.
         compute: device, precision.
     """
-    update = Update(
-        model, make_optimizer(model.named_parameters(), config.optim, compute.native), splits.train, config, compute
-    )
+    update = Update.fresh(model, splits.train, config, compute)
     sequences, average, lowest = config.batch_size * config.grad_accum_steps, 0.0, math.inf
     loss_scale = LOSS_SCALE if compute.dtype == torch.float16 else 1.0
     for step in range(STEPS):

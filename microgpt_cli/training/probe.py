@@ -20,7 +20,6 @@ from microgpt_cli.generation.sampling import Draws, Sampler
 from microgpt_cli.model.accounting import memory
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.training.device import Compute
-from microgpt_cli.training.optimizers import make_optimizer
 from microgpt_cli.training.schedule import lr_at
 from microgpt_cli.training.trainer import EVAL_BATCH_TOKENS, FIRST_LOSS_SCALE, evaluate
 from microgpt_cli.training.update import Update
@@ -60,8 +59,7 @@ def pace(config: TrainConfig, splits: Splits, vocab_size: int, compute: Compute)
     """Make a few steps, an evaluation of a few windows, and a few tokens."""
     torch.manual_seed(randomness.derive(config.seed, randomness.WEIGHTS))
     model = GPT(config.model, vocab_size).to(compute.device)
-    optimizer = make_optimizer(model.named_parameters(), config.optim, compute.native)
-    update = Update(model, optimizer, splits.train, config, replace(compute, compile=False))
+    update = Update.fresh(model, splits.train, config, replace(compute, compile=False))
     scale = FIRST_LOSS_SCALE if compute.dtype == torch.float16 else 1.0
     B, T = config.batch_size * config.grad_accum_steps, config.model.block_size
     began = first = time.perf_counter()

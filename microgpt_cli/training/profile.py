@@ -19,7 +19,6 @@ from microgpt_cli.config import TrainConfig
 from microgpt_cli.data.tokens import Splits, draw_starts
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.training.device import Compute
-from microgpt_cli.training.optimizers import make_optimizer
 from microgpt_cli.training.schedule import lr_at
 from microgpt_cli.training.trainer import FIRST_LOSS_SCALE
 from microgpt_cli.training.update import CompilerFailed, Update
@@ -69,9 +68,7 @@ def profile(
         compute: device, precision, compilation.
         progress: called with what is being done, before each step.
     """
-    update = Update(
-        model, make_optimizer(model.named_parameters(), config.optim, compute.native), splits.train, config, compute
-    )
+    update = Update.fresh(model, splits.train, config, compute)
     B, T = config.batch_size * config.grad_accum_steps, config.model.block_size
     scale = FIRST_LOSS_SCALE if compute.dtype == torch.float16 else 1.0
     made = 0

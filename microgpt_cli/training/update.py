@@ -20,7 +20,7 @@ from microgpt_cli.model.gpt import GPT
 from microgpt_cli.model.loss import LARGE_VOCABULARY
 from microgpt_cli.model.passes import NativePasses, Passes, TorchPasses
 from microgpt_cli.training.device import Compute
-from microgpt_cli.training.optimizers import AdamW, Muon, total_norm
+from microgpt_cli.training.optimizers import AdamW, Muon, make_optimizer, total_norm
 
 RESIDENT_BYTES = 2 << 30  # a training split up to this size is kept on the GPU
 GRAPH_FLOPS = 4e12  # a step up to this much work is replayed as a CUDA graph
@@ -68,6 +68,12 @@ class Update:
         self._graph: torch.cuda.CUDAGraph | None = None
         # What is called with the name of each phase of a step, and entered around it: a profiler takes this place.
         self.phase: Callable[[str], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
+
+    @classmethod
+    def fresh(cls, model: GPT, ids: Tensor, config: TrainConfig, compute: Compute) -> "Update":
+        """With a new optimizer of this config, for who does not keep it."""
+        optimizer = make_optimizer(model.named_parameters(), config.optim, compute.native)
+        return cls(model, optimizer, ids, config, compute)
 
     @property
     def is_by_hand(self) -> bool:
