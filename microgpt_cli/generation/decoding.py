@@ -40,7 +40,6 @@ class Layer:
 class Weights:
     """All of a model's weights, prepared. They do not follow the model when it learns."""
 
-    block_size: int
     n_head: int
     token_embedding: Tensor  # (V, C)
     shifted: Tensor | None  # (V + 1, C): what a token adds to the one after it; of none, the last row, nothing
@@ -78,7 +77,6 @@ def prepare(model: GPT, dtype: torch.dtype, num_samples: int = 1) -> Weights:
     embedding = model.token_embedding_table.weight.detach()
     learned, rotary = config.position == "learned", blocks[0].attention.rotary
     return Weights(
-        block_size=config.block_size,
         n_head=config.n_head,
         token_embedding=embedding.to(inner),
         shifted=F.pad(model.token_shift.share.detach() * embedding, (0, 0, 0, 1)).to(inner)

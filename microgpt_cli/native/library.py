@@ -45,7 +45,7 @@ def _loaded(name: str, *defines: str) -> ctypes.CDLL | str:
     why = "no C compiler here (cc)"
     for compiler in dict.fromkeys(filter(None, map(shutil.which, COMPILERS))):
         try:
-            return _compiled([compiler, *FLAGS, *(f"-D{word}" for word in defines)], name)
+            return _compiled((compiler, *FLAGS), defines, name)
         except Unavailable as error:
             why = str(error)
         except OSError as error:  # its OpenMP is not there, or nowhere may a library be
@@ -53,12 +53,17 @@ def _loaded(name: str, *defines: str) -> ctypes.CDLL | str:
     return why
 
 
-def _compiled(command: list[str], name: str) -> ctypes.CDLL:
-    source = Path(__file__).with_name(f"{name}.c")
-    # all that the compiler takes for granted: itself, its version, what this processor can do
-    assumed = _run([*command, "-dM", "-E", "-x", "c", os.devnull])
+@functools.cache
+def _assumed(compiler: tuple[str, ...]) -> str:
+    """All that a compiler with its flags takes for granted: itself, its version, what this processor can do."""
+    return _run([*compiler, "-dM", "-E", "-x", "c", os.devnull])
+
+
+def _compiled(compiler: tuple[str, ...], defines: tuple[str, ...], name: str) -> ctypes.CDLL:
+    source, assumed = Path(__file__).with_name(f"{name}.c"), _assumed(compiler)
     if "__clang__" in assumed:
-        raise Unavailable(f"{command[0]} is clang, whose OpenMP is not torch's")
+        raise Unavailable(f"{compiler[0]} is clang, whose OpenMP is not torch's")
+    command = [*compiler, *(f"-D{word}" for word in defines)]
     sources = (file.read_text(encoding="utf-8") for file in sorted(source.parent.glob("*.[ch]")))
     stem = f"{name}-{_sha256(chr(0).join((*command, name, assumed, *sources)).encode())}"
     command = [*command, str(source)]

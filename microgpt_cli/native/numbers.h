@@ -65,10 +65,11 @@ static inline lanes widen(packed x) { return (lanes)(__builtin_convertvector(x, 
 static inline packed narrow(lanes x) {  // to the nearest, of two as near the even one
 #ifdef __AVX512BF16__
     return (packed)_mm512_cvtneps_pbh((__m512)x);
-#endif
+#else
     words bits = (words)x, rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
     ints is_nan = x != x;
     return __builtin_convertvector((words)choose(is_nan, (lanes)((words){0} + 0x7fc0), (lanes)rounded), packed);
+#endif
 }
 #elif defined FLOAT16 && defined __AVX512F__
 static inline lanes widen(packed x) { return (lanes)_mm512_cvtph_ps((__m256i)x); }
