@@ -26,7 +26,7 @@ import torch
 import train_speed
 from timing import Ratio
 
-from microgpt_cli import cli
+from microgpt_cli.cli import main as cli
 from microgpt_cli.errors import UserError
 
 README = Path(__file__).resolve().parent.parent / "README.md"

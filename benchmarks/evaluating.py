@@ -18,7 +18,7 @@ from pathlib import Path
 
 import machine
 
-from microgpt_cli import cli
+from microgpt_cli.cli import main as cli
 
 STEPS, SKIPPED = 60, 20  # of the short run; those that warm it up
 NEWCOMERS = "article,article_muon,article_modern,nanogpt_cpu,speedrun_cpu"

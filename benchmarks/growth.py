@@ -17,10 +17,10 @@ import torch
 from timing import seconds_of
 from train_speed import our_steps, token_ids
 
-from microgpt_cli import cli
+from microgpt_cli.cli import main as cli
+from microgpt_cli.compute import choose
 from microgpt_cli.model.accounting import memory, total_parameters
 from microgpt_cli.model.gpt import GPT
-from microgpt_cli.training.device import choose
 
 VOCAB_SIZE, WARMUP_STEPS = 65, 2
 # What grows → the words of each point.

@@ -22,9 +22,9 @@ import torch
 from sample_speed import SMALL_VOCAB_SIZE, VOCAB_SIZES
 from timing import in_turns, times_as_fast
 
-from microgpt_cli import cli
+from microgpt_cli.cli import main as cli
 from microgpt_cli.config import ModelConfig
-from microgpt_cli.generation.native_decoding import NativeDecoder, NativeWeights
+from microgpt_cli.engines.cpu.decode import NativeDecoder, NativeWeights
 from microgpt_cli.generation.precision import choose_dtype
 from microgpt_cli.generation.sampling import Sampler
 from microgpt_cli.model.accounting import total_parameters

@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 
-from microgpt_cli import __version__, cli, randomness
+from microgpt_cli import __version__, randomness
+from microgpt_cli.cli import main as cli
+from microgpt_cli.compute import choose
 from microgpt_cli.config import TrainConfig
 from microgpt_cli.data.corpus import open_corpus
-from microgpt_cli.data.tokens import Splits, build_tokenizer, draw_starts, encode, split
+from microgpt_cli.data.dataset import Splits, build_tokenizer, draw_starts, encode, split
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.training import lr_find
-from microgpt_cli.training.device import choose
 from microgpt_cli.training.lr_find import Tried
 from microgpt_cli.training.schedule import lr_at
 from microgpt_cli.training.trainer import evaluate

@@ -23,13 +23,13 @@ from sample_speed import has_transformers, transformers_generate
 from timing import Way, in_turns, repeated, times_as_fast
 from train_speed import our_steps, token_ids
 
-from microgpt_cli import cli
+from microgpt_cli.cli import main as cli
+from microgpt_cli.compute import choose
 from microgpt_cli.config import ModelConfig
 from microgpt_cli.generation.generate import generate
 from microgpt_cli.generation.precision import choose_dtype, choose_native
 from microgpt_cli.generation.sampling import Draws, Sampler
 from microgpt_cli.model.gpt import GPT
-from microgpt_cli.training.device import choose
 
 VOCAB_SIZE = 65
 

@@ -11,13 +11,14 @@ import sys
 
 import torch
 
-from microgpt_cli import cli, randomness
-from microgpt_cli.commands import texts
+from microgpt_cli import randomness
+from microgpt_cli.cli import main as cli
+from microgpt_cli.commands import dataset_cache
+from microgpt_cli.compute import choose
 from microgpt_cli.config import TrainConfig
-from microgpt_cli.data.tokens import draw_starts, split
+from microgpt_cli.data.dataset import draw_starts, split
 from microgpt_cli.model.accounting import total_parameters
 from microgpt_cli.model.gpt import GPT
-from microgpt_cli.training.device import choose
 from microgpt_cli.training.schedule import lr_at
 from microgpt_cli.training.trainer import evaluate
 from microgpt_cli.training.update import Update
@@ -42,7 +43,7 @@ def main(words: list[str]) -> None:
 def learn(config: TrainConfig) -> tuple[int, float]:
     """Parameters, and the loss over the whole held-out split after the last step."""
     compute = choose(config.device, config.dtype, config.compile, config.threads, 0.0, config.model)
-    _, tokenizer, ids, _ = texts.read(config.data, config.tokenizer, None)
+    _, tokenizer, ids, _ = dataset_cache.read(config.data, config.tokenizer, None)
     splits = split(ids, config.data.val_fraction, config.model.block_size)
     torch.manual_seed(randomness.derive(config.seed, randomness.WEIGHTS))
     model = GPT(config.model, tokenizer.vocab_size).to(compute.device)

@@ -22,13 +22,13 @@ from typing import Any
 import machine
 import torch
 
-from microgpt_cli import cli
-from microgpt_cli.generation.decoding import Cache, decode_one_token, prefill, prepare
+from microgpt_cli.cli import main as cli
+from microgpt_cli.compute import choose
+from microgpt_cli.engines.decoding import Cache, decode_one_token, prefill, prepare
 from microgpt_cli.generation.generate import generate
 from microgpt_cli.generation.precision import choose_dtype, choose_native, choose_threads
 from microgpt_cli.generation.sampling import Draws, Sampler
 from microgpt_cli.model.gpt import GPT
-from microgpt_cli.training.device import choose
 
 ROUND_SECONDS = 2.0  # about, for each of those compared
 LONGEST_PROMPT = 128

@@ -22,8 +22,8 @@ import machine
 import torch
 from plain import plain_step
 
-from microgpt_cli import cli
-from microgpt_cli.data.tokens import draw_starts, take
+from microgpt_cli.cli import main as cli
+from microgpt_cli.data.dataset import draw_starts, take
 from microgpt_cli.model.gpt import GPT
 
 STEPS, EVALUATIONS, EVAL_BATCHES = 2000, 9, 2 * 20  # of nanoGPT's recipe: at steps 0, 250, …; both splits

@@ -16,7 +16,7 @@ import time
 
 import machine
 
-from microgpt_cli import cli
+from microgpt_cli.cli import main as cli
 
 JOBS, STEPS = 20, 100
 WARM_UP = ["max_steps=2", "sample_interval=0"]

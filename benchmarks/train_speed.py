@@ -15,12 +15,12 @@ import torch
 from plain import plain_step
 from timing import ROUND_SECONDS, ROUNDS, Way, in_turns, repeated, times_as_fast
 
-from microgpt_cli import cli
+from microgpt_cli.cli import main as cli
+from microgpt_cli.compute import Compute, choose
 from microgpt_cli.config import TrainConfig
-from microgpt_cli.data.tokens import draw_starts
+from microgpt_cli.data.dataset import draw_starts
 from microgpt_cli.model.accounting import embedding_parameters, flops_per_token, total_parameters
 from microgpt_cli.model.gpt import GPT
-from microgpt_cli.training.device import Compute, choose
 from microgpt_cli.training.update import Update
 
 TEXT_TOKENS = 1_000_000

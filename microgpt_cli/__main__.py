@@ -2,6 +2,6 @@
 
 import sys
 
-from microgpt_cli.cli import main
+from microgpt_cli.cli.main import main
 
 sys.exit(main())

@@ -22,13 +22,13 @@ import torch
 import yaml
 
 import microgpt_cli.commands.train as train_command
-from microgpt_cli import cli, composing
+from microgpt_cli.checkpoints import checkpoint
+from microgpt_cli.cli import composing
+from microgpt_cli.cli import main as cli
 from microgpt_cli.config import ModelConfig, OptimConfig, TrainConfig
+from microgpt_cli.config.schema import from_json
 from microgpt_cli.model.gpt import GPT
-from microgpt_cli.runs import folder as layout
-from microgpt_cli.runs import plots, storage
-from microgpt_cli.schema import from_json
-from microgpt_cli.training import checkpoint
+from microgpt_cli.runs import layout, plots, storage
 from microgpt_cli.training.optimizers import AdamW, Muon, make_optimizer
 from microgpt_cli.training.trainer import State
 

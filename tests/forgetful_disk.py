@@ -20,9 +20,8 @@ from typing import Any
 
 import pytest
 
-from microgpt_cli.runs import folder as layout
-from microgpt_cli.runs import storage
-from microgpt_cli.training import checkpoint
+from microgpt_cli.checkpoints import checkpoint
+from microgpt_cli.runs import layout, storage
 
 CALLS = ("create", "open_end", "write", "truncate", "fsync", "rename", "mkdir", "symlink", "unlink", "rmdir")
 MOST = 2000  # combinations of what is in a folder; only code that forgets to fsync has more, and fails with these

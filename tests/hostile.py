@@ -18,16 +18,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import microgpt_cli.commands.params  # noqa: F401
-from microgpt_cli import cli
-from microgpt_cli.data.tokens import Splits
+from microgpt_cli.checkpoints import checkpoint
+from microgpt_cli.cli import main as cli
+from microgpt_cli.compute import choose
+from microgpt_cli.data.dataset import Splits
 from microgpt_cli.errors import UserError
 from microgpt_cli.generation.generate import generate
 from microgpt_cli.generation.sampling import Draws, Sampler
 from microgpt_cli.model.accounting import meta_model
-from microgpt_cli.runs import folder as layout
-from microgpt_cli.runs import storage
-from microgpt_cli.training import checkpoint
-from microgpt_cli.training.device import choose
+from microgpt_cli.runs import layout, storage
 from microgpt_cli.training.trainer import Trainer
 
 CPU_SECONDS, EXTRA_BYTES = 2.0, 512 << 20  # what one file may cost

@@ -23,10 +23,10 @@ from pathlib import Path
 import torch
 
 import microgpt_cli.commands.train as command  # before the fork, so that no child spends its time on it
-from microgpt_cli import cli, composing
-from microgpt_cli.runs import folder as layout
-from microgpt_cli.runs import plots, storage
-from microgpt_cli.training import checkpoint
+from microgpt_cli.checkpoints import checkpoint
+from microgpt_cli.cli import composing
+from microgpt_cli.cli import main as cli
+from microgpt_cli.runs import layout, plots, storage
 from microgpt_cli.training.trainer import Trainer
 
 TEXT = "The quick brown fox jumps over the lazy dog.\nPack my box with five dozen liquor jugs!\n" * 60

@@ -20,9 +20,8 @@ import torch
 from killing import TEXT, in_child, status_of
 
 import microgpt_cli.commands.train
-from microgpt_cli import cli
-from microgpt_cli.runs import folder as layout
-from microgpt_cli.runs import plots
+from microgpt_cli.cli import main as cli
+from microgpt_cli.runs import layout, plots
 from microgpt_cli.sweeps import job
 
 STEPS = 12

@@ -22,12 +22,12 @@ from test_disk_faults import WORDS, check_command
 from test_disk_faults import train as train_on_failing_disk  # noqa: F401
 from test_trainer import make
 
+from microgpt_cli.checkpoints import checkpoint
+from microgpt_cli.checkpoints.async_saver import Saver, after_this, saves_beside, snapshot
 from microgpt_cli.errors import RunStopped
-from microgpt_cli.runs import folder as layout
-from microgpt_cli.runs import storage
-from microgpt_cli.training import checkpoint, trainer
+from microgpt_cli.runs import layout, storage
+from microgpt_cli.training import trainer
 from microgpt_cli.training.metrics import JsonLines
-from microgpt_cli.training.saver import Saver, after_this, saves_beside, snapshot
 from microgpt_cli.training.trainer import Saved, Stepped, Trainer
 from microgpt_cli.training.update import Update
 

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from microgpt_cli.commands import prompts
 from microgpt_cli.config import TokenizerConfig
-from microgpt_cli.data import tokens
+from microgpt_cli.data import dataset
 from microgpt_cli.data.corpus import Corpus
+from microgpt_cli.data.dataset import build_tokenizer, encode
 from microgpt_cli.data.tokenizers import ByteTokenizer, unpack
-from microgpt_cli.data.tokens import build_tokenizer, encode
 from microgpt_cli.errors import UserError
 
 T = 8  # the context of TINY
@@ -43,7 +43,7 @@ BROKEN = [
 def through(path: Path, kind: str, mapped: bool) -> bytes:
     """A file's text after it went to ids, in memory or on the disk, and back."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokens, "IN_MEMORY_BYTES", 0 if mapped else 1 << 20)
+        patch.setattr(dataset, "IN_MEMORY_BYTES", 0 if mapped else 1 << 20)
         corpus, cache = Corpus("t", (path,)), path.parent / "cache"
         tokenizer = build_tokenizer(TokenizerConfig(kind, "error"), corpus, cache)
         ids, _ = encode(corpus, tokenizer, cache)
@@ -77,7 +77,7 @@ def test_any_bytes_come_back_or_are_located(mapped: bool, tmp_path: Path, tried:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> dict[str, Path]:
     """A run of each tokenizer."""
-    from microgpt_cli import cli
+    from microgpt_cli.cli import main as cli
 
     home = tmp_path_factory.mktemp("runs")
     words = ["train", *TINY, "tokenizer=byte", f"data.path={trained.parent / 'my.txt'}", "max_steps=1"]
@@ -200,7 +200,7 @@ def test_a_disk_without_room_is_seen_before_a_byte_is_written(
     """300 kinds of characters take two bytes each, whatever they take in UTF-8."""
     path, chars = tmp_path / "t.txt", "".join(map(chr, range(0x4E00, 0x4E00 + 300)))
     path.write_text(chars if kind == "char" else "abcdef" * 150, encoding="utf-8")
-    monkeypatch.setattr(tokens, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(dataset, "IN_MEMORY_BYTES", 0)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, free * 150 if kind == "byte" else free * 75))
     tokenizer = build_tokenizer(TokenizerConfig(kind, "error"), Corpus("t", (path,)), tmp_path)
     if fits:
@@ -213,14 +213,14 @@ def test_a_disk_without_room_is_seen_before_a_byte_is_written(
 
 def test_a_cache_that_is_no_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "t.txt").write_text("abc")
-    monkeypatch.setattr(tokens, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(dataset, "IN_MEMORY_BYTES", 0)
     with pytest.raises(UserError, match=r"choose another folder with data\.cache_dir"):
         encode(Corpus("t", (tmp_path / "t.txt",)), ByteTokenizer(), tmp_path / "t.txt")
 
 
 def test_a_record_that_is_damaged_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "t.txt").write_text("abc")
-    monkeypatch.setattr(tokens, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(dataset, "IN_MEMORY_BYTES", 0)
     for _ in range(2):
         assert unpack(bytes(encode(Corpus("t", (tmp_path / "t.txt",)), ByteTokenizer(), tmp_path)[0].tolist()), 1)
         [record] = (tmp_path / "tokens").glob("*.json")
@@ -231,10 +231,10 @@ def test_a_mapped_text_asks_for_no_memory(tmp_path: Path) -> None:
     """A terabyte of nothing can be mapped where memory is a fraction of that."""
     with (tmp_path / "ids").open("wb") as file:
         file.truncate(1 << 40)
-    ids = tokens._mapped(tmp_path / "ids", torch.uint8)
+    ids = dataset._mapped(tmp_path / "ids", torch.uint8)
     assert ids.numel() == 1 << 40
-    starts = tokens.draw_starts(len(ids), 4, 8, seed=0, step=0)
-    assert not tokens.take(ids, starts, 8, torch.device("cpu"))[0].any()
+    starts = dataset.draw_starts(len(ids), 4, 8, seed=0, step=0)
+    assert not dataset.take(ids, starts, 8, torch.device("cpu"))[0].any()
 
 
 @pytest.mark.stress

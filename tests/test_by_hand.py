@@ -6,15 +6,15 @@ import pytest
 import torch
 from conftest import preset
 
-from microgpt_cli import cli
+from microgpt_cli.cli import main as cli
+from microgpt_cli.compute import choose
 from microgpt_cli.config import ModelConfig
-from microgpt_cli.data.tokens import draw_starts
-from microgpt_cli.model.by_hand import ByHand
+from microgpt_cli.data.dataset import draw_starts
+from microgpt_cli.engines.cpu.build import Unavailable
+from microgpt_cli.engines.cpu.by_hand import ByHand
+from microgpt_cli.engines.cpu.passes import NativePasses, Passes, TorchPasses
 from microgpt_cli.model.gpt import GPT
-from microgpt_cli.model.passes import NativePasses, Passes, TorchPasses
-from microgpt_cli.native.library import Unavailable
 from microgpt_cli.training import update
-from microgpt_cli.training.device import choose
 from microgpt_cli.training.optimizers import make_optimizer
 
 V = 65

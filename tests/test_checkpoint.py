@@ -10,11 +10,10 @@ import safetensors.torch
 import torch
 from conftest import Tried
 
+from microgpt_cli.checkpoints import checkpoint
 from microgpt_cli.errors import UserError
 from microgpt_cli.model.gpt import GPT
-from microgpt_cli.runs import folder as layout
-from microgpt_cli.runs import storage
-from microgpt_cli.training import checkpoint
+from microgpt_cli.runs import layout, storage
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import TINY, Run
 
-from microgpt_cli import cli, composing, sweeping
+from microgpt_cli.cli import composing, multirun
+from microgpt_cli.cli import main as cli
 
 MICROGPT = [sys.executable, "-m", "microgpt_cli"]
 
@@ -56,7 +57,7 @@ def test_what_takes_long_to_import_is_not_there_at_the_first_step(text_file: Pat
     modules = set(done.stderr.rpartition("#")[2].split())
     assert {"torch", "hydra", "microgpt_cli.commands.train"} <= modules
     dear = {"torch._dynamo", "torch._inductor", "torch.utils.tensorboard", "sympy", "networkx", "matplotlib", "PIL"}
-    assert not modules & (dear | {"optuna", "joblib", "wandb", "trackio", "microgpt_cli.sweeping"})
+    assert not modules & (dear | {"optuna", "joblib", "wandb", "trackio", "microgpt_cli.cli.multirun"})
 
 
 COLLECTOR = """
@@ -220,7 +221,7 @@ def test_python_3_14_checks_help_texts_and_hydra_passes_a_lazy_one(monkeypatch: 
             raise ValueError("badly formed help string")
 
     monkeypatch.setattr(argparse.ArgumentParser, "_check_help", strict, raising=False)
-    sweeping.mend_argparse()
+    multirun.mend_argparse()
     mended = argparse.ArgumentParser._check_help  # type: ignore[attr-defined]
     mended(None, argparse.Action([], "x", help=object()))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="badly formed"):

@@ -7,7 +7,7 @@ import pytest
 from conftest import Tried
 
 import microgpt_cli
-from microgpt_cli import cli
+from microgpt_cli.cli import main as cli
 
 FORBIDDEN_MODULES = {
     "pickle",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import TEXT, TINY, Run, Tried
 
-from microgpt_cli.runs import folder as layout
+from microgpt_cli.runs import layout
 
 V, C, T = len(set(TEXT)), 16, 8
 PARAMETERS = V * C + T * C + (12 * C * C + 10 * C) + 2 * C + (V * C + V)  # tables, block, ln_f, lm_head

@@ -6,10 +6,10 @@ import json
 import pytest
 from conftest import ARCHES, SIZES, Run, preset
 
-from microgpt_cli import cli
+from microgpt_cli.cli import main as cli
 from microgpt_cli.config import CompareConfig, TokenizerConfig, TrainConfig, check_device
+from microgpt_cli.config.schema import from_json, leaves
 from microgpt_cli.errors import UserError
-from microgpt_cli.schema import from_json, leaves
 
 
 @pytest.mark.parametrize("schema", [verb.schema for verb in cli.VERBS.values()])

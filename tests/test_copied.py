@@ -4,8 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microgpt_cli.inspection import copied as room
-from microgpt_cli.inspection.copied import Passage, copied
+from microgpt_cli.insight import overlap as room
+from microgpt_cli.insight.overlap import Passage, copied
 
 texts = st.lists(st.integers(-1, 2), max_size=40)
 

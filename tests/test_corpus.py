@@ -145,7 +145,7 @@ def test_another_file_of_that_name_is_refused(tmp_path: Path) -> None:
 def test_tiny_shakespeare_is_what_the_preset_says(shakespeare: Path) -> None:
     import yaml
 
-    from microgpt_cli.cli import CONF
+    from microgpt_cli.cli.main import CONF
 
     preset = yaml.safe_load((CONF / "data" / "shakespeare.yaml").read_text(encoding="utf-8"))
     text = shakespeare.read_bytes()

@@ -10,8 +10,8 @@ import pytest
 from conftest import Tried
 from hostile import MANIFEST
 
+from microgpt_cli.checkpoints import checkpoint
 from microgpt_cli.errors import UserError
-from microgpt_cli.training import checkpoint
 
 
 def damaged(step: Path, flips: int, truncations: int) -> Iterator[tuple[Path, bytes]]:

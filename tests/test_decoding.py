@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from microgpt_cli.data.tokenizers import CharTokenizer
+from microgpt_cli.engines.cuda.decode_graph import decode_anywhere, stretch_for
+from microgpt_cli.engines.decoding import Cache, decode_one_token, prefill, prepare
+from microgpt_cli.engines.linear import can_pack, has_half_products, make_head, make_product
 from microgpt_cli.errors import UserError
-from microgpt_cli.generation.cuda_graph import decode_anywhere, stretch_for
-from microgpt_cli.generation.decoding import Cache, decode_one_token, prefill, prepare
 from microgpt_cli.generation.generate import Stops, generate
 from microgpt_cli.generation.precision import choose_dtype, choose_threads
-from microgpt_cli.generation.products import can_pack, has_half_products, make_head, make_product
 from microgpt_cli.generation.sampling import Draws, Sampler
 from microgpt_cli.model.gpt import GPT
 
@@ -110,7 +110,7 @@ def test_nor_of_any_model_prompt_window_and_batch(packed: bool, data: st.DataObj
     samples = data.draw(st.integers(2, 4) if packed else st.integers(1, 4))
     sampler = Sampler(data.draw(st.sampled_from([0.0, 1.0])))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("microgpt_cli.generation.products.LARGE", 0 if packed else 100_000)
+        patch.setattr("microgpt_cli.engines.linear.LARGE", 0 if packed else 100_000)
         found = list(generate(model, prompt, 12, sampler, Draws(1, samples), samples))
     assert found == plainly(model, prompt, 12, sampler, 1, samples)
 

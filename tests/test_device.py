@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import preset
 
-from microgpt_cli.training.device import choose
+from microgpt_cli.compute import choose
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,13 @@ import torch
 from conftest import ARCHES, Run, preset
 from torch import Tensor
 
-from microgpt_cli.model import picture, sketch
+from microgpt_cli.insight import diagram_svg, diagram_text
+from microgpt_cli.insight.diagram import Box, Diagram, Part, Repeated, Sum, boxes, diagram
+from microgpt_cli.insight.diagram_svg import Line, Rect, Text
+from microgpt_cli.insight.trace import trace
 from microgpt_cli.model.accounting import meta_model, total_parameters
-from microgpt_cli.model.diagram import Box, Diagram, Part, Repeated, Sum, boxes, diagram
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.model.layers import Block
-from microgpt_cli.model.picture import Line, Rect, Text
-from microgpt_cli.model.trace import trace
 
 BIG = {"n_layer": 48, "n_head": 25, "n_embd": 1600, "block_size": 1024}
 
@@ -88,8 +88,8 @@ KINDS = {
 def test_each_kind_has_its_own_picture(arch: str) -> None:
     what = drawn(arch)
     there, missing = KINDS[arch]
-    svg = "".join(ElementTree.fromstring(picture.svg(picture.draw(what), "auto")).itertext())
-    for page in (sketch.text(what), svg):
+    svg = "".join(ElementTree.fromstring(diagram_svg.svg(diagram_svg.draw(what), "auto")).itertext())
+    for page in (diagram_text.text(what), svg):
         assert [words for words in there if words not in page] == []
         assert [words for words in missing if words in page] == []
         for words in ("(B, T) = (4, 32)", "(B, T, C) = (4, 32, 64)", "logits (B, T, V) = (4, 32, 65)", "softmax"):
@@ -105,7 +105,7 @@ def test_it_follows_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Block, "forward", parallel)
     parts = repeated(drawn("article")).parts
     assert [part.skips for part in parts] == [[], [], [-1], [-1], [], [2]]
-    assert picture.svg(picture.draw(drawn("article")), "light").count('class="plus"') == 3
+    assert diagram_svg.svg(diagram_svg.draw(drawn("article")), "light").count('class="plus"') == 3
 
 
 def test_blocks_that_differ_are_drawn_one_by_one() -> None:
@@ -113,13 +113,13 @@ def test_blocks_that_differ_are_drawn_one_by_one() -> None:
     model.blocks[1].mlp = torch.nn.Identity()
     what = diagram(model, trace(model, 1, 4))
     assert [part.count for part in what.parts if isinstance(part, Repeated)] == [1, 1, 2]
-    picture.draw(what)
+    diagram_svg.draw(what)
 
 
 @pytest.mark.parametrize("big", [False, True])
 @pytest.mark.parametrize("arch", ARCHES)
 def test_nothing_lies_on_anything_else(arch: str, big: bool) -> None:
-    drawing = picture.draw(drawn_big(arch) if big else drawn(arch))
+    drawing = diagram_svg.draw(drawn_big(arch) if big else drawn(arch))
     rects = [each for each in drawing.shapes if isinstance(each, Rect) and each.role != "frame"]
     assert len(rects) >= 8
     for a, b in combinations(rects, 2):
@@ -130,7 +130,7 @@ def test_nothing_lies_on_anything_else(arch: str, big: bool) -> None:
         width = len(words.words) * words.size * 0.6
         left = words.x - {"start": 0, "middle": width / 2, "end": width}[words.anchor]
         assert left > 0
-        assert left + width < picture.WIDTH
+        assert left + width < diagram_svg.WIDTH
         spans.append((words, left, left + width))
         for rect in rects:
             outside = words.y < rect.y or words.y - words.size * 0.75 > rect.y + rect.height
@@ -139,13 +139,13 @@ def test_nothing_lies_on_anything_else(arch: str, big: bool) -> None:
     for (a, left, right), (b, other_left, other_right) in combinations(spans, 2):
         assert abs(a.y - b.y) > 10 or right < other_left or other_right < left, (a, b)
     points = [point for each in drawing.shapes if isinstance(each, Line) for point in each.points]
-    assert all(0 < x < picture.WIDTH and 0 < y < drawing.height for x, y in points)
+    assert all(0 < x < diagram_svg.WIDTH and 0 < y < drawing.height for x, y in points)
 
 
 @pytest.mark.parametrize("arch", ARCHES)
 def test_the_text_fits_a_terminal_and_has_every_box(arch: str) -> None:
     for what in (drawn(arch), drawn_big(arch)):
-        lines = sketch.text(what).splitlines()
+        lines = diagram_text.text(what).splitlines()
         assert max(map(len, lines)) <= 84
         named = [box.name for box in boxes(what.parts)]
         assert [name for name in named if not any(name in line for line in lines)] == []
@@ -154,18 +154,18 @@ def test_the_text_fits_a_terminal_and_has_every_box(arch: str) -> None:
 
 
 def test_a_picture_needs_nothing_else_and_knows_light_and_dark() -> None:
-    drawing = picture.draw(drawn("article"))
-    pages = {theme: picture.svg(drawing, theme) for theme in ("auto", "light", "dark")}
+    drawing = diagram_svg.draw(drawn("article"))
+    pages = {theme: diagram_svg.svg(drawing, theme) for theme in ("auto", "light", "dark")}
     assert "prefers-color-scheme:dark" in pages["auto"]
     assert pages["light"] != pages["dark"]
     for page in pages.values():
         assert len(page) < 20_000
         assert not re.search(r"href|url\(|@import|<script|<image", page)
-    light, dark = (picture.png(drawing, theme) for theme in ("auto", "dark"))
+    light, dark = (diagram_svg.png(drawing, theme) for theme in ("auto", "dark"))
     assert light != dark
     for png in (light, dark):
         assert png.startswith(b"\x89PNG")
-        assert int.from_bytes(png[16:20], "big") == 2 * picture.WIDTH
+        assert int.from_bytes(png[16:20], "big") == 2 * diagram_svg.WIDTH
 
 
 def test_the_command_writes_what_it_says(microgpt: Run, trained: Path, tmp_path: Path) -> None:

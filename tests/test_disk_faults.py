@@ -16,10 +16,9 @@ from typing import Any
 import pytest
 from conftest import TEXT, TINY, Ran, Run, Tried, save_filled
 
+from microgpt_cli.checkpoints import checkpoint
 from microgpt_cli.errors import UserError
-from microgpt_cli.runs import folder as layout
-from microgpt_cli.runs import storage
-from microgpt_cli.training import checkpoint
+from microgpt_cli.runs import layout, storage
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EROFS)
 NAMELESS = ("write", "fsync", "ftruncate")  # the kernel's error does not say which file

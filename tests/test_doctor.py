@@ -12,15 +12,15 @@ import pytest
 import torch
 from conftest import TEXT, TINY, Run
 
-from microgpt_cli import cli
+from microgpt_cli.cli import main as cli
 from microgpt_cli.commands import doctor
+from microgpt_cli.compute import choose
 from microgpt_cli.config import TrainConfig
-from microgpt_cli.data import tokens
-from microgpt_cli.data.tokens import Splits
+from microgpt_cli.data import dataset
+from microgpt_cli.data.dataset import Splits
 from microgpt_cli.model.accounting import memory, meta_model
 from microgpt_cli.runs import storage
 from microgpt_cli.training import probe
-from microgpt_cli.training.device import choose
 from microgpt_cli.training.probe import Pace
 
 
@@ -49,7 +49,7 @@ def test_it_writes_nothing_at_all(
     microgpt: Run, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No run, no folder, no cache of a large text: not one call that changes a disk, and no file anew."""
-    monkeypatch.setattr(tokens, "IN_MEMORY_BYTES", 1000)  # train would cache this text
+    monkeypatch.setattr(dataset, "IN_MEMORY_BYTES", 1000)  # train would cache this text
     monkeypatch.setattr(doctor, "IN_MEMORY_BYTES", 1000)
 
     def refused(*_: object) -> None:

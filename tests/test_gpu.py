@@ -8,19 +8,19 @@ import pytest
 import torch
 from conftest import Run, optim, preset
 
+from microgpt_cli.checkpoints.async_saver import Saver, after_this, snapshot
+from microgpt_cli.compute import choose
 from microgpt_cli.config import DataConfig, TokenizerConfig, TrainConfig
-from microgpt_cli.generation.cuda_graph import decode_anywhere, stretch_for
-from microgpt_cli.generation.decoding import Cache, prefill, prepare
+from microgpt_cli.engines.cuda.decode_graph import decode_anywhere, stretch_for
+from microgpt_cli.engines.decoding import Cache, prefill, prepare
 from microgpt_cli.generation.generate import generate
 from microgpt_cli.generation.sampling import Draws, Sampler
-from microgpt_cli.inspection.inside import look
-from microgpt_cli.inspection.surprise import Surprise, token_losses
+from microgpt_cli.insight.logit_lens import look
+from microgpt_cli.insight.token_losses import Surprise, token_losses
 from microgpt_cli.model import loss
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.training import update as update_module
-from microgpt_cli.training.device import choose
 from microgpt_cli.training.optimizers import make_optimizer
-from microgpt_cli.training.saver import Saver, after_this, snapshot
 from microgpt_cli.training.update import Update
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")]

@@ -9,8 +9,8 @@ import pytest
 from conftest import Run, Tried
 from hostile import BEST, CONFIG, DEEP, MANIFEST, META, MODEL, SHELL, TOKENIZER, forge, refusal
 
-from microgpt_cli.runs import folder as layout
-from microgpt_cli.training import meta
+from microgpt_cli.checkpoints import meta
+from microgpt_cli.runs import layout
 from microgpt_cli.training.trainer import State
 
 

@@ -10,9 +10,9 @@ from conftest import Tried
 from hostile import BEST, MANIFEST, MODEL, OPTIM, forge, guarded, hammer, mutate_bytes, mutate_json, tensors, use
 from hypothesis import strategies as st
 
+from microgpt_cli.checkpoints import checkpoint
 from microgpt_cli.data import tokenizers
 from microgpt_cli.runs import storage
-from microgpt_cli.training import checkpoint
 
 
 @st.composite

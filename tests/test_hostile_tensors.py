@@ -9,8 +9,8 @@ import pytest
 from conftest import Tried
 from hostile import DEEP, MODEL, OPTIM, forge, refusal, tensors
 
+from microgpt_cli.checkpoints import checkpoint
 from microgpt_cli.errors import UserError
-from microgpt_cli.training import checkpoint
 
 
 def rewritten(change: Callable[[dict[str, Any], bytearray], None]) -> Callable[[bytes], bytes]:

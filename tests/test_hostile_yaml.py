@@ -10,7 +10,7 @@ from conftest import Run, Tried
 from hostile import CPU_SECONDS, guarded, hammer, mutate_bytes
 from hypothesis import strategies as st
 
-from microgpt_cli import cli
+from microgpt_cli.cli import main as cli
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from microgpt_cli.generation.sampling import Sampler
-from microgpt_cli.inspection.inside import attention_output, attention_weights, focus, look, packed
+from microgpt_cli.insight.logit_lens import attention_output, attention_weights, focus, look, packed
 from microgpt_cli.model.gpt import GPT
 
 V, T = 11, 12

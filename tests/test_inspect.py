@@ -8,14 +8,14 @@ import torch
 from browser import Browser
 from conftest import Run, preset
 
+from microgpt_cli.checkpoints import checkpoint
 from microgpt_cli.config import InspectConfig
 from microgpt_cli.data.tokenizers import visible
 from microgpt_cli.errors import UserError
-from microgpt_cli.inspection.inside import look, to_json
+from microgpt_cli.insight.logit_lens import look, to_json
+from microgpt_cli.insight.pages.logit_lens import inside_page
 from microgpt_cli.model.gpt import GPT
-from microgpt_cli.pages.inside import inside_page
-from microgpt_cli.runs import folder as layout
-from microgpt_cli.training import checkpoint
+from microgpt_cli.runs import layout
 
 PROMPT = "The fox\n"
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from conftest import Run
 
-from microgpt_cli import cli
+from microgpt_cli.cli import main as cli
 from microgpt_cli.config import TrainConfig
-from microgpt_cli.runs.judge import Finding, Setting, judge
+from microgpt_cli.runs.diagnose import Finding, Setting, judge
 
 # Runs of `microgpt train`, each with what was typed and its log, losses and norms to three digits.
 REAL: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "fixtures" / "judged.json").read_text())

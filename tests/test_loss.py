@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from microgpt_cli.data.tokens import windows
-from microgpt_cli.inspection.surprise import token_losses
+from microgpt_cli.compute import choose
+from microgpt_cli.data.dataset import windows
+from microgpt_cli.insight.token_losses import token_losses
 from microgpt_cli.model import loss
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.model.layers import Head
-from microgpt_cli.training.device import choose
 from microgpt_cli.training.trainer import evaluate
 
 V = 5003  # large, and no multiple of 64

@@ -10,13 +10,13 @@ from conftest import TEXT, TINY, Run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microgpt_cli import cli
+from microgpt_cli.cli import main as cli
 from microgpt_cli.commands.lr_find import override
+from microgpt_cli.compute import choose
 from microgpt_cli.config import TrainConfig
-from microgpt_cli.data.tokens import Splits, draw_starts
+from microgpt_cli.data.dataset import Splits, draw_starts
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.training import lr_find
-from microgpt_cli.training.device import choose
 from microgpt_cli.training.lr_find import RULES, Rule, Tried, range_test, rate_at, suggestion
 from microgpt_cli.training.optimizers import make_optimizer
 from microgpt_cli.training.schedule import lr_at

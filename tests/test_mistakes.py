@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import Run, Tried
 
-from microgpt_cli import cli
+from microgpt_cli.cli import main as cli
 
 LONG = "x" * 300  # longer than the name of a file may be
 # One line, exit status 2, no traceback, nothing written: what is typed, and what the line must say.

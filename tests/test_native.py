@@ -14,14 +14,13 @@ import torch
 from conftest import Run, preset
 from test_decoding import lively
 
+from microgpt_cli.compute import choose, for_vocabulary
+from microgpt_cli.engines.cpu import build, decode
+from microgpt_cli.engines.cpu.build import Unavailable, load
+from microgpt_cli.engines.cpu.passes import ARGUMENTS, NativePasses
 from microgpt_cli.errors import UserError
-from microgpt_cli.generation import native_decoding
 from microgpt_cli.generation.generate import generate
 from microgpt_cli.generation.sampling import Draws, Sampler
-from microgpt_cli.model.passes import ARGUMENTS, NativePasses
-from microgpt_cli.native import library
-from microgpt_cli.native.library import Unavailable, load
-from microgpt_cli.training.device import choose, for_vocabulary
 
 
 @pytest.fixture
@@ -31,14 +30,14 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         load("passes")
     except Unavailable as why:
         pytest.skip(str(why))
-    library._loaded.cache_clear()
+    build._loaded.cache_clear()
     monkeypatch.setenv("HOME", str(tmp_path))
     yield tmp_path
-    library._loaded.cache_clear()
+    build._loaded.cache_clear()
 
 
 def made(home: Path) -> list[Path]:
-    return sorted((home / library.PLACE).glob("*"))
+    return sorted((home / build.PLACE).glob("*"))
 
 
 def works(functions: ctypes.CDLL) -> bool:
@@ -52,8 +51,8 @@ def test_it_is_made_once_and_kept(home: Path, monkeypatch: pytest.MonkeyPatch) -
     assert works(load("passes"))
     [file] = made(home)
     assert file.suffix == ".so"
-    library._loaded.cache_clear()
-    monkeypatch.setattr(library, "_made", lambda *_: pytest.fail("compiled again"))
+    build._loaded.cache_clear()
+    monkeypatch.setattr(build, "_made", lambda *_: pytest.fail("compiled again"))
     assert works(load("passes"))
     assert load("passes") is load("passes")
 
@@ -65,7 +64,7 @@ def test_other_numbers_are_another_library(home: Path) -> None:
 
 
 def test_a_damaged_one_is_made_anew(home: Path) -> None:
-    program = [sys.executable, "-c", "from microgpt_cli.native.library import load; load('passes').add_rows"]
+    program = [sys.executable, "-c", "from microgpt_cli.engines.cpu.build import load; load('passes').add_rows"]
     subprocess.run(program, check=True)  # this process would not look at the file again
     [file] = made(home)
     whole = file.read_bytes()
@@ -82,13 +81,13 @@ def test_without_a_place_to_keep_it_it_is_made_for_this_process(home: Path) -> N
 
 
 def test_a_folder_that_others_may_write_to_is_not_trusted(home: Path) -> None:
-    folder = home / library.PLACE
+    folder = home / build.PLACE
     folder.mkdir(parents=True)
     folder.chmod(0o777)
     assert works(load("passes"))
     assert made(home) == []
     folder.chmod(0o700)
-    library._loaded.cache_clear()
+    build._loaded.cache_clear()
     assert works(load("passes"))
     assert len(made(home)) == 1
 
@@ -98,21 +97,21 @@ def test_a_folder_that_others_may_write_to_is_not_trusted(home: Path) -> None:
 def test_processors_with_less_room_get_the_same(
     home: Path, without: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(library, "FLAGS", (*library.FLAGS, *without))
+    monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, *without))
     for arch in ("gpt2", "modern"):
         test_by_hand.test_in_float32_it_is_autograds_to_rounding(NativePasses, arch, {"block_size": 32}, 29)
     model = lively("micro", "modern")
     given = model, [1, 2, 3], 60, Sampler(0.9), Draws(5, 1)
     assert list(generate(*given, native=True)) == list(generate(*given[:-1], Draws(5, 1)))
     if without == ["-mno-avx512f"]:
-        assert native_decoding.load(torch.float16)
+        assert decode.load(torch.float16)
     else:
         with pytest.raises(Unavailable, match="this processor converts no float16"):
-            native_decoding.load(torch.float16)
+            decode.load(torch.float16)
 
 
 def test_processes_that_make_it_at_once_do_not_meet(home: Path) -> None:
-    program = "from microgpt_cli.native.library import load; load('passes').add_rows"
+    program = "from microgpt_cli.engines.cpu.build import load; load('passes').add_rows"
     running = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(4)]
     assert [process.wait() for process in running] == [0] * 4
     assert len(made(home)) == 1  # and nothing half made beside it
@@ -148,12 +147,12 @@ def test_training_goes_on_without_a_compiler_and_says_why(
 ) -> None:
     words = ["model.n_layer=1", "max_steps=2", f"data.path={text_file}", "device=cpu"]
     monkeypatch.setenv("PATH", str(tmp_path))
-    library._loaded.cache_clear()
+    build._loaded.cache_clear()
     ran = microgpt("train", *words)
     assert ran.status == 0
     assert "compile   no: no C compiler here (cc), and torch.compile costs more than it saves here" in ran.out
     refused = microgpt("train", *words, "compile=native")
-    library._loaded.cache_clear()
+    build._loaded.cache_clear()
     assert refused.status == 2
     assert "compile=native: no C compiler here (cc); try compile=auto" in refused.err
 
@@ -167,7 +166,7 @@ def test_steps_made_in_c_are_not_repeated_without_a_compiler(
     assert whole.status == 0
     assert "to the bit" in whole.out
     monkeypatch.setenv("PATH", str(home))
-    library._loaded.cache_clear()
+    build._loaded.cache_clear()
     refused = microgpt("verify", f"ckpt={home / 'run'}", "replay=2")
     assert refused.status == 2
     assert "replay=2: this run was trained in part in C, and here: no C compiler here (cc)" in refused.err

@@ -9,20 +9,20 @@ import torch
 from conftest import ARCHES, Run
 from test_decoding import V, lively, plainly
 
+from microgpt_cli.engines.cpu import decode
+from microgpt_cli.engines.cpu.build import Unavailable
+from microgpt_cli.engines.cpu.decode import NativeDecoder, NativeWeights
 from microgpt_cli.errors import UserError
 from microgpt_cli.generation import generate as generating
-from microgpt_cli.generation import native_decoding
 from microgpt_cli.generation.generate import generate
-from microgpt_cli.generation.native_decoding import NativeDecoder, NativeWeights
 from microgpt_cli.generation.precision import choose_native
 from microgpt_cli.generation.sampling import Draws, Sampler
-from microgpt_cli.native.library import Unavailable
 
 
 @pytest.fixture(autouse=True)
 def _compiled() -> None:
     try:
-        native_decoding.load(torch.float32)
+        decode.load(torch.float32)
     except Unavailable as why:
         pytest.skip(str(why))
 
@@ -66,7 +66,7 @@ def test_logits_are_those_of_the_forward_pass(
     at_first: int, arch: str, dtype: torch.dtype, bound: float, threads: int
 ) -> None:
     try:
-        native_decoding.load(dtype)
+        decode.load(dtype)
     except Unavailable as why:
         pytest.skip(str(why))
     model = lively("mini", arch)
@@ -109,7 +109,7 @@ def test_the_last_sample_of_many_goes_on_in_c(monkeypatch: pytest.MonkeyPatch) -
 def test_how_many_tokens_a_call_writes_and_who_draws_them_changes_none(
     arch: str, sampler: Sampler, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native_decoding, "MOST_AT_ONCE", at_once)
+    monkeypatch.setattr(decode, "MOST_AT_ONCE", at_once)
     model = lively("micro", arch)
     for prompt, count in (([1, 2, 3], 100), ([4], 1), ([4], 17), ([i % V for i in range(40)], 20)):
         expected = list(generate(model, prompt, count, sampler, Draws(7, 1)))
@@ -158,7 +158,7 @@ def test_what_it_cannot_do_is_refused_when_asked_for(monkeypatch: pytest.MonkeyP
     def missing(dtype: torch.dtype) -> None:
         raise Unavailable("no C compiler here (cc)")
 
-    monkeypatch.setattr(native_decoding, "load", missing)
+    monkeypatch.setattr(decode, "load", missing)
     assert not choose_native("auto", model)
     with pytest.raises(UserError, match=r"compile=native: no C compiler here \(cc\); try compile=false"):
         choose_native("native", model)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from conftest import TINY, Tried
 
-from microgpt_cli import cli
+from microgpt_cli.cli import main as cli
 from microgpt_cli.errors import UserError
-from microgpt_cli.runs import folder as layout
+from microgpt_cli.runs import layout
 
 HOLD = """
 import sys, time

@@ -4,10 +4,11 @@ import pytest
 import torch
 from conftest import optim, preset
 
+from microgpt_cli.engines.cpu import muon
+from microgpt_cli.engines.cpu.build import Unavailable
+from microgpt_cli.engines.cpu.muon import NativeMuon
 from microgpt_cli.model.gpt import GPT
-from microgpt_cli.native.library import Unavailable
-from microgpt_cli.training import native_muon, optimizers
-from microgpt_cli.training.native_muon import NativeMuon
+from microgpt_cli.training import optimizers
 from microgpt_cli.training.optimizers import (
     NEWTON_SCHULZ,
     STEPS,
@@ -75,7 +76,7 @@ def test_orthogonalized_matrices_have_singular_values_near_one_and_the_same_sing
 
 def native_or_skip() -> None:
     try:
-        native_muon.load(in_bfloat16=False)
+        muon.load(in_bfloat16=False)
     except Unavailable as why:
         pytest.skip(str(why))
 

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from microgpt_cli.cli.overrides import nearest, quote, sort_words
+from microgpt_cli.config.schema import Leaf
 from microgpt_cli.errors import UserError
-from microgpt_cli.overrides import nearest, quote, sort_words
-from microgpt_cli.schema import Leaf
 
 LEAVES = {
     "prompt": Leaf("prompt", "str", False, "", ()),

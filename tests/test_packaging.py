@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from microgpt_cli import cli
+from microgpt_cli.cli import main as cli
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -9,8 +9,8 @@ from browser import Browser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microgpt_cli.pages.charts import line_chart, ticks
-from microgpt_cli.pages.page import facts, html, json_script, page, table, tag
+from microgpt_cli.insight.pages.charts import line_chart, ticks
+from microgpt_cli.insight.pages.page import facts, html, json_script, page, table, tag
 
 HOSTILE = '</script><script>document.title = "broken"</script><img src=x onerror=\'document.title = "broken"\'>&amp;"'
 

@@ -31,11 +31,10 @@ from forgetful_disk import (
     visible,
 )
 
-from microgpt_cli import cli
+from microgpt_cli.checkpoints import checkpoint
+from microgpt_cli.cli import main as cli
 from microgpt_cli.errors import UserError
-from microgpt_cli.runs import folder as layout
-from microgpt_cli.runs import storage
-from microgpt_cli.training import checkpoint
+from microgpt_cli.runs import layout, storage
 
 
 class Recovery:

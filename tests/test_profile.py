@@ -10,12 +10,12 @@ import pytest
 import torch
 from conftest import TEXT, TINY, Run
 
-from microgpt_cli import cli
+from microgpt_cli.cli import main as cli
 from microgpt_cli.commands import profile as command
-from microgpt_cli.data.tokens import Splits
+from microgpt_cli.compute import choose
+from microgpt_cli.data.dataset import Splits
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.training import profile
-from microgpt_cli.training.device import choose
 from microgpt_cli.training.profile import STEP, Operation, Profile
 
 CHARS = sorted(set(TEXT))

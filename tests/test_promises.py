@@ -18,10 +18,9 @@ import pytest
 import torch
 from conftest import TINY, Run, Tried, instead
 
+from microgpt_cli.checkpoints import checkpoint
 from microgpt_cli.model.gpt import GPT
-from microgpt_cli.runs import folder as layout
-from microgpt_cli.runs import storage
-from microgpt_cli.training import checkpoint
+from microgpt_cli.runs import layout, storage
 from microgpt_cli.training.trainer import Trainer
 from microgpt_cli.training.update import Update
 

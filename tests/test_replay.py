@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import Run
 
-from microgpt_cli.runs.film import CHARACTERS_PER_SEC, LONGEST_SEC, PAUSES_SEC, film
+from microgpt_cli.runs.replay_frames import CHARACTERS_PER_SEC, LONGEST_SEC, PAUSES_SEC, film
 from microgpt_cli.runs.samples import Sample, append_sample, read_samples
 
 

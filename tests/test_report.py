@@ -14,11 +14,11 @@ import pytest
 from browser import Browser
 from conftest import Run
 
-from microgpt_cli import cli
+from microgpt_cli.cli import main as cli
 from microgpt_cli.errors import UserError
-from microgpt_cli.pages.report import MOST_POINTS, Chart, Curve, thinned
-from microgpt_cli.runs import folder as layout
-from microgpt_cli.runs.about import read_about
+from microgpt_cli.insight.pages.report import MOST_POINTS, Chart, Curve, thinned
+from microgpt_cli.runs import layout
+from microgpt_cli.runs.run_summary import read_about
 from microgpt_cli.runs.samples import Sample, append_sample
 
 OVERFIT = [(step, 3 - step / 100 if step <= 100 else 1.5 + step / 200) for step in range(20, 401, 20)]

@@ -11,7 +11,7 @@ from conftest import TINY, Run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microgpt_cli import cli
+from microgpt_cli.cli import main as cli
 from microgpt_cli.commands import Invocation, train
 from microgpt_cli.errors import UserError
 from microgpt_cli.sweeps.study import JOURNAL, Axis, Judge, Settings, Study, grid, judge_of

@@ -13,10 +13,10 @@ from conftest import TEXT, TINY, Run, preset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microgpt_cli.inspection.surprise import Piece, Surprise, stretches, token_losses
+from microgpt_cli.compute import choose
+from microgpt_cli.insight.token_losses import Piece, Surprise, stretches, token_losses
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.runs.samples import Sample, append_sample
-from microgpt_cli.training.device import choose
 from microgpt_cli.training.trainer import evaluate
 
 V, T = 5, 4

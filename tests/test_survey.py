@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from microgpt_cli.data.corpus import Corpus
-from microgpt_cli.data.survey import beginning, survey
 from microgpt_cli.errors import UserError
+from microgpt_cli.insight.text_stats import beginning, survey
 
 LINE = "a line that is long enough to be told from any other\n"
 

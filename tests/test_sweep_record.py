@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from microgpt_cli.config.schema import LARGEST_INT
 from microgpt_cli.errors import UserError
 from microgpt_cli.runs import storage
-from microgpt_cli.schema import LARGEST_INT
 from microgpt_cli.sweeps import record
 from microgpt_cli.sweeps.record import Job, Record
 

@@ -13,10 +13,9 @@ import pytest
 import torch
 from conftest import TINY, Run, Tried, instead
 
-from microgpt_cli.commands import texts
+from microgpt_cli.commands import dataset_cache
 from microgpt_cli.commands import train as train_command
-from microgpt_cli.runs import folder as layout
-from microgpt_cli.runs import plots, storage
+from microgpt_cli.runs import layout, plots, storage
 from microgpt_cli.sweeps import job
 from microgpt_cli.training.trackers import Trackers
 from microgpt_cli.training.trainer import Evaluated, Trainer
@@ -307,8 +306,8 @@ def test_memory_does_not_grow_with_the_number_of_jobs(microgpt: Run, monkeypatch
 
 
 def test_jobs_in_one_process_share_the_encoded_text(microgpt: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    original, encoded = texts.encode, []
-    monkeypatch.setattr(texts, "encode", lambda *words: encoded.append(words) or original(*words))
+    original, encoded = dataset_cache.encode, []
+    monkeypatch.setattr(dataset_cache, "encode", lambda *words: encoded.append(words) or original(*words))
     Path("other.txt").write_text("Another text, of other characters. " * 300)
     words = instead(SHORT, "max_steps=1", "seed=1,2", "data.path=my.txt,other.txt")
     assert microgpt("train", "-m", *words).status == 0

@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 
 from microgpt_cli.config import TrainConfig
+from microgpt_cli.config.schema import absent_values
 from microgpt_cli.errors import UserError
-from microgpt_cli.runs import folder as layout
-from microgpt_cli.runs import reading, storage, table
+from microgpt_cli.runs import layout, reading, storage, table
 from microgpt_cli.runs.reading import read_run, read_runs
 from microgpt_cli.runs.table import render, sort_runs
-from microgpt_cli.schema import absent_values
 
 
 def make_run(folder: Path, status: str | None = "finished", loss: float = 2.0, step: int = 20, **settings) -> Path:

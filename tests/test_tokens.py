@@ -10,11 +10,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from microgpt_cli.config import TokenizerConfig
-from microgpt_cli.data import tokens
+from microgpt_cli.data import dataset
 from microgpt_cli.data.baselines import baselines
 from microgpt_cli.data.corpus import Corpus
+from microgpt_cli.data.dataset import build_tokenizer, draw_starts, encode, split, take, windows
 from microgpt_cli.data.tokenizers import ByteTokenizer
-from microgpt_cli.data.tokens import build_tokenizer, draw_starts, encode, split, take, windows
 from microgpt_cli.errors import UserError
 
 CHAR = TokenizerConfig("char", "error")
@@ -110,7 +110,7 @@ def test_on_its_way_to_a_gpu_a_batch_is_pinned_and_nothing_waits_for_it(monkeypa
 @pytest.fixture
 def on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take every corpus for one that does not fit into memory."""
-    monkeypatch.setattr(tokens, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(dataset, "IN_MEMORY_BYTES", 0)
 
 
 @pytest.mark.parametrize("text", ["hello world\n" * 50, "".join(map(chr, range(0x4E00, 0x4E00 + 900)))])
@@ -120,7 +120,7 @@ def test_a_mapped_corpus_is_the_one_in_memory(text: str, tmp_path: Path, monkeyp
     corpus = Corpus("t", (path,))
     tokenizer = build_tokenizer(CHAR, corpus, tmp_path)
     small, small_sha = encode(corpus, tokenizer, tmp_path)
-    monkeypatch.setattr(tokens, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(dataset, "IN_MEMORY_BYTES", 0)
     again = build_tokenizer(CHAR, corpus, tmp_path)
     large, large_sha = encode(corpus, again, tmp_path)
     assert again.to_json() == tokenizer.to_json()

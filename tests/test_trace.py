@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from microgpt_cli.insight.trace import Call, Op, Step, Value, backward_flops, flops, fold, parameters, trace
 from microgpt_cli.model.accounting import flops_per_token, meta_model, total_parameters
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.model.layers import CausalSelfAttention
-from microgpt_cli.model.trace import Call, Op, Step, Value, backward_flops, flops, fold, parameters, trace
 
 
 def values(step: Step) -> list[Value]:

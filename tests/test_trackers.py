@@ -11,8 +11,8 @@ import pytest
 from conftest import TINY, Run, instead
 
 from microgpt_cli.config import LOGGERS, TrainConfig
+from microgpt_cli.config.schema import from_json
 from microgpt_cli.errors import UserError
-from microgpt_cli.schema import from_json
 from microgpt_cli.training import trackers
 
 

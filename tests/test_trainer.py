@@ -12,12 +12,13 @@ import pytest
 import torch
 from conftest import TINY, Run, Tried, instead
 
-from microgpt_cli.data.tokens import Splits
+from microgpt_cli.checkpoints import checkpoint
+from microgpt_cli.compute import choose
+from microgpt_cli.data.dataset import Splits
 from microgpt_cli.errors import RunStopped
 from microgpt_cli.model.gpt import GPT
-from microgpt_cli.runs import folder as layout
-from microgpt_cli.training import checkpoint, metrics
-from microgpt_cli.training.device import choose
+from microgpt_cli.runs import layout
+from microgpt_cli.training import metrics
 from microgpt_cli.training.trainer import Evaluated, Logged, Saved, Stepped, Trainer, Warned, evaluate
 
 RunText = Callable[..., Path]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microgpt_cli.runs.welch import incomplete_beta, mean_and_sd, welch
+from microgpt_cli.runs.significance import incomplete_beta, mean_and_sd, welch
 
 # Student's t: the values of the tables in every statistics book, two-sided.
 TABLE = [

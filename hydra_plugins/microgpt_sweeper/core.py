@@ -34,8 +34,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 if TYPE_CHECKING:
+    from microgpt_cli.cli.multirun import Task
     from microgpt_cli.config import SweepConfig
-    from microgpt_cli.sweeping import Task
     from microgpt_cli.sweeps.job import Look
     from microgpt_cli.sweeps.progress import Plan
     from microgpt_cli.sweeps.record import Job, Record
@@ -87,8 +87,7 @@ class JobSweeper(Sweeper):
             Interrupted: a signal stopped it.
         """
         from microgpt_cli.commands import sweep as show
-        from microgpt_cli.runs import folder as layout
-        from microgpt_cli.runs import storage
+        from microgpt_cli.runs import layout, storage
         from microgpt_cli.sweeps import job
 
         if not self.task.makes_run_folder:
@@ -185,7 +184,7 @@ class JobSweeper(Sweeper):
         return " ".join(word for word in self.record.jobs[number].overrides if word.partition("=")[0] in swept)
 
     def _launch(self, numbers: list[int]) -> None:
-        from microgpt_cli.overrides import quote
+        from microgpt_cli.cli.overrides import quote
         from microgpt_cli.sweeps import job
 
         where = f"hydra.sweep.dir={quote(str(self.sweep_folder))}"

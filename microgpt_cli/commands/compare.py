@@ -8,8 +8,7 @@ from microgpt_cli.commands import Invocation
 from microgpt_cli.commands.runs import label, plot_folder
 from microgpt_cli.config import CompareConfig
 from microgpt_cli.errors import UserError
-from microgpt_cli.runs import folder as layout
-from microgpt_cli.runs import plots, reading, storage, table, terminal_plot
+from microgpt_cli.runs import layout, plots, reading, storage, table, terminal_plot
 
 PLOT = "compare.png"
 PLOT_HEIGHT = 16  # lines
@@ -61,11 +60,11 @@ def _draw(runs: list[reading.Run], letters: str, out: str | None) -> str:
 
 def _continuations(config: CompareConfig) -> list[str]:
     """What each run writes after the prompt, or why it can't. Only here is torch needed."""
+    from microgpt_cli.checkpoints import checkpoint
+    from microgpt_cli.compute import choose
     from microgpt_cli.data.tokenizers import unpack
     from microgpt_cli.generation.generate import generate, text_of
     from microgpt_cli.generation.sampling import Draws, Sampler
-    from microgpt_cli.training import checkpoint
-    from microgpt_cli.training.device import choose
 
     compute = choose(config.device, "auto")
     texts = []

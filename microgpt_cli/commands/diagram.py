@@ -4,11 +4,11 @@ import sys
 
 from microgpt_cli.commands import Invocation
 from microgpt_cli.commands.console import file_to_write
-from microgpt_cli.commands.described import described, traced
+from microgpt_cli.commands.model_source import described, traced
 from microgpt_cli.config import DiagramConfig
 from microgpt_cli.errors import UserError
-from microgpt_cli.model import picture, sketch
-from microgpt_cli.model.diagram import diagram
+from microgpt_cli.insight import diagram_svg, diagram_text
+from microgpt_cli.insight.diagram import diagram
 from microgpt_cli.runs import storage
 
 
@@ -17,16 +17,16 @@ def run(config: DiagramConfig, invocation: Invocation) -> None:
     target = None if config.out is None else file_to_write(config.out)
     what = diagram(*traced(described(config, invocation), config.batch, config.time, "auto"))
     if target is not None:
-        drawing = picture.draw(what)
+        drawing = diagram_svg.draw(what)
         drawn = (
-            picture.png(drawing, config.theme)
+            diagram_svg.png(drawing, config.theme)
             if target.suffix.lower() == ".png"
-            else picture.svg(drawing, config.theme).encode()
+            else diagram_svg.svg(drawing, config.theme).encode()
         )
         try:
             storage.replace(target, drawn)
         except OSError as error:
             raise UserError(f"out={config.out}: {error.strerror or error}") from error
-    print(sketch.text(what))
+    print(diagram_text.text(what))
     if target is not None:
         print(f"written to {config.out}", file=sys.stderr)

@@ -14,21 +14,21 @@ import yaml
 
 from microgpt_cli.commands import Invocation
 from microgpt_cli.commands.console import bytes_bar, data_size, duration, thousands
-from microgpt_cli.commands.old_runs import config_from_run
+from microgpt_cli.commands.resume import config_from_run
 from microgpt_cli.commands.train import LAST_SAMPLE_TOKENS, SAMPLE_TOKENS, work_flops
+from microgpt_cli.compute import Compute, choose, for_vocabulary
 from microgpt_cli.config import TrainConfig
+from microgpt_cli.config.schema import leaves
 from microgpt_cli.data.baselines import baselines
 from microgpt_cli.data.corpus import Corpus, open_corpus
-from microgpt_cli.data.survey import Survey, beginning, survey
+from microgpt_cli.data.dataset import IN_MEMORY_BYTES, Splits, build_tokenizer, encode, split
 from microgpt_cli.data.tokenizers import Tokenizer
-from microgpt_cli.data.tokens import IN_MEMORY_BYTES, Splits, build_tokenizer, encode, split
 from microgpt_cli.errors import RunStopped, UserError
-from microgpt_cli.inspection.copied import copied
+from microgpt_cli.insight.overlap import copied
+from microgpt_cli.insight.text_stats import Survey, beginning, survey
 from microgpt_cli.model.accounting import memory, meta_model, total_parameters
-from microgpt_cli.runs import folder as layout
-from microgpt_cli.schema import leaves
+from microgpt_cli.runs import layout
 from microgpt_cli.training import probe
-from microgpt_cli.training.device import Compute, choose, for_vocabulary
 from microgpt_cli.training.trainer import EVAL_TOKENS
 
 FEW_BYTES = 100_000  # of text: such a run overfits soon

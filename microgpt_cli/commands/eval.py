@@ -11,21 +11,21 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from microgpt_cli.checkpoints import checkpoint
 from microgpt_cli.commands import Invocation
 from microgpt_cli.commands.console import bytes_bar, duration
 from microgpt_cli.commands.pages import page_path
-from microgpt_cli.commands.surprise import WORST, Read, tell
+from microgpt_cli.commands.token_losses import WORST, Read, tell
+from microgpt_cli.compute import Compute, choose
 from microgpt_cli.config import DataConfig, EvalConfig
 from microgpt_cli.data.baselines import baselines
 from microgpt_cli.data.corpus import open_corpus
+from microgpt_cli.data.dataset import encode, split
 from microgpt_cli.data.tokenizers import CharTokenizer, Tokenizer
-from microgpt_cli.data.tokens import encode, split
 from microgpt_cli.errors import UserError
-from microgpt_cli.inspection.surprise import Surprise, token_losses
+from microgpt_cli.insight.token_losses import Surprise, token_losses
 from microgpt_cli.model.gpt import GPT
-from microgpt_cli.runs import folder as layout
-from microgpt_cli.training import checkpoint
-from microgpt_cli.training.device import Compute, choose
+from microgpt_cli.runs import layout
 from microgpt_cli.training.trainer import evaluate
 
 COUNT_TOKENS = 1 << 20  # looked at in one piece

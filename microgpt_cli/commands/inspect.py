@@ -9,17 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from microgpt_cli.checkpoints import checkpoint
 from microgpt_cli.commands import Invocation
 from microgpt_cli.commands.colours import alarm, columns, heat_map, padded, wanted
 from microgpt_cli.commands.pages import page_path, write_page
 from microgpt_cli.commands.prompts import encode_prompt, read_prompt
+from microgpt_cli.compute import choose
 from microgpt_cli.config import InspectConfig
 from microgpt_cli.data.tokenizers import visible
-from microgpt_cli.inspection.inside import Guess, Inside, focus, look, to_json
-from microgpt_cli.pages.inside import inside_page
-from microgpt_cli.runs import folder as layout
-from microgpt_cli.training import checkpoint
-from microgpt_cli.training.device import choose
+from microgpt_cli.insight.logit_lens import Guess, Inside, focus, look, to_json
+from microgpt_cli.insight.pages.logit_lens import inside_page
+from microgpt_cli.runs import layout
 
 CANDIDATES = 5
 ROWS = 24  # positions that the screen shows, the last ones

@@ -13,16 +13,15 @@ from tqdm import tqdm
 from microgpt_cli import randomness
 from microgpt_cli.commands import Invocation
 from microgpt_cli.commands.console import bytes_bar, say
+from microgpt_cli.compute import choose
 from microgpt_cli.config import TrainConfig
 from microgpt_cli.data.corpus import open_corpus
-from microgpt_cli.data.tokens import build_tokenizer, encode, split
+from microgpt_cli.data.dataset import build_tokenizer, encode, split
 from microgpt_cli.errors import RunStopped, UserError
 from microgpt_cli.model.accounting import total_parameters
 from microgpt_cli.model.gpt import GPT
-from microgpt_cli.runs import folder as layout
-from microgpt_cli.runs import plots, storage
+from microgpt_cli.runs import layout, plots, storage
 from microgpt_cli.training import lr_find
-from microgpt_cli.training.device import choose
 from microgpt_cli.training.lr_find import Tried
 
 PICTURE_ROWS, PICTURE_COLUMNS = 9, 64

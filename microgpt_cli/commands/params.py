@@ -5,7 +5,7 @@ import json
 
 from microgpt_cli.commands import Invocation
 from microgpt_cli.commands.console import data_size
-from microgpt_cli.commands.described import described
+from microgpt_cli.commands.model_source import described
 from microgpt_cli.config import ParamsConfig
 from microgpt_cli.model.accounting import (
     Row,

@@ -11,16 +11,16 @@ import torch
 from tqdm import tqdm
 
 from microgpt_cli import randomness
-from microgpt_cli.commands import Invocation, texts
+from microgpt_cli.commands import Invocation, dataset_cache
 from microgpt_cli.commands.console import say, thousands
 from microgpt_cli.commands.train import work_flops
+from microgpt_cli.compute import choose, for_vocabulary
 from microgpt_cli.config import TrainConfig
-from microgpt_cli.data.tokens import split
+from microgpt_cli.data.dataset import split
 from microgpt_cli.model.accounting import flops_per_token, total_parameters
 from microgpt_cli.model.gpt import GPT
-from microgpt_cli.runs import folder as layout
+from microgpt_cli.runs import layout
 from microgpt_cli.training import profile
-from microgpt_cli.training.device import choose, for_vocabulary
 from microgpt_cli.training.profile import PROFILED_STEPS, STEP, TIMED_STEPS, WARMUP_STEPS, Profile
 
 TRACE = "trace.json"
@@ -62,7 +62,7 @@ def run(config: TrainConfig, invocation: Invocation) -> None:
     layout.refuse_unless_free(folder)
     # what a run of this config would choose, so that its own steps are seen
     compute = choose(config.device, config.dtype, config.compile, config.threads, work_flops(config), config.model)
-    corpus, tokenizer, ids, _ = texts.read(config.data, config.tokenizer)
+    corpus, tokenizer, ids, _ = dataset_cache.read(config.data, config.tokenizer)
     compute = for_vocabulary(compute, config.compile, tokenizer.vocab_size)
     splits = split(ids, config.data.val_fraction, config.model.block_size)
     torch.manual_seed(randomness.derive(config.seed, randomness.WEIGHTS))

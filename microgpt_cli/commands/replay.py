@@ -11,8 +11,8 @@ from typing import Protocol
 from microgpt_cli.commands import Invocation
 from microgpt_cli.config import ReplayConfig
 from microgpt_cli.errors import UserError
-from microgpt_cli.runs import folder as layout
-from microgpt_cli.runs.film import Frame, film
+from microgpt_cli.runs import layout
+from microgpt_cli.runs.replay_frames import Frame, film
 from microgpt_cli.runs.samples import read_samples
 from microgpt_cli.training import metrics
 

@@ -12,14 +12,13 @@ from microgpt_cli.commands import Invocation
 from microgpt_cli.commands.pages import page_path, write_page
 from microgpt_cli.commands.runs import label
 from microgpt_cli.config import ReportConfig, TrainConfig
+from microgpt_cli.config.schema import from_json, leaves
 from microgpt_cli.errors import UserError
-from microgpt_cli.pages.report import Chart, Curve, Verdict, run_page, sweep_page
-from microgpt_cli.runs import folder as layout
-from microgpt_cli.runs import reading, storage, table
-from microgpt_cli.runs.about import read_about, setting_of
-from microgpt_cli.runs.judge import Finding, judge
+from microgpt_cli.insight.pages.report import Chart, Curve, Verdict, run_page, sweep_page
+from microgpt_cli.runs import layout, reading, storage, table
+from microgpt_cli.runs.diagnose import Finding, judge
+from microgpt_cli.runs.run_summary import read_about, setting_of
 from microgpt_cli.runs.samples import read_samples
-from microgpt_cli.schema import from_json, leaves
 
 PAGE = "report.html"
 COLOURS = ("--c1", "--c2", "--c3", "--c4", "--c5")

@@ -8,8 +8,7 @@ from pathlib import Path
 from microgpt_cli.commands import Invocation
 from microgpt_cli.config import RunsConfig
 from microgpt_cli.errors import UserError
-from microgpt_cli.runs import folder as layout
-from microgpt_cli.runs import plots, reading, storage, table
+from microgpt_cli.runs import layout, plots, reading, storage, table
 from microgpt_cli.runs.filters import matching
 
 CURVES_PLOT, SWEPT_PLOT = "runs.png", "swept.png"

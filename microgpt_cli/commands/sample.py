@@ -8,9 +8,11 @@ from typing import Protocol
 import torch
 from tqdm import tqdm
 
+from microgpt_cli.checkpoints import checkpoint
 from microgpt_cli.commands import Invocation
 from microgpt_cli.commands.console import file_to_write
 from microgpt_cli.commands.prompts import encode_prompt, read_prompt
+from microgpt_cli.compute import Compute, choose
 from microgpt_cli.config import SampleConfig
 from microgpt_cli.data.tokenizers import Tokenizer
 from microgpt_cli.errors import UserError
@@ -18,10 +20,7 @@ from microgpt_cli.generation.generate import Stops, cut_at, generate, text_of
 from microgpt_cli.generation.precision import choose_dtype, choose_native, choose_threads
 from microgpt_cli.generation.sampling import Draws, Sampler
 from microgpt_cli.model.gpt import GPT
-from microgpt_cli.runs import folder as layout
-from microgpt_cli.runs import storage
-from microgpt_cli.training import checkpoint
-from microgpt_cli.training.device import Compute, choose
+from microgpt_cli.runs import layout, storage
 
 
 class Sink(Protocol):

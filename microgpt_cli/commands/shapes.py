@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from microgpt_cli.commands import Invocation
-from microgpt_cli.commands.described import described, traced
+from microgpt_cli.commands.model_source import described, traced
 from microgpt_cli.config import ShapesConfig
+from microgpt_cli.insight.trace import Call, Folded, Op, Step, Value, Weight, backward_flops, flops, fold, parameters
 from microgpt_cli.model.accounting import total_parameters
 from microgpt_cli.model.gpt import GPT
-from microgpt_cli.model.trace import Call, Folded, Op, Step, Value, Weight, backward_flops, flops, fold, parameters
 
 INDENT = "  "
 UNBOUNDED = 1 << 30  # columns of a file

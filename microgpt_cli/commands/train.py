@@ -16,26 +16,26 @@ import torch
 from tqdm import tqdm
 
 from microgpt_cli import __version__, randomness, signals
-from microgpt_cli.commands import Invocation, lr_find, texts
+from microgpt_cli.checkpoints import checkpoint
+from microgpt_cli.commands import Invocation, dataset_cache, lr_find
 from microgpt_cli.commands.console import say, thousands
-from microgpt_cli.commands.old_runs import config_from_run, resumed_config
-from microgpt_cli.commands.train_words import conclude, go_on, introduce, smaller_batch
+from microgpt_cli.commands.resume import config_from_run, resumed_config
+from microgpt_cli.commands.train_report import conclude, go_on, introduce, smaller_batch
+from microgpt_cli.compute import Compute, choose, for_vocabulary
 from microgpt_cli.config import TrainConfig
 from microgpt_cli.data.baselines import Baselines, baselines
+from microgpt_cli.data.dataset import Splits, split
 from microgpt_cli.data.tokenizers import Tokenizer
-from microgpt_cli.data.tokens import Splits, split
 from microgpt_cli.errors import Interrupted, RunStopped, UserError
 from microgpt_cli.generation.generate import generate, text_of
 from microgpt_cli.generation.precision import choose_native
 from microgpt_cli.generation.sampling import Draws, Sampler
 from microgpt_cli.model.accounting import parameter_rows, total_parameters
 from microgpt_cli.model.gpt import GPT
-from microgpt_cli.runs import folder as layout
-from microgpt_cli.runs import plots, storage
+from microgpt_cli.runs import layout, plots, storage
 from microgpt_cli.runs.samples import Sample, append_sample, drop_samples_after
 from microgpt_cli.sweeps.study import Judge, judge_of
-from microgpt_cli.training import checkpoint, metrics
-from microgpt_cli.training.device import Compute, choose, for_vocabulary
+from microgpt_cli.training import metrics
 from microgpt_cli.training.trackers import Trackers, require
 from microgpt_cli.training.trainer import Evaluated, Logged, Saved, State, Stepped, Trainer, Warned
 
@@ -113,7 +113,7 @@ def _train(
     device, work = _device(config, invocation), work_flops(config)
     compute = choose(device, config.dtype, config.compile, config.threads, work, config.model)
     tokenizer_of_run = resumed.tokenizer if resumed else None
-    corpus, tokenizer, ids, text_sha256 = texts.read(config.data, config.tokenizer, tokenizer_of_run)
+    corpus, tokenizer, ids, text_sha256 = dataset_cache.read(config.data, config.tokenizer, tokenizer_of_run)
     compute = for_vocabulary(compute, config.compile, tokenizer.vocab_size)
     splits = split(ids, config.data.val_fraction, config.model.block_size)
     facts = _facts(compute, text_sha256)

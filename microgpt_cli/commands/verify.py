@@ -6,16 +6,15 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from microgpt_cli.checkpoints import checkpoint
 from microgpt_cli.commands import Invocation
 from microgpt_cli.commands.console import bytes_bar
+from microgpt_cli.compute import DTYPES, choose, why_no_native
 from microgpt_cli.config import VerifyConfig
 from microgpt_cli.data.corpus import open_corpus
-from microgpt_cli.data.tokens import encode, split
+from microgpt_cli.data.dataset import encode, split
 from microgpt_cli.errors import RunStopped, UserError
-from microgpt_cli.runs import folder as layout
-from microgpt_cli.runs import storage
-from microgpt_cli.training import checkpoint
-from microgpt_cli.training.device import DTYPES, choose, why_no_native
+from microgpt_cli.runs import layout, storage
 from microgpt_cli.training.trainer import Stepped, Trainer
 
 

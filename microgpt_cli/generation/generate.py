@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from microgpt_cli.generation.cuda_graph import FEWEST_TOKENS, GraphedStep
-from microgpt_cli.generation.decoding import Cache, Weights, decode_one_token, prefill, prepare
-from microgpt_cli.generation.native_decoding import NativeDecoder, NativeWeights
+from microgpt_cli.engines.cpu.decode import NativeDecoder, NativeWeights
+from microgpt_cli.engines.cuda.decode_graph import FEWEST_TOKENS, GraphedStep
+from microgpt_cli.engines.decoding import Cache, Weights, decode_one_token, prefill, prepare
 from microgpt_cli.generation.sampling import Draws, Sampler
 from microgpt_cli.model.gpt import GPT
 

@@ -6,12 +6,12 @@ batches, by autocast. Here it is of single rows by weights that are prepared onc
 
 import torch
 
+from microgpt_cli.compute import DTYPES, cpu_multiplies_bfloat16
+from microgpt_cli.engines.cpu import decode
+from microgpt_cli.engines.cpu.build import Unavailable
+from microgpt_cli.engines.linear import can_pack, has_half_products
 from microgpt_cli.errors import UserError
-from microgpt_cli.generation import native_decoding
-from microgpt_cli.generation.products import can_pack, has_half_products
 from microgpt_cli.model.gpt import GPT
-from microgpt_cli.native.library import Unavailable
-from microgpt_cli.training.device import DTYPES, cpu_multiplies_bfloat16
 
 # Measured on two cores (see the table in products.py): up to 160 wide the calls cost and float32 is faster, from 192
 # on float16 weights are. At 10.7M parameters 8 samples go on 1.1 times as fast in float16 as in bfloat16, 64 in
@@ -65,7 +65,7 @@ def choose_native(
         why_not = "it is for one sample at a time; try num_samples=1"
     if not why_not:
         try:
-            native_decoding.load(dtype)
+            decode.load(dtype)
         except Unavailable as error:
             why_not = f"{error}; try compile=false"
     if why_not and wanted == "native":

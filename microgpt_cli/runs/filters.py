@@ -13,12 +13,12 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from microgpt_cli.cli.overrides import nearest
 from microgpt_cli.config import TrainConfig
+from microgpt_cli.config.schema import leaves
 from microgpt_cli.errors import UserError
-from microgpt_cli.overrides import nearest
 from microgpt_cli.runs.reading import STATUSES, Run
 from microgpt_cli.runs.table import resolve, value_of
-from microgpt_cli.schema import leaves
 
 NAME, SIGN, VALUE = r"([\w./ ]*[\w./])", r"(==|!=|<=|>=|=|<|>|~)", r"""("[^"]*"|'[^']*'|.*?)"""
 CONDITION = re.compile(rf"\s*{NAME}\s*{SIGN}\s*{VALUE}(?:\s+(and)(?:\s|$)|\s*$)", re.DOTALL)

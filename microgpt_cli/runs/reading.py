@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from microgpt_cli.config import TrainConfig
+from microgpt_cli.config.schema import absent_values
 from microgpt_cli.errors import UserError
-from microgpt_cli.runs import folder as layout
-from microgpt_cli.runs import log, storage
-from microgpt_cli.schema import absent_values
+from microgpt_cli.runs import layout, log, storage
 
 Setting = bool | int | float | str | None
 CONCLUDED = ("finished", "stopped_early")  # the others may still get better

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from microgpt_cli.runs import storage
-from microgpt_cli.runs.folder import SAMPLES
+from microgpt_cli.runs.layout import SAMPLES
 
 HEADER = re.compile(rb"^=== step (\d{1,8}) ===$", re.MULTILINE)
 LOOKS_LIKE_ONE = re.compile(rb"^(?=>*=== step \d+ ===$)", re.MULTILINE)

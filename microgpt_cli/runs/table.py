@@ -12,12 +12,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from microgpt_cli.cli.overrides import nearest
 from microgpt_cli.config import TrainConfig
+from microgpt_cli.config.schema import leaves
 from microgpt_cli.errors import UserError
-from microgpt_cli.overrides import nearest
 from microgpt_cli.runs.reading import COLUMNS, CONCLUDED, Run, Setting
-from microgpt_cli.runs.welch import mean_and_sd, welch
-from microgpt_cli.schema import leaves
+from microgpt_cli.runs.significance import mean_and_sd, welch
 
 FORMATS = ("table", "csv", "json", "md")
 # Where things lie and how a run was begun: no setting of the run that the table compares.

@@ -26,8 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from microgpt_cli.errors import Interrupted, UserError
-from microgpt_cli.runs import folder as layout
-from microgpt_cli.runs import storage
+from microgpt_cli.runs import layout, storage
 
 LOG, TRACEBACK, STOP = "train.log", "traceback.txt", ".stop"
 DONE = ("finished", "stopped_early", "pruned")  # a job that need not run again

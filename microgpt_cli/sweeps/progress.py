@@ -9,8 +9,7 @@ from pathlib import Path
 
 from microgpt_cli.config import TrainConfig
 from microgpt_cli.errors import UserError
-from microgpt_cli.runs import folder as layout
-from microgpt_cli.runs import storage
+from microgpt_cli.runs import layout, storage
 from microgpt_cli.sweeps import job
 
 STEP_FLOPS = 5e8  # what a step costs however small the model is, in units of the arithmetic of larger ones

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from microgpt_cli.errors import UserError
-from microgpt_cli.runs import folder as layout
-from microgpt_cli.runs import storage
+from microgpt_cli.runs import layout, storage
 
 RECORD = "sweep.json"
 SWEEPS = layout.OUTPUTS / "sweeps"

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
+from microgpt_cli.compute import Compute
 from microgpt_cli.config import TrainConfig
-from microgpt_cli.data.tokens import Splits, draw_starts
+from microgpt_cli.data.dataset import Splits, draw_starts
 from microgpt_cli.model.gpt import GPT
-from microgpt_cli.training.device import Compute
 from microgpt_cli.training.update import Update
 
 LOWEST, HIGHEST, STEPS = 1e-6, 10.0, 200

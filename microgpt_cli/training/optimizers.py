@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from microgpt_cli.compute import cpu_multiplies_bfloat16
 from microgpt_cli.config import OptimConfig
-from microgpt_cli.model.passes import gradient
-from microgpt_cli.training.device import cpu_multiplies_bfloat16
-from microgpt_cli.training.native_muon import NativeMuon
+from microgpt_cli.engines.cpu.muon import NativeMuon
+from microgpt_cli.engines.cpu.passes import gradient
 
 # The quintic that Jordan et al. (2024) found to bring singular values near 1 in few steps.
 NEWTON_SCHULZ, STEPS = (3.4445, -4.7750, 2.0315), 5

@@ -12,14 +12,14 @@ from pathlib import Path
 import torch
 
 from microgpt_cli import randomness
+from microgpt_cli.compute import Compute
 from microgpt_cli.config import TrainConfig
-from microgpt_cli.data.tokens import Splits, draw_starts
+from microgpt_cli.data.dataset import Splits, draw_starts
 from microgpt_cli.generation.generate import generate
 from microgpt_cli.generation.precision import choose_native
 from microgpt_cli.generation.sampling import Draws, Sampler
 from microgpt_cli.model.accounting import memory
 from microgpt_cli.model.gpt import GPT
-from microgpt_cli.training.device import Compute
 from microgpt_cli.training.schedule import lr_at
 from microgpt_cli.training.trainer import EVAL_BATCH_TOKENS, FIRST_LOSS_SCALE, evaluate
 from microgpt_cli.training.update import Update

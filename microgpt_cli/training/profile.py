@@ -15,10 +15,10 @@ import torch
 from torch.profiler import ProfilerActivity, record_function
 from torch.profiler import profile as torch_profile
 
+from microgpt_cli.compute import Compute
 from microgpt_cli.config import TrainConfig
-from microgpt_cli.data.tokens import Splits, draw_starts
+from microgpt_cli.data.dataset import Splits, draw_starts
 from microgpt_cli.model.gpt import GPT
-from microgpt_cli.training.device import Compute
 from microgpt_cli.training.schedule import lr_at
 from microgpt_cli.training.trainer import FIRST_LOSS_SCALE
 from microgpt_cli.training.update import CompilerFailed, Update

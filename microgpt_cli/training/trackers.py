@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from microgpt_cli.errors import UserError
-from microgpt_cli.runs import folder as layout
-from microgpt_cli.runs import storage
+from microgpt_cli.runs import layout, storage
 
 PROJECT = "microgpt"
 METRICS = ("loss", "val_loss", "learning_rate", "grad_norm", "tokens_per_sec")  # what is logged of an event

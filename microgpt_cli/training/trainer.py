@@ -17,16 +17,16 @@ import torch
 from torch import Tensor
 
 from microgpt_cli import randomness
+from microgpt_cli.checkpoints import checkpoint
+from microgpt_cli.checkpoints.async_saver import Saver, after_this, saves_beside, snapshot
+from microgpt_cli.compute import Compute
 from microgpt_cli.config import TrainConfig
-from microgpt_cli.data.tokens import Splits, draw_starts, windows
+from microgpt_cli.data.dataset import Splits, draw_starts, windows
 from microgpt_cli.errors import RunStopped
 from microgpt_cli.model.gpt import GPT
-from microgpt_cli.runs import folder as layout
-from microgpt_cli.training import checkpoint
-from microgpt_cli.training.device import Compute
+from microgpt_cli.runs import layout
 from microgpt_cli.training.metrics import JsonLines
 from microgpt_cli.training.optimizers import make_optimizer
-from microgpt_cli.training.saver import Saver, after_this, saves_beside, snapshot
 from microgpt_cli.training.schedule import lr_at
 from microgpt_cli.training.update import CompilerFailed, Update
 

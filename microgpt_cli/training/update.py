@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from microgpt_cli.compute import Compute
 from microgpt_cli.config import TrainConfig
-from microgpt_cli.data.tokens import take
+from microgpt_cli.data.dataset import take
+from microgpt_cli.engines.cpu.by_hand import ByHand
+from microgpt_cli.engines.cpu.passes import NativePasses, Passes, TorchPasses
 from microgpt_cli.model.accounting import flops_per_token
-from microgpt_cli.model.by_hand import ByHand
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.model.loss import LARGE_VOCABULARY
-from microgpt_cli.model.passes import NativePasses, Passes, TorchPasses
-from microgpt_cli.training.device import Compute
 from microgpt_cli.training.optimizers import AdamW, Muon, make_optimizer, total_norm
 
 RESIDENT_BYTES = 2 << 30  # a training split up to this size is kept on the GPU

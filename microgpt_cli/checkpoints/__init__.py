@@ -1,0 +1,1 @@
+"""Checkpoints: published, loaded, verified."""

@@ -1,0 +1,87 @@
+"""What `meta.json` of a checkpoint may say: the type and the range of everything that is used of it.
+
+A checksum finds damage and no forger, so nothing goes on from here that the rest of the program could not have written.
+"""
+
+import re
+from typing import Any, NamedTuple
+
+from microgpt_cli.config import LARGEST_STEP
+from microgpt_cli.config.schema import LARGEST_INT
+from microgpt_cli.errors import UserError
+
+FORMAT = 1
+
+
+class Number(NamedTuple):
+    """A number from `low` to `high`, both allowed."""
+
+    kind: type[int] | type[float]
+    low: float
+    high: float
+    optional: bool = False
+
+    def allows(self, value: Any) -> bool:
+        return self.optional if value is None else type(value) is self.kind and self.low <= value <= self.high
+
+
+COUNT, STEP = Number(int, 0, LARGEST_INT), Number(int, 0, LARGEST_STEP)
+FLOAT = Number(float, -1e60, 1e60)  # beyond any float32, and far from where sums of them overflow
+STATE = {
+    "step": STEP,
+    "tokens": COUNT,
+    "val_loss": FLOAT._replace(optional=True),
+    "evaluated_step": STEP,
+    "best_val_loss": FLOAT._replace(optional=True),
+    "best_step": STEP._replace(optional=True),
+    "stale_evaluations": COUNT,
+    "train_seconds": Number(float, 0, 1e12),
+    "loss_scale": Number(float, 2.0**-100, 2.0**100),
+    "steps_at_scale": COUNT,
+    "metrics_bytes": COUNT,
+    "timings_bytes": COUNT,
+}
+LEAST_SECONDS = 1e-9  # that a run with a step has trained
+TEXTS = ("microgpt", "torch", "python", "device", "dtype")
+LONGEST_TEXT = 200
+
+
+def check(meta: Any, where: str) -> dict[str, Any]:
+    """`meta`, if it is what a checkpoint of ours can hold. Keys that nothing uses are let through.
+
+    Raises:
+        UserError: a key is missing, or its value is of the wrong type, out of range, or at odds with another.
+    """
+    if not isinstance(meta, dict) or type(meta.get("format")) is not int or meta["format"] != FORMAT:
+        raise UserError(f"{where}: not of format {FORMAT}")
+    state = meta.get("state")
+    if not isinstance(state, dict) or set(state) != {*STATE, "unlogged"}:
+        raise UserError(f"{where}: state must have the keys {', '.join([*STATE, 'unlogged'])}")
+    wrong = [f"state.{name}" for name, number in STATE.items() if not number.allows(state[name])]
+    wrong += [name for name in TEXTS if not _is_text(meta.get(name))]
+    wrong += [] if Number(int, 1, LARGEST_INT).allows(meta.get("threads")) else ["threads"]
+    wrong += [] if re.fullmatch("[0-9a-f]{64}", str(meta.get("text_sha256"))) else ["text_sha256"]
+    wrong += [] if _is_pairs(state["unlogged"]) else ["state.unlogged"]
+    if wrong:
+        raise UserError(f"{where}: {wrong[0]} is missing, of a wrong type, or out of range")
+    step = state["step"]
+    if (
+        meta.get("step") != step
+        or max(state["evaluated_step"], state["best_step"] or 0, len(state["unlogged"])) > step
+        or (state["evaluated_step"] == 0) != (state["val_loss"] is None)
+        or (state["best_step"] is None) != (state["best_val_loss"] is None)
+        or (step > 0 and (state["tokens"] == 0 or state["train_seconds"] < LEAST_SECONDS))
+    ):
+        raise UserError(f"{where}: contradicts itself about step {step}")
+    return meta
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value.isprintable() and 0 < len(value) <= LONGEST_TEXT
+
+
+def _is_pairs(value: Any) -> bool:
+    """Whether this is a list of (loss, gradient norm)."""
+    return isinstance(value, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(map(FLOAT.allows, pair)) for pair in value
+    )

@@ -1,0 +1,171 @@
+"""From checked words to a config: Hydra composes `conf/`, the verb's dataclass checks every key.
+
+This file and sweeping.py are all that know Hydra, which each function imports when it needs it.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from microgpt_cli.cli import overrides
+from microgpt_cli.cli.verb import Verb
+from microgpt_cli.config.schema import Leaf
+from microgpt_cli.errors import UserError
+
+HERE = Path(__file__).resolve().parent.parent
+LONGEST_LINE = 2000  # characters of an error that are shown
+# In a wheel conf/ lies inside the package, in a checkout beside it.
+CONF = next((path for path in (HERE / "conf", HERE.parent / "conf") if (path / "train.yaml").is_file()), HERE / "conf")
+
+
+def group_choices(verb: str) -> dict[str, list[str]]:
+    """The config groups of a verb, from its own defaults list, each with the choices in `conf/`."""
+    import yaml
+
+    defaults = yaml.safe_load((CONF / f"{verb}.yaml").read_text(encoding="utf-8"))["defaults"]
+    bases = [entry for entry in defaults if isinstance(entry, str) and not entry.startswith("_")]  # doctor: train
+    if bases:
+        return group_choices(bases[0])
+    names = [name for entry in defaults if isinstance(entry, dict) for name in entry]
+    return {name: sorted(path.stem for path in (CONF / name).glob("[!_]*.yaml")) for name in names}
+
+
+def version_base() -> str | None:
+    """Hydra 1.3 wants to be told how to behave; 1.4 warns when it is."""
+    import hydra
+
+    return "1.3" if hydra.__version__.startswith("1.3") else None
+
+
+def register(verbs: Mapping[str, Verb]) -> None:
+    """Let Hydra know the schema of each verb."""
+    from hydra.core.config_store import ConfigStore
+
+    for name, verb in verbs.items():
+        ConfigStore.instance().store(name=f"_{name}", node=verb.schema)
+
+
+def flag(flags: Sequence[str], name: str) -> str | None:
+    """The value of a flag, if it was given."""
+    return flags[flags.index(name) + 1] if name in flags else None
+
+
+def compose(verbs: Mapping[str, Verb], verb: str, words: overrides.Words) -> Any:
+    """The composed config with its `hydra` node, types checked by the schema."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+
+    register(verbs)
+    conf = Path(flag(words.flags, "--config-path") or CONF).absolute()
+    extra = flag(words.flags, "--config-dir")
+    search = [f"hydra.searchpath=[{overrides.quote('file://' + os.path.abspath(extra))}]"] if extra else []
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(conf), version_base=version_base(), job_name=verb):
+        name = flag(words.flags, "--config-name") or verb
+        composed = hydra.compose(name, [*words.overrides, *search], return_hydra_config=True)
+    HydraConfig.instance().set_config(composed)
+    return composed
+
+
+def select(composed: Any) -> dict[str, Any]:
+    """Dotted key → value of everything in a composed config but its `hydra` node."""
+    from omegaconf import OmegaConf
+
+    flat: dict[str, Any] = {}
+
+    def walk(node: dict[str, Any], prefix: str) -> None:
+        for name, value in node.items():
+            if isinstance(value, dict):
+                walk(value, f"{prefix}{name}.")
+            else:
+                flat[prefix + name] = value
+
+    walk(OmegaConf.to_container(_without_hydra(composed), resolve=True), "")  # type: ignore[arg-type]
+    return flat
+
+
+def _without_hydra(composed: Any) -> Any:
+    """The verb's own config, still typed by its schema."""
+    from omegaconf import open_dict
+
+    plain = copy.deepcopy(composed)
+    with open_dict(plain):
+        plain.pop("hydra", None)
+    return plain
+
+
+def to_config(verb: str, spec: Verb, composed: Any) -> Any:
+    """The verb's dataclass, ranges checked. Raises `UserError` if a key has no value."""
+    from omegaconf import OmegaConf
+
+    plain = _without_hydra(composed)
+    missing = sorted(OmegaConf.missing_keys(plain))
+    if missing:
+        raise UserError(f"{missing[0]} is required, for example: {spec.example}")
+    config = OmegaConf.to_object(plain)
+    if not isinstance(config, spec.schema):
+        raise UserError(f"not a config of microgpt {verb}: its defaults must begin with _{verb}")
+    return config
+
+
+def hydra_files(composed: Any) -> dict[str, str]:
+    """What Hydra itself would write to `.hydra/`."""
+    from omegaconf import OmegaConf
+
+    return {
+        "config.yaml": OmegaConf.to_yaml(_without_hydra(composed)),
+        "hydra.yaml": OmegaConf.to_yaml(OmegaConf.masked_copy(composed, "hydra")),
+        "overrides.yaml": OmegaConf.to_yaml(composed.hydra.overrides.task),
+    }
+
+
+def interrupt_behind(error: BaseException) -> KeyboardInterrupt | None:
+    """The Ctrl-C that came first, where OmegaConf, cut off half-way, fails while it restores what it had changed."""
+    behind: BaseException | None = error
+    while behind is not None and not isinstance(behind, KeyboardInterrupt):
+        behind = behind.__context__
+    return behind
+
+
+def explained(error: Exception, verb: str, words: overrides.Words, schema: dict[str, Leaf]) -> Exception:
+    """Hydra's and OmegaConf's errors as one line for a person; any other error as it is."""
+    from hydra.errors import HydraException, MissingConfigException
+    from omegaconf.errors import OmegaConfBaseException
+
+    frames = traceback.extract_tb(error.__traceback__)
+    plugin = next((frame for frame in frames if re.search("hydra_plugins(?!.microgpt)", frame.filename)), None)
+    if plugin and not isinstance(error, HydraException | OmegaConfBaseException):
+        return UserError(f"a Hydra plugin is broken, uninstall it: {plugin.filename}: {one_line(error)}")
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        options = [name for name in error.options or [] if not name.startswith("_")]
+        best = overrides.nearest(choice, options)
+        hint = (f"did you mean {best!r}? " if best else "") + (f"choices: {', '.join(options)}" if options else "")
+        return UserError(f"{group}={choice}: no such choice; {hint}" if group else f"no config named {choice!r}")
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OmegaConfBaseException):
+        cause = cause.__cause__
+    if isinstance(cause, OmegaConfBaseException):
+        key = str(cause.full_key or "")
+        value = next((word.partition("=")[2] for word in words.overrides if word.partition("=")[0] == key), None)
+        if key in schema and value is not None:
+            leaf = schema[key]
+            return UserError(f"{key}={value}: must be of type {leaf.type_name}{' or null' if leaf.optional else ''}")
+        return UserError(f"{str(cause).splitlines()[0]}{f' ({key})' if key else ''}")
+    composing = any(Path(frame.filename).name == "config_loader_impl.py" for frame in frames)
+    if isinstance(error, HydraException) or composing:  # of syntax, of encoding, of types that Hydra takes for granted
+        return UserError(one_line(error))
+    return error
+
+
+def one_line(error: BaseException) -> str:
+    """An error as one line, with nothing in it that a terminal would obey: a hostile file may have chosen the words."""
+    line = "".join(char if char.isprintable() else repr(char)[1:-1] for char in " ".join(str(error).split()))
+    return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]} …"

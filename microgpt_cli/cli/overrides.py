@@ -1,0 +1,198 @@
+"""From what a person typed to Hydra overrides: checked against the schema, text values quoted, flags set apart.
+
+Pure functions of words; no Hydra here. Hydra's grammar gives a meaning to quotes, commas, equals signs and `${…}`, and
+its flags must not stand between overrides. People know none of that, and after this module they need not.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from microgpt_cli.config.schema import Leaf
+from microgpt_cli.errors import UserError
+
+# Hydra's flags that take a value; `--info` takes one only when one of its own words follows.
+SHORT = {"-c": "--cfg", "-p": "--package", "-cp": "--config-path", "-cn": "--config-name", "-cd": "--config-dir"}
+SHORT |= {"-i": "--info", "-m": "--multirun", "-r": "--run", "-h": "--help"}
+VALUE_FLAGS = ("--cfg", "--info", "--package", "--config-path", "--config-name", "--config-dir")
+PLAIN_FLAGS = ("--help", "--hydra-help", "--resolve", "--multirun", "--run")
+INFO_WORDS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+FLAG_WORDS = {"--cfg": ("job", "hydra", "all"), "--info": INFO_WORDS}
+OVERRIDE = re.compile(r"(?P<prefix>\+{0,2}|~)(?P<key>[A-Za-z_][\w.@/-]*)(?:=(?P<value>.*))?", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Words:
+    """A command line after its verb, sorted out."""
+
+    flags: tuple[str, ...]  # for Hydra, with their values
+    overrides: tuple[str, ...]  # for Hydra, in its grammar
+    typed: tuple[str, ...]  # the keys and groups that were given a value, hydra's own left out
+
+
+def sort_words(
+    words: Iterable[str],
+    leaves: Mapping[str, Leaf],
+    groups: Mapping[str, Iterable[str]],
+    positional: tuple[str, ...],
+    sweep_leaves: Mapping[str, Leaf] = MappingProxyType({}),
+) -> Words:
+    """Tell flags from overrides and positionals, check every key, and write the overrides as Hydra wants them.
+
+    Args:
+        words: what stands behind the verb.
+        leaves: the keys of the verb, by dotted name.
+        groups: the groups of the verb, each with its choices.
+        positional: the keys that bare words fill, in order.
+        sweep_leaves: the keys of a sweep itself, which Hydra has in `hydra.sweeper`.
+
+    Raises:
+        UserError: an unknown flag or key, a key without a value or with two, or a word too many.
+    """
+    flags, rest = _split_flags(list(words))
+    sweep = "--multirun" in flags
+    overrides, typed, free, several = [], [], list(positional), []
+    given: dict[str, str] = {}  # key → the word that gave it
+    for word in rest:
+        match = OVERRIDE.fullmatch(word)
+        is_bare = match is None or (
+            match["prefix"] != "~" and (match["value"] is None or _is_path(match["key"], word, leaves, groups))
+        )
+        if is_bare:
+            if not free:
+                raise UserError(f"{word!r} is not of the form key=value{_suggest(word, [*leaves, *groups])}")
+            if leaves[free[0]].type_name == "list":
+                several.append(word)
+                continue
+            key, value = free.pop(0), word
+        else:
+            assert match is not None
+            key, value = match["key"], match["value"]
+        if key in given:  # Hydra would take the last one, without a word
+            raise UserError(f"{key} is given twice, as {given[key]!r} and {word!r}; leave one of them out")
+        given[key] = word
+        if not is_bare:
+            if key == "hydra" or key.startswith(("hydra.", "hydra/")):
+                overrides.append(word)
+                continue
+            if match and match["prefix"] == "~":
+                raise UserError(f"{word}: keys and groups can be changed, not removed")
+            if key in sweep_leaves:
+                if not sweep:
+                    raise UserError(f"{word}: needs a sweep; add -m")
+                overrides.append(
+                    "hydra.sweeper." + _override(key, value, sweep_leaves, {}, False).removeprefix("sweep.")
+                )
+                continue
+        overrides.append(_override(key, value, {**leaves, **sweep_leaves}, groups, sweep))
+        typed.append(key)
+    if several and free[0] in given:
+        raise UserError(f"{free[0]} is given twice, as {given[free[0]]!r} and {several[0]!r}; leave one of them out")
+    if several:
+        overrides.append(f"{free[0]}=[{','.join(map(quote, several))}]")
+        typed.append(free[0])
+    return Words(tuple(flags), tuple(overrides), tuple(typed))
+
+
+def _split_flags(words: list[str]) -> tuple[list[str], list[str]]:
+    """Flags, in their long form and each with its value behind it, and the other words."""
+    flags: list[str] = []
+    rest: list[str] = []
+    while words:
+        word = words.pop(0)
+        typed, equals, value = word.partition("=")
+        name = SHORT.get(typed, typed)
+        if not word.startswith("-") or word == "-":
+            rest.append(word)
+        elif name in PLAIN_FLAGS and not equals:
+            flags.append(name)
+        elif name in VALUE_FLAGS:
+            if name == "--info" and not equals:
+                value = words.pop(0) if words and words[0] in INFO_WORDS else "all"
+            elif not equals:
+                value = words.pop(0) if words else ""
+            if not value or value.startswith("-"):
+                raise UserError(f"{typed} needs a value")
+            if value not in FLAG_WORDS.get(name, (value,)):
+                raise UserError(f"{typed} {value}: choose one of {', '.join(FLAG_WORDS[name])}")
+            if name in flags:
+                raise UserError(f"{typed} is given twice")
+            flags += [name, value]
+        else:
+            known = (*PLAIN_FLAGS, *VALUE_FLAGS, "--version")
+            raise UserError(f"unknown flag {word}{_suggest(typed, known)}; options are typed as key=value")
+    return flags, rest
+
+
+def _is_path(key: str, word: str, leaves: Mapping[str, Leaf], groups: Mapping[str, Iterable[str]]) -> bool:
+    """Whether a word with an equals sign is a path, as in `outputs/lr=1e-3`, and no override."""
+    return key not in leaves and key not in groups and not key.startswith("hydra") and os.path.exists(word)
+
+
+def _override(
+    key: str, value: str, leaves: Mapping[str, Leaf], groups: Mapping[str, Iterable[str]], sweep: bool
+) -> str:
+    leaf = leaves.get(key)
+    if leaf is None and key not in groups:
+        inside = [name for name in leaves if name.startswith(f"{key}.")]
+        hint = f"; its keys are {', '.join(inside)}" if inside else _suggest(key, [*leaves, *groups])
+        raise UserError(f"unknown key {key!r}{hint}")
+    if leaf is not None and leaf.type_name == "str":
+        if leaf.optional and value == "null":
+            return f"{key}=null"
+        if sweep and ("," in value or re.match(r"(choice|shuffle|tag|glob|range)\(", value)):
+            return f"{key}={value}"
+        return f"{key}={quote(value)}"
+    if value == "":
+        raise UserError(f"{key}= needs a value")
+    if leaf is not None and leaf.type_name == "list":
+        return f"{key}={_lists(value, sweep)}"
+    if leaf is None and value[0] == "[":
+        raise UserError(f"{key}={value}: give one choice; several need a sweep: -m {key}={value.strip('[]')}")
+    if not sweep and "," in value and value[0] not in "[{('\"":
+        raise UserError(f"{key}={value}: several values need a sweep; add -m")
+    return f"{key}={value}"
+
+
+def _lists(value: str, sweep: bool) -> str:
+    """`a` and `[a,b]` as lists of texts, `null` as one of none; in a sweep, `a,[a,b]` is two lists."""
+    lists = re.findall(r"\[[^\]]*\]?|[^,\[]+", value) if sweep else [value]
+    made = []
+    for text in lists:
+        inner = "" if text == "null" else text[1:-1] if text[0] == "[" and text[-1] == "]" else text
+        items = [item.strip().strip("'\"") for item in inner.split(",")] if inner.strip() else []
+        made.append(f"[{','.join(map(quote, items))}]")
+    return ",".join(made)
+
+
+def quote(text: str) -> str:
+    r"""Any text as a quoted string of Hydra's override grammar that OmegaConf, too, takes literally.
+
+    OmegaConf reads `${` in a value as an interpolation unless a backslash stands before it, and then also reads
+    pairs of backslashes before that. Hydra reads a backslash before the closing quote, or before an inner one, as an
+    escape, and then also reads pairs of backslashes before that.
+    """
+    text = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), text) + "'"
+
+
+def _suggest(word: str, names: Iterable[str]) -> str:
+    """`; did you mean 'model.n_layer'?`, by whole name or by last part, or nothing."""
+    best = nearest(word, names)
+    return f"; did you mean {best!r}?" if best else ""
+
+
+def nearest(word: str, names: Iterable[str]) -> str | None:
+    """The name that `word` was probably meant to be, compared whole and by its last part."""
+    names = list(names)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.75)
+    if close:
+        return close[0]
+    by_last: dict[str, str] = {}
+    for name in names:
+        by_last.setdefault(name.rpartition(".")[2], name)
+    close = difflib.get_close_matches(word.rpartition(".")[2], by_last, n=1, cutoff=0.75)
+    return by_last[close[0]] if close else next(iter(difflib.get_close_matches(word, names, n=1)), None)

@@ -1,0 +1,74 @@
+"""The model that a command line describes: with its groups, or by naming a run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from microgpt_cli.checkpoints import checkpoint
+from microgpt_cli.commands import Invocation
+from microgpt_cli.config import ModelConfig
+from microgpt_cli.errors import UserError
+from microgpt_cli.insight.trace import Call, trace
+from microgpt_cli.model.accounting import meta_model, total_parameters
+from microgpt_cli.model.gpt import GPT
+from microgpt_cli.runs import layout
+
+QUICK_FLOPS = 3e10  # a forward pass that takes a second or so on two cores
+
+
+class Keys(Protocol):
+    """What a verb's config must hold."""
+
+    model: ModelConfig
+    vocab_size: int
+    ckpt: str | None
+
+
+@dataclass(frozen=True)
+class Described:
+    """A model not made yet."""
+
+    config: ModelConfig
+    vocab_size: int
+    checkpoint: Path | None  # to take the weights from
+
+    def model(self, real: bool) -> GPT:
+        """With the run's weights or new ones, or on the meta device: shapes without numbers."""
+        if not real:
+            return meta_model(self.config, self.vocab_size)
+        if self.checkpoint is None:
+            return GPT(self.config, self.vocab_size)
+        return checkpoint.build_model(checkpoint.load(self.checkpoint), torch.device("cpu"))
+
+
+def described(keys: Keys, invocation: Invocation) -> Described:
+    """Raises `UserError` where both a run and groups are given, or the run can't be read."""
+    if keys.ckpt is None:
+        return Described(keys.model, keys.vocab_size, None)
+    shapes = [key for key in invocation.typed if key.partition(".")[0] in ("model", "arch", "vocab_size")]
+    if shapes:
+        raise UserError(f"ckpt={keys.ckpt}: the run tells its own model, so {shapes[0]} can't be given with it")
+    path = layout.find_checkpoint(keys.ckpt)
+    loaded = checkpoint.load(path, weights=False)
+    return Described(loaded.config.model, loaded.tokenizer.vocab_size, path)
+
+
+def traced(what: Described, batch: int, time: int | None, device: str, backward: bool = False) -> tuple[GPT, Call]:
+    """Run the model once and write down what happens.
+
+    Raises:
+        UserError: `time` is more than the model sees.
+    """
+    T = what.config.block_size if time is None else time
+    if T > what.config.block_size:
+        raise UserError(
+            f"time={T}: the model sees {what.config.block_size} tokens at once (model.block_size); give fewer"
+        )
+    real = device == "cpu"
+    if device == "auto":
+        size = meta_model(what.config, what.vocab_size)
+        real = 2 * total_parameters(size) * batch * T * (3 if backward else 1) <= QUICK_FLOPS
+    model = what.model(real)
+    return model, trace(model, batch, T, backward)

@@ -1,0 +1,1 @@
+"""Who computes: faster ways to do what `model/` says, checked against it."""
