@@ -2,22 +2,22 @@
 
 import contextlib
 import ctypes
-import dataclasses
 import functools
 from dataclasses import dataclass
 
 import torch
 
 from microgpt_cli.config import ModelConfig
+from microgpt_cli.engines.autograd import autocast
 from microgpt_cli.engines.cpu import muon
 from microgpt_cli.engines.cpu.build import Unavailable
-from microgpt_cli.engines.cpu.passes import NativePasses
+from microgpt_cli.engines.cpu.kernels import Kernels
 from microgpt_cli.errors import UserError
-from microgpt_cli.model.layers import LONGEST_SCORES
-from microgpt_cli.model.loss import LARGE_VOCABULARY
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-BFLOAT16_N_EMBD = 64  # width from which training on a CPU that multiplies bfloat16 gains by it
+# Widths from which bfloat16 makes training faster on a CPU that multiplies it: with the native engine, and with torch,
+# whose attention is slow in it.
+BFLOAT16_N_EMBD = {"native": 64, "torch": 256}
 COMPILE_FLOPS = 5e15  # below, compiling (20 s and more on an H100) costs more than it saves
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -28,22 +28,21 @@ class Compute:
 
     device: torch.device
     dtype: torch.dtype  # of the matrix products; weights stay float32
+    engine: str  # native: C kernels that follow the model's code (engines/cpu), and Muon in C; torch: autograd
     compile: bool  # the model, by torch.compile
-    native: bool  # in C: what stands between the matrix products (model/passes.py), Muon's update of matrices
     compile_may_fail: bool  # go on without, if it does
     threads: int
     reasons: dict[str, str]  # "device" → "cpu: no GPU found"
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """A context in which matrix products run in `dtype`."""
-        if self.dtype == torch.float32:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, self.dtype)
+        return autocast(self.device.type, self.dtype)
 
 
 def choose(
     device: str,
     dtype: str,
+    engine: str = "torch",
     compile: str = "false",
     threads: int | None = None,
     work_flops: float = 0.0,
@@ -54,7 +53,7 @@ def choose(
     Training in float32 on a CUDA GPU multiplies in TF32 (10 bits of 23), as GPUs do at many times the speed.
 
     Args:
-        device, dtype, compile, threads: the keys of these names.
+        device, dtype, engine, compile, threads: the keys of these names.
         work_flops: how much there is to compute, about; what a compiler must pay back.
         trained: the model that is to be trained, if one is.
 
@@ -62,8 +61,9 @@ def choose(
         UserError: what was asked for is not here.
     """
     place, why_device = _device(device)
-    kind, why_dtype = _dtype(dtype, place, trained)
-    compiled, native, why_compile = _compile(compile, place, kind, work_flops, trained)
+    who, why_engine = _engine(engine, compile, place)
+    kind, why_dtype = _dtype(dtype, place, who, trained)
+    compiled, why_compile = _compile(compile, place, who, work_flops)
     if threads is not None:
         torch.set_num_threads(threads)
     if place.type == "cpu":
@@ -76,10 +76,10 @@ def choose(
     reasons = {
         "device": f"{place}: {why_device}",
         "dtype": f"{str(kind).removeprefix('torch.')}: {why_dtype}",
-        "compile": f"{'yes' if compiled else 'in part' if native else 'no'}: {why_compile}",
+        "engine": f"{who}: {why_engine}" + (f"; {why_compile}" if why_compile else ""),
         "threads": f"{count}: {'as asked' if threads else 'as many as torch finds cores'}",
     }
-    return Compute(place, kind, compiled, native, compile == "auto", count, reasons)
+    return Compute(place, kind, who, compiled, compile == "auto", count, reasons)
 
 
 @functools.cache
@@ -111,18 +111,42 @@ def _device(wanted: str) -> tuple[torch.device, str]:
     return torch.device(wanted), "as asked"
 
 
-def _dtype(wanted: str, device: torch.device, trained: ModelConfig | None) -> tuple[torch.dtype, str]:
+def _engine(wanted: str, compile: str, device: torch.device) -> tuple[str, str]:
+    """Who computes a training step, and why."""
+    if wanted == "torch":
+        return "torch", "as asked"
+    why_not = f"the C kernels are for the CPU, not for {device.type}" if device.type != "cpu" else why_not_native()
+    if not why_not and compile == "true":
+        why_not = "compile=true: torch.compile works on torch's operations"
+    if why_not and wanted == "native":
+        raise UserError(f"engine=native: {why_not}; try engine=auto")
+    if why_not:
+        return "torch", "autograd" if device.type != "cpu" else f"autograd; {why_not}"
+    return "native", "fused C kernels, following the model's forward pass"
+
+
+def why_not_native() -> str:
+    """Why there are no C kernels here; nothing, if there are."""
+    try:
+        Kernels(torch.float32)
+        muon.load(cpu_multiplies_bfloat16())
+    except Unavailable as error:
+        return str(error)
+    return ""
+
+
+def _dtype(wanted: str, device: torch.device, engine: str, trained: ModelConfig | None) -> tuple[torch.dtype, str]:
     if wanted == "float16" and device.type == "cpu":
         raise UserError("dtype=float16: needs a GPU; try dtype=bfloat16 or float32 on a CPU")
     if wanted != "auto":
         return DTYPES[wanted], "as asked"
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
-            return torch.bfloat16, "this GPU multiplies it fast, and it needs no loss scaling"
+            return torch.bfloat16, "this GPU has it in hardware, and it needs no loss scaling"
         return torch.float16, "this GPU has no bfloat16; the loss is scaled"
-    wide = trained is not None and trained.n_embd >= BFLOAT16_N_EMBD
+    wide = trained is not None and trained.n_embd >= BFLOAT16_N_EMBD[engine]
     if device.type == "cpu" and wide and cpu_multiplies_bfloat16():
-        return torch.bfloat16, "this CPU multiplies it twice as fast, and a step is 1.1 to 2 times as fast"
+        return torch.bfloat16, "hardware bfloat16; training steps are 1.1 to 2 times as fast"
     return torch.float32, "the safe choice here"
 
 
@@ -133,51 +157,13 @@ def cpu_multiplies_bfloat16() -> bool:
     return any(ask is not None and ask() for ask in asked)
 
 
-def _compile(
-    wanted: str, device: torch.device, dtype: torch.dtype, work_flops: float, trained: ModelConfig | None
-) -> tuple[bool, bool, str]:
-    """Whether torch.compile works on the model, whether the parts of a step are in C, and why."""
-    if wanted == "native" or (wanted == "auto" and device.type == "cpu"):
-        why_not = why_no_native(device, dtype, trained)
-        if not why_not:
-            return False, True, "what stands between the matrix products, in C"
-        if wanted == "native":
-            raise UserError(f"compile=native: {why_not}; try compile=auto")
-        return False, False, f"{why_not}, and torch.compile costs more than it saves here"
+def _compile(wanted: str, device: torch.device, engine: str, work_flops: float) -> tuple[bool, str]:
+    """Whether torch.compile works on the model, and what to say of it."""
     if wanted != "auto":
-        return wanted == "true", False, "as asked"
+        return wanted == "true", "compiled by torch.compile, as asked" if wanted == "true" else ""
     if device.type != "cuda":
-        return False, False, "costs more than it saves here"
+        return False, ""
+    work = f"{work_flops / 1e15:.2g} PFLOP"
     if work_flops < COMPILE_FLOPS:
-        return False, False, f"a run of {work_flops / 1e15:.2g} PFLOP is over before it pays"
-    return True, False, f"pays in a run of {work_flops / 1e15:.2g} PFLOP"
-
-
-def for_vocabulary(compute: Compute, wanted: str, vocab_size: int) -> Compute:
-    """The choice, once the vocabulary is known: of a large one, autograd makes the loss in chunks.
-
-    Raises:
-        UserError: what was asked for can't be.
-    """
-    if not compute.native or vocab_size < LARGE_VOCABULARY:
-        return compute
-    why_not = f"nothing in C for {LARGE_VOCABULARY:,} tokens and more"
-    if wanted == "native":
-        raise UserError(f"compile=native: {why_not}; try compile=auto")
-    return dataclasses.replace(compute, native=False, reasons=compute.reasons | {"compile": f"no: {why_not}"})
-
-
-def why_no_native(device: torch.device, dtype: torch.dtype, trained: ModelConfig | None) -> str:
-    """Why nothing can be in C; nothing, if it can."""
-    if device.type != "cpu":
-        return f"not for {device.type}"
-    if trained is None:
-        return "nothing is trained"
-    if not NativePasses.serve(trained):
-        return f"nothing in C for dropout or a context of over {LONGEST_SCORES}"
-    try:
-        NativePasses(dtype)
-        muon.load(cpu_multiplies_bfloat16())
-    except Unavailable as error:
-        return str(error)
-    return ""
+        return False, f"not compiled: a run of {work} ends before that pays"
+    return True, f"compiled by torch.compile, which pays in a run of {work}"

@@ -16,7 +16,7 @@ from microgpt_cli.commands import Invocation
 from microgpt_cli.commands.console import bytes_bar, data_size, duration, thousands
 from microgpt_cli.commands.resume import config_from_run
 from microgpt_cli.commands.train import LAST_SAMPLE_TOKENS, SAMPLE_TOKENS, work_flops
-from microgpt_cli.compute import Compute, choose, for_vocabulary
+from microgpt_cli.compute import Compute, choose
 from microgpt_cli.config import TrainConfig
 from microgpt_cli.config.schema import leaves
 from microgpt_cli.data.baselines import baselines
@@ -46,7 +46,9 @@ def run(config: TrainConfig, invocation: Invocation) -> None:
         config = config_from_run(config, invocation.typed)
     if config.out_dir is not None:
         layout.refuse_unless_free(config.out_dir)
-    compute = choose(config.device, config.dtype, config.compile, config.threads, work_flops(config), config.model)
+    compute = choose(
+        config.device, config.dtype, config.engine, config.compile, config.threads, work_flops(config), config.model
+    )
     with bytes_bar("reading the text") as progress:
         whole = open_corpus(config.data, progress, keep=False)
         corpus = beginning(whole, IN_MEMORY_BYTES)
@@ -54,7 +56,6 @@ def run(config: TrainConfig, invocation: Invocation) -> None:
         ids, _ = encode(corpus, tokenizer, Path(), progress)
         found = _survey(corpus, tokenizer)
     splits = split(ids, config.data.val_fraction, config.model.block_size)
-    compute = for_vocabulary(compute, config.compile, tokenizer.vocab_size)
     problems = _machine(config, compute)
     _text(whole, corpus, found, tokenizer, splits)
     problems += _room(config, compute, whole, tokenizer)
@@ -87,7 +88,7 @@ def _machine(config: TrainConfig, compute: Compute) -> list[str]:
         kinds = "float32, float16" + (", bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "")
         vram = f"{data_size(free)} of {data_size(total)} free"
         print(f"gpu       cuda:{index} {torch.cuda.get_device_name(index)}, {vram}, {kinds}")
-    for name in ("device", "dtype", "compile", "threads"):
+    for name in ("device", "dtype", "engine", "threads"):
         print(f"{name:9} {compute.reasons[name]}")
     missing = _missing_compiler(compute.device)
     print(f"compiler  {missing or 'there'}{'; not tried here, for it writes to the disk' if compute.compile else ''}")

@@ -14,7 +14,7 @@ from microgpt_cli import randomness
 from microgpt_cli.commands import Invocation, dataset_cache
 from microgpt_cli.commands.console import say, thousands
 from microgpt_cli.commands.train import work_flops
-from microgpt_cli.compute import choose, for_vocabulary
+from microgpt_cli.compute import choose
 from microgpt_cli.config import TrainConfig
 from microgpt_cli.data.dataset import split
 from microgpt_cli.model.accounting import flops_per_token, total_parameters
@@ -61,15 +61,16 @@ def run(config: TrainConfig, invocation: Invocation) -> None:
     folder = config.out_dir or str(layout.OUTPUTS / "profile" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f"))
     layout.refuse_unless_free(folder)
     # what a run of this config would choose, so that its own steps are seen
-    compute = choose(config.device, config.dtype, config.compile, config.threads, work_flops(config), config.model)
+    compute = choose(
+        config.device, config.dtype, config.engine, config.compile, config.threads, work_flops(config), config.model
+    )
     corpus, tokenizer, ids, _ = dataset_cache.read(config.data, config.tokenizer)
-    compute = for_vocabulary(compute, config.compile, tokenizer.vocab_size)
     splits = split(ids, config.data.val_fraction, config.model.block_size)
     torch.manual_seed(randomness.derive(config.seed, randomness.WEIGHTS))
     model = GPT(config.model, tokenizer.vocab_size).to(compute.device)
     say(f"text      {corpus.name}: {len(splits.train):,} tokens to learn from, {tokenizer.vocab_size} different")
     say(f"model     {total_parameters(model):,} parameters, fresh weights that are thrown away")
-    for name in ("device", "dtype", "compile", "threads"):
+    for name in ("device", "dtype", "engine", "threads"):
         say(f"{name:9} {compute.reasons[name]}")
     with tqdm(total=WARMUP_STEPS + TIMED_STEPS + PROFILED_STEPS, disable=None, desc="step", leave=False) as bar:
 

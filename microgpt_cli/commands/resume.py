@@ -12,7 +12,7 @@ from microgpt_cli.runs import layout, storage
 # What may change when a run is resumed; the text itself is compared by its checksum.
 CHANGEABLE = {
     *("max_steps", "log_interval", "eval_interval", "eval_tokens", "checkpoint_interval", "sample_interval"),
-    *("early_stop_patience", "logger", "device", "dtype", "compile", "threads"),
+    *("early_stop_patience", "logger", "device", "dtype", "engine", "compile", "threads"),
     *("data.source", "data.path", "data.folder", "data.cache_dir"),
 }
 BATCH = {"batch_size", "grad_accum_steps"}  # together they may: see _same_batch

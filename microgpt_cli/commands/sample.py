@@ -83,7 +83,7 @@ def _write(
     live = config.stream and config.out is None and config.num_samples == 1
     stops = Stops(config.num_samples, tokenizer.text_stream, None if live else config.stop)
     dtype, why = choose_dtype(config.dtype, model, config.num_samples)
-    native = choose_native(config.compile, model, dtype, config.num_samples, config.cache)
+    native = choose_native(config.engine, model, dtype, config.num_samples, config.cache)
     if config.dtype == "auto" and dtype != torch.float32 and compute.device.type == "cpu" and config.cache:
         print(f"dtype {str(dtype).removeprefix('torch.')}: {why}", file=sys.stderr)
     with contextlib.nullcontext() if config.cache else compute.autocast():

@@ -21,7 +21,7 @@ from microgpt_cli.commands import Invocation, dataset_cache, lr_find
 from microgpt_cli.commands.console import say, thousands
 from microgpt_cli.commands.resume import config_from_run, resumed_config
 from microgpt_cli.commands.train_report import conclude, go_on, introduce, smaller_batch
-from microgpt_cli.compute import Compute, choose, for_vocabulary
+from microgpt_cli.compute import Compute, choose
 from microgpt_cli.config import TrainConfig
 from microgpt_cli.data.baselines import Baselines, baselines
 from microgpt_cli.data.dataset import Splits, split
@@ -110,11 +110,12 @@ def _train(
     config: TrainConfig, invocation: Invocation, run_folder: Path | None, resumed: checkpoint.Checkpoint | None
 ) -> None:
     require(config.logger)
-    device, work = _device(config, invocation), work_flops(config)
-    compute = choose(device, config.dtype, config.compile, config.threads, work, config.model)
+    device = _device(config, invocation)
+    compute = choose(
+        device, config.dtype, config.engine, config.compile, config.threads, work_flops(config), config.model
+    )
     tokenizer_of_run = resumed.tokenizer if resumed else None
     corpus, tokenizer, ids, text_sha256 = dataset_cache.read(config.data, config.tokenizer, tokenizer_of_run)
-    compute = for_vocabulary(compute, config.compile, tokenizer.vocab_size)
     splits = split(ids, config.data.val_fraction, config.model.block_size)
     facts = _facts(compute, text_sha256)
     if resumed is not None:
@@ -161,7 +162,8 @@ def _facts(compute: Compute, text_sha256: str) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(compute.device) if compute.device.type == "cuda" else compute.device.type,
         "dtype": str(compute.dtype).removeprefix("torch."),
         "threads": compute.threads,
-        "compile": "native" if compute.native else compute.compile,
+        "engine": compute.engine,
+        "compile": compute.compile,
     }
 
 
@@ -347,7 +349,10 @@ def sample_text(trainer: Trainer, tokenizer: Tokenizer, tokens: int) -> str:
     was_training = model.training
     model.eval()
     try:
-        sampler, native = Sampler(temperature=0.8), choose_native("auto" if trainer.compute.native else "false", model)
+        sampler, native = (
+            Sampler(temperature=0.8),
+            choose_native("auto" if trainer.compute.engine == "native" else "torch", model),
+        )
         columns = generate(model, [tokenizer.start_id], tokens, sampler, draws, native=native)
         columns = itertools.takewhile(lambda _: trainer.stop_signal is None or trainer.is_finished, columns)
         return "".join(text_of(columns, 0, tokenizer.text_stream()))

@@ -34,7 +34,7 @@ def introduce(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines, text_n
         f"model     {total_parameters(trainer.model):,} parameters: {size.n_layer} layers, {size.n_head} heads, "
         f"{size.n_embd} wide, context {size.block_size}"
     )
-    for name in ("device", "dtype", "compile", "threads"):
+    for name in ("device", "dtype", "engine", "threads"):
         say(f"{name:9} {reasons[name]}")
     say(
         f"compare   a loss of {compare.uniform:.3f} is guessing (ln {tokenizer.vocab_size}), {compare.unigram:.3f} is "

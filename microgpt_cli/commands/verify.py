@@ -2,6 +2,7 @@
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -9,7 +10,7 @@ from tqdm import tqdm
 from microgpt_cli.checkpoints import checkpoint
 from microgpt_cli.commands import Invocation
 from microgpt_cli.commands.console import bytes_bar
-from microgpt_cli.compute import DTYPES, choose, why_no_native
+from microgpt_cli.compute import choose, why_not_native
 from microgpt_cli.config import VerifyConfig
 from microgpt_cli.data.corpus import open_corpus
 from microgpt_cli.data.dataset import encode, split
@@ -71,16 +72,22 @@ def _replay(whole: dict[int, Path], steps: int) -> None:
     print(f"good  {steps} steps from step {start:,} give {what} to the bit")
 
 
+def engine_of(meta: dict[str, Any]) -> tuple[str, str]:
+    """The engine of a checkpoint and whether it was compiled, as the keys have them; before 0.3 in one entry."""
+    compiled = meta.get("compile", False)
+    engine = meta.get("engine", "native" if compiled == "native" else "torch")
+    return engine, str(compiled is True).lower()
+
+
 def _trained_again(began: checkpoint.Checkpoint, steps: int) -> dict[str, torch.Tensor]:
     """The weights `steps` steps after a checkpoint, trained in a folder that goes away."""
     config = began.config
-    compiled = str(began.meta.get("compile", False)).lower()
+    engine, compiled = engine_of(began.meta)
     device = "cpu" if began.meta["device"] == "cpu" else config.device
-    if compiled == "native":
-        why_not = why_no_native(torch.device("cpu"), DTYPES[began.meta["dtype"]], config.model)
-        if why_not:
-            raise UserError(f"replay={steps}: this run was trained in part in C, and here: {why_not}")
-    compute = choose(device, began.meta["dtype"], compiled, config.threads, trained=config.model)
+    why_not = why_not_native() if engine == "native" else ""
+    if why_not:
+        raise UserError(f"replay={steps}: this run was trained with engine=native, and here: {why_not}")
+    compute = choose(device, began.meta["dtype"], engine, compiled, config.threads, trained=config.model)
     with bytes_bar("reading the text") as progress:
         corpus = open_corpus(config.data, progress)
         ids, text_sha256 = encode(corpus, began.tokenizer, Path(config.data.cache_dir), progress)

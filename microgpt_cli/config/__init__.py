@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from microgpt_cli.config.schema import Node, key
 from microgpt_cli.errors import UserError
@@ -131,6 +131,7 @@ LARGEST_STEP = 99_999_999  # the name of a checkpoint's folder has eight digits
 MOST_THREADS = 1024
 LOGGERS = ("tensorboard", "wandb", "trackio")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+ENGINES = ("auto", "torch", "native")
 
 
 def check_device(device: str) -> None:
@@ -152,10 +153,12 @@ class TrainConfig(Node):
     optim: OptimConfig
     device: str = key(f"where to compute: {DEVICE}")
     dtype: str = key("precision of the arithmetic; weights stay float32", choices=DTYPES)
-    compile: str = key(
-        "true: torch.compile the model; native: on a CPU, by its C compiler, Muon and what is between matrix products",
-        choices=("auto", "true", "false", "native"),
+    engine: str = key(
+        "who computes a step: native (C kernels that follow the model's code, on a CPU) or torch (autograd)",
+        choices=ENGINES,
+        absent="auto",
     )
+    compile: str = key("torch.compile the model", choices=("auto", "true", "false"))
     threads: int | None = key("CPU threads (null: torch's choice)", at_least=1, at_most=MOST_THREADS)
     seed: int = key("every draw is a function of it, the stream, the step and the rank", at_least=0)
     max_steps: int = key("optimizer steps", at_least=1, at_most=LARGEST_STEP)
@@ -176,6 +179,14 @@ class TrainConfig(Node):
 
     def check(self) -> None:
         check_device(self.device)
+
+    @classmethod
+    def upgraded(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """Before 0.3 the key `compile` also said who computes: native, or with false torch."""
+        engine = {"native": "native", "false": "torch"}.get(str(data.get("compile")))
+        if "engine" in data or engine is None:
+            return data
+        return data | {"engine": engine, "compile": "auto" if engine == "native" else "false"}
 
 
 @dataclass
@@ -220,10 +231,11 @@ class SampleConfig(Node):
     out: str | None = key("write to this file and not to the screen")
     device: str = key(f"where to compute: {DEVICE}")
     dtype: str = key("precision of the arithmetic", choices=DTYPES)
-    compile: str = key(
-        "native: one sample in C, by the compiler of a CPU's machine; auto: where that can be",
-        choices=("auto", "false", "native"),
+    engine: str = key(
+        "who decodes: native (one sample on a CPU, in C) or torch; both are checked against the model's code",
+        choices=ENGINES,
     )
+    compile: str = key("torch.compile the decoding step; auto: no", choices=("auto", "true", "false"))
     threads: int | None = key("CPU threads (null: one for a small model, else all)", at_least=1, at_most=MOST_THREADS)
 
     def check(self) -> None:

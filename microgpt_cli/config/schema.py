@@ -16,7 +16,7 @@ from typing import Any, ClassVar, TypeVar
 
 from microgpt_cli.errors import UserError
 
-ConfigT = TypeVar("ConfigT")
+ConfigT = TypeVar("ConfigT", bound="Node")
 LARGEST_INT = 2**63 - 1  # what torch and the file formats hold
 
 
@@ -57,6 +57,11 @@ class Node:
 
     def check(self) -> None:
         """Checks between keys; the ranges of single keys are in their `key(...)`."""
+
+    @classmethod
+    def upgraded(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """The stored config of an older version in the keys of this one."""
+        return data
 
 
 def _problem(value: Any, limits: Any) -> str:
@@ -155,9 +160,10 @@ def from_json(schema: type[ConfigT], data: Any, where: str, prefix: str = "") ->
     """
     if not isinstance(data, dict):
         raise UserError(f"{where}: {prefix or 'the file'} must be an object")
+    data = schema.upgraded(data)
     hints = typing.get_type_hints(schema)
-    names = [item.name for item in dataclasses.fields(schema)]  # type: ignore[arg-type]
-    absent = {item.name: item.metadata.get("absent", dataclasses.MISSING) for item in dataclasses.fields(schema)}  # type: ignore[arg-type]
+    names = [item.name for item in dataclasses.fields(schema)]
+    absent = {item.name: item.metadata.get("absent", dataclasses.MISSING) for item in dataclasses.fields(schema)}
     data = {name: value for name, value in absent.items() if value is not dataclasses.MISSING} | data
     for name in [*names, *data]:
         if name not in data or name not in names:

@@ -1,1 +1,4 @@
-"""Who computes: faster ways to do what `model/` says, checked against it."""
+"""Who computes: faster ways to do what `model/` says, each checked against it.
+
+For training `training.py` chooses.
+"""

@@ -50,12 +50,12 @@ def choose_dtype(wanted: str, model: GPT, num_samples: int) -> tuple[torch.dtype
 def choose_native(
     wanted: str, model: GPT, dtype: torch.dtype = torch.float32, num_samples: int = 1, cache: bool = True
 ) -> bool:
-    """Whether a sample is decoded in C. `wanted` is the key `compile` of `microgpt sample`.
+    """Whether a sample is decoded in C. `wanted` is the key `engine` of `microgpt sample`.
 
     Raises:
         UserError: it was asked for and can't be.
     """
-    if wanted == "false":
+    if wanted == "torch":
         return False
     device = model.lm_head.weight.device.type
     why_not = f"not for {device}; try device=cpu" if device != "cpu" else ""
@@ -67,9 +67,9 @@ def choose_native(
         try:
             decode.load(dtype)
         except Unavailable as error:
-            why_not = f"{error}; try compile=false"
+            why_not = f"{error}; try engine=torch"
     if why_not and wanted == "native":
-        raise UserError(f"compile=native: {why_not}")
+        raise UserError(f"engine=native: {why_not}")
     return not why_not
 
 

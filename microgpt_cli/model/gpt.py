@@ -91,8 +91,7 @@ class GPT(nn.Module):
         x = self.embed(idx)  # (B, T, C)
         x = self.blocks(x)  # (B, T, C)
         x = self.ln_f(x)  # (B, T, C)
-        # the meta device, which holds nothing, shows the path as it is for a small vocabulary
-        if targets is not None and needs_chunks(B * T, self.vocab_size) and not x.is_meta:
+        if targets is not None and needs_chunks(B * T, self.vocab_size):
             return None, chunked_cross_entropy(x.flatten(0, 1), self.lm_head, targets.flatten())
         logits = self.lm_head(x)  # (B, T, V)
         loss = None

@@ -7,7 +7,6 @@ Zhang and Sennrich 2019 (RMSNorm), Henry et al. 2020 (QK-norm), So et al. 2021 (
 shift).
 """
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -15,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from microgpt_cli.config import ModelConfig
-from microgpt_cli.model import kernels
 
 ROTARY_BASE, QK_NORM_EPS = 10_000.0, 1e-6
 HEAD_MULTIPLE, HEAD_PADDED_FROM = 64, 1024
@@ -24,7 +22,7 @@ LONGEST_SCORES = 256  # context up to which the scores of all pairs are written 
 
 def squared_relu(x: Tensor) -> Tensor:
     """Zero below 0, the square above."""
-    return kernels.squared_relu(x) if kernels.pay(x) else F.relu(x).square()
+    return F.relu(x).square()
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -37,18 +35,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 def make_norm(config: ModelConfig) -> nn.Module:
     """The normalisation that stands before each sublayer and before `lm_head`."""
     if config.norm == "rmsnorm":
-        return RMSNorm(config.n_embd, eps=1e-6)
+        return nn.RMSNorm(config.n_embd, eps=1e-6)
     return nn.LayerNorm(config.n_embd, bias=config.bias)
-
-
-class RMSNorm(nn.RMSNorm):
-    """torch's, with its gradient written by hand on a CPU."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not kernels.pay(x):
-            return super().forward(x)
-        assert self.eps is not None
-        return kernels.rms_norm(x, self.weight, self.eps)
 
 
 def padding(x: Tensor, vocab_size: int) -> int:
@@ -128,7 +116,8 @@ class CausalSelfAttention(nn.Module):
     def project(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (B, H, T, D) of x (B, T, C), whose first token stands at position `start`."""
         B, T, C = x.shape
-        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
+        qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()  # (B, H, T, D) each
         if self.qk_norm:
             q, k = F.rms_norm(q, q.shape[-1:], eps=QK_NORM_EPS), F.rms_norm(k, k.shape[-1:], eps=QK_NORM_EPS)
         if self.rotary is not None:
@@ -140,34 +129,10 @@ class CausalSelfAttention(nn.Module):
         y = self.proj(heads.transpose(1, 2).flatten(2))  # (B, T, C)
         return F.dropout(y, self.dropout, self.training)
 
-    def project_by_hand(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What `project` finds, with its gradient written by hand."""
-        qkv = self.qkv(x)  # (B, T, 3C)
-        angles = None if self.rotary is None else self.rotary.angles(0, x.size(1), qkv.dtype)
-        return kernels.heads(qkv, self.n_head, QK_NORM_EPS if self.qk_norm else None, angles)
-
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.project_by_hand(x) if kernels.pay(x) else self.project(x)
-        attend = attend_fused
-        if x.device.type in ("cpu", "meta") and x.size(1) <= LONGEST_SCORES:
-            attend = kernels.attend if kernels.pay(x) else attend_written_out
-        return self.merge(attend(q, k, v, self.dropout if self.training else 0.0))
-
-
-def attend_fused(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    """Causal attention of (B, H, T, D) in torch's kernel, which never holds the scores of all pairs."""
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
-
-
-def attend_written_out(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    """The same as the article writes it. On a CPU, in bfloat16, a training step is 1.1 to 2 times as fast so."""
-    T, D = q.shape[-2:]
-    ahead = torch.ones(T, T, dtype=torch.bool, device=q.device).triu_(1)
-    scores = ((q / math.sqrt(D)) @ k.transpose(-2, -1)).masked_fill_(ahead, -math.inf)  # (B, H, T, T)
-    weights = scores.softmax(-1)
-    if dropout:
-        weights = F.dropout(weights, dropout)
-    return weights @ v  # (B, H, T, D)
+        q, k, v = self.project(x)
+        dropout = self.dropout if self.training else 0.0
+        return self.merge(F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True))
 
 
 class MLP(nn.Module):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from microgpt_cli.model.layers import Head, padding
 
@@ -45,6 +46,9 @@ def chunked_cross_entropy(x: Tensor, head: Head, targets: Tensor) -> Tensor:
     Returns:
         The mean in nats a token, float32 ().
     """
+    if has_torch_function_unary(x):  # a mode sees one call, as of a function of torch's
+        found: Tensor = handle_torch_function(chunked_cross_entropy, (x,), x, head, targets)
+        return found
     device = x.device.type
     x = x.to(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.weight.dtype)
     if torch.is_grad_enabled():

@@ -24,7 +24,7 @@ FORMATS = ("table", "csv", "json", "md")
 PLACES = {"out_dir", "resume", "from_run", "data.cache_dir", "data.folder", "logger"}
 DETAILS = {"data.url", "data.sha256", "data.size_bytes"}  # of a download whose name says it already
 # What changes no held-out loss, or only its rounding, makes no other configuration.
-NO_EFFECT = {"seed", "device", "compile", "threads", "log_interval", "checkpoint_interval", "sample_interval"}
+NO_EFFECT = {"seed", "device", "engine", "compile", "threads", "log_interval", "checkpoint_interval", "sample_interval"}
 UNIT = ("tokenizer.", "data.")  # settings that say what a loss is measured on
 SIGNIFICANT = 0.01  # how rarely chance alone may give such a lead
 NARROWEST = 40  # columns of a terminal

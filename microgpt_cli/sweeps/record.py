@@ -23,7 +23,7 @@ SWEEPS = layout.OUTPUTS / "sweeps"
 FORMAT = 1
 MOST_SHOWN = 8  # differences in a message
 # What may be another when a sweep is gone on with: where it computes, and where data is kept.
-MAY_CHANGE = {"device", "compile", "threads", "data.folder", "data.cache_dir", "sweep.n_trials"}
+MAY_CHANGE = {"device", "engine", "compile", "threads", "data.folder", "data.cache_dir", "sweep.n_trials"}
 
 
 @dataclass

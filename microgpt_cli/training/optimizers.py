@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from microgpt_cli.compute import cpu_multiplies_bfloat16
 from microgpt_cli.config import OptimConfig
 from microgpt_cli.engines.cpu.muon import NativeMuon
-from microgpt_cli.engines.cpu.passes import gradient
+from microgpt_cli.engines.cpu.ops import grad_of
 
 # The quintic that Jordan et al. (2024) found to bring singular values near 1 in few steps.
 NEWTON_SCHULZ, STEPS = (3.4445, -4.7750, 2.0315), 5
@@ -225,7 +225,7 @@ class Muon(Gradients):
         means = [mean for shape, each in self._means.items() for mean in each.split(self._counts(self._groups[shape]))]
         members = [item for group in self._groups.values() for item in group.items()]
         matrices = (
-            (_stacked(name, p), _stacked(name, gradient(p)), mean, _scale(name, p))
+            (_stacked(name, p), _stacked(name, grad_of(p)), mean, _scale(name, p))
             for (name, p), mean in zip(members, means, strict=True)
         )
         return NativeMuon(matrices, cpu_multiplies_bfloat16(), NEWTON_SCHULZ, STEPS)

@@ -86,7 +86,7 @@ def pace(config: TrainConfig, splits: Splits, vocab_size: int, compute: Compute)
     model.eval()
     prompt = splits.train[: min(T, 75)].tolist()  # a context as long as that of most tokens of a sample
     sampler, draws = Sampler(temperature=0.8), Draws(config.seed, 1, 0)
-    native = choose_native("auto" if compute.native else "false", model)
+    native = choose_native("auto" if compute.engine == "native" else "torch", model)
     list(generate(model, prompt, WARMUP_STEPS, sampler, draws, native=native))
     began = time.perf_counter()
     written = list(generate(model, prompt, PROBE_TOKENS, sampler, draws, native=native))

@@ -18,10 +18,11 @@ from torch.profiler import profile as torch_profile
 from microgpt_cli.compute import Compute
 from microgpt_cli.config import TrainConfig
 from microgpt_cli.data.dataset import Splits, draw_starts
+from microgpt_cli.engines.autograd import CompilerFailed
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.training.schedule import lr_at
 from microgpt_cli.training.trainer import FIRST_LOSS_SCALE
-from microgpt_cli.training.update import CompilerFailed, Update
+from microgpt_cli.training.update import Update
 
 WARMUP_STEPS, TIMED_STEPS, PROFILED_STEPS = 5, 10, 10
 LONGEST_SECONDS = 20.0  # for each of the three; then as many steps as were made must do

@@ -21,14 +21,15 @@ from microgpt_cli.checkpoints import checkpoint
 from microgpt_cli.checkpoints.async_saver import Saver, after_this, saves_beside, snapshot
 from microgpt_cli.compute import Compute
 from microgpt_cli.config import TrainConfig
-from microgpt_cli.data.dataset import Splits, draw_starts, windows
+from microgpt_cli.data.dataset import Splits, draw_starts, take, windows
+from microgpt_cli.engines.autograd import CompilerFailed
 from microgpt_cli.errors import RunStopped
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.runs import layout
 from microgpt_cli.training.metrics import JsonLines
 from microgpt_cli.training.optimizers import make_optimizer
 from microgpt_cli.training.schedule import lr_at
-from microgpt_cli.training.update import CompilerFailed, Update
+from microgpt_cli.training.update import Update
 
 EVAL_TOKENS = 1 << 20  # evaluated on by default at most: 1,048,576
 EVAL_BATCH_TOKENS = 1 << 13  # in one forward pass of an evaluation, about
@@ -125,7 +126,7 @@ class Trainer:
     ) -> None:
         self.run_folder, self.config, self.model, self.compute = run, config, model, compute
         self.splits, self.facts = splits, facts
-        self.optimizer = make_optimizer(model.named_parameters(), config.optim, compute.native)
+        self.optimizer = make_optimizer(model.named_parameters(), config.optim, compute.engine == "native")
         self.state = State(loss_scale=FIRST_LOSS_SCALE if compute.dtype == torch.float16 else 1.0)
         self.stop_signal: int | None = None  # set by whoever wants the run to stop; it stops within a micro-step
         self.is_pruned = False  # set after an evaluation by whoever finds the run not worth going on with
@@ -168,6 +169,7 @@ class Trainer:
         self.metrics = JsonLines(self.run_folder / layout.METRICS, self.state.metrics_bytes)
         self.timings = JsonLines(self.run_folder / layout.TIMINGS, self.state.timings_bytes)
         try:
+            yield from self._check_engine()
             finished = False
             while not finished:
                 if self._due(self.config.eval_interval) and self.state.evaluated_step != self.state.step:
@@ -184,6 +186,15 @@ class Trainer:
                 self.saver.finish()
             self.metrics.close()
             self.timings.close()
+
+    def _check_engine(self) -> Iterator[Event]:
+        """Compare the engine with the model's own code, on a sequence of the next step, before it changes a weight."""
+        T = self.config.model.block_size
+        starts = draw_starts(len(self.splits.train), 1, T, self.config.seed, self.state.step)
+        warning = self.update.check_engine(*take(self.splits.train, starts, T, self.compute.device))
+        self.facts = self.facts | {"engine": self.update.engine.name}
+        if warning is not None:
+            yield Warned(warning)
 
     def note_time(self, what: str, began: float) -> None:
         """Log how long something beside the steps has taken, since `began` of `time.perf_counter`."""

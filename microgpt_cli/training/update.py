@@ -7,7 +7,6 @@ CUDA graph and replayed.
 
 import contextlib
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,28 +14,15 @@ from torch import Tensor
 from microgpt_cli.compute import Compute
 from microgpt_cli.config import TrainConfig
 from microgpt_cli.data.dataset import take
-from microgpt_cli.engines.cpu.by_hand import ByHand
-from microgpt_cli.engines.cpu.passes import NativePasses, Passes, TorchPasses
+from microgpt_cli.engines.autograd import Autograd
+from microgpt_cli.engines.training import make_engine
 from microgpt_cli.model.accounting import flops_per_token
 from microgpt_cli.model.gpt import GPT
-from microgpt_cli.model.loss import LARGE_VOCABULARY
 from microgpt_cli.training.optimizers import AdamW, Muon, make_optimizer, total_norm
 
 RESIDENT_BYTES = 2 << 30  # a training split up to this size is kept on the GPU
 GRAPH_FLOPS = 4e12  # a step up to this much work is replayed as a CUDA graph
 GRAPH_WARMUP_STEPS = 3
-
-
-class CompilerFailed(Exception):
-    """torch.compile did not manage; from now on the model runs without it."""
-
-
-def choose_passes(model: GPT, compute: Compute) -> Passes | None:
-    """What the written-out backward pass is made of; None where autograd serves: it wants logits in one piece."""
-    if compute.device.type != "cpu" or compute.compile or model.vocab_size >= LARGE_VOCABULARY:
-        return None
-    kind = NativePasses if compute.native else TorchPasses
-    return kind(compute.dtype) if kind.serve(model.config) else None
 
 
 class Update:
@@ -58,10 +44,7 @@ class Update:
         resident = device.type != "cpu" and ids.numel() * wide.itemsize <= RESIDENT_BYTES
         self.ids = ids.to(wide).to(device) if resident else ids
         self._finite = torch.ones((), dtype=torch.bool, device=device)  # and were all steps before
-        self._forward: Any = torch.compile(model, dynamic=False) if compute.compile else model
-        self._compiled = not compute.compile  # or found wanting
-        passes = choose_passes(model, compute)
-        self._by_hand = ByHand(model, passes) if passes is not None else None
+        self.engine, self.warning = make_engine(model, compute, (config.batch_size, config.model.block_size))
         step_tokens = config.batch_size * config.grad_accum_steps * config.model.block_size
         small = flops_per_token(model).value * step_tokens <= GRAPH_FLOPS
         self._wants_graph = resident and device.type == "cuda" and compute.dtype != torch.float16 and small
@@ -72,13 +55,22 @@ class Update:
     @classmethod
     def fresh(cls, model: GPT, ids: Tensor, config: TrainConfig, compute: Compute) -> "Update":
         """With a new optimizer of this config, for who does not keep it."""
-        optimizer = make_optimizer(model.named_parameters(), config.optim, compute.native)
+        optimizer = make_optimizer(model.named_parameters(), config.optim, compute.engine == "native")
         return cls(model, optimizer, ids, config, compute)
 
-    @property
-    def is_by_hand(self) -> bool:
-        """Whether gradients come from the backward pass that is written out, not from autograd."""
-        return self._by_hand is not None
+    def check_engine(self, idx: Tensor, targets: Tensor) -> str | None:
+        """Compare the native engine with autograd on a few sequences; where they differ, go on with autograd.
+
+        Returns:
+            What differs, for a person; None if nothing does, or autograd it is anyway.
+        """
+        if isinstance(self.engine, Autograd):
+            return self.warning
+        different = self.engine.difference(idx, targets)
+        if different is not None:
+            self.engine = Autograd(self.model, self.compute.dtype)
+            self.warning = f"{different}; this run goes on with engine=torch"
+        return self.warning
 
     def __call__(
         self, starts: Tensor, learning_rate: float, loss_scale: float, give_up: Callable[[], bool]
@@ -129,27 +121,11 @@ class Update:
 
     def _backward(self, idx: Tensor, targets: Tensor, loss_scale: float) -> Tensor:
         """Add a micro-batch's share to the gradients; its share of the loss."""
-        if self._by_hand is not None:
-            with self.phase("forward"):
-                share = self._by_hand.forward_pass(idx, targets, 1 / self.config.grad_accum_steps)
-            with self.phase("backward"):
-                self._by_hand.backward_pass()
-            return share
-        try:
-            with self.phase("forward"), self.compute.autocast():
-                _, loss = self._forward(idx, targets)
-            loss = loss / self.config.grad_accum_steps
-            with self.phase("backward"):
-                (loss * loss_scale).backward()
-        except Exception as error:
-            if self._compiled or not self.compute.compile_may_fail:
-                raise
-            self._forward = self.model
-            raise CompilerFailed(str(error).strip().splitlines()[0]) from error
-        finally:
-            self._compiled = True
-        detached: Tensor = loss.detach()
-        return detached
+        with self.phase("forward"):
+            share = self.engine.forward_pass(idx, targets, 1 / self.config.grad_accum_steps)
+        with self.phase("backward"):
+            self.engine.backward_pass(loss_scale)
+        return share
 
     def _replay(self, starts: Tensor, learning_rate: float) -> Tensor:
         """The same step from a CUDA graph, recorded at the first call."""

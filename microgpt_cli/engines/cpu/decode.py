@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from microgpt_cli.engines.cpu import build
-from microgpt_cli.engines.cpu.passes import KINDS
+from microgpt_cli.engines.cpu.kernels import ACTIVATIONS
 from microgpt_cli.engines.decoding import taken_in
 from microgpt_cli.generation.sampling import COLDEST, Sampler
 from microgpt_cli.model.gpt import GPT
@@ -99,7 +99,7 @@ class NativeWeights:
             eps=eps,
             qk_eps=QK_NORM_EPS if config.qk_norm else 0,
             centred=isinstance(model.ln_f, nn.LayerNorm),
-            activation=KINDS.index(config.activation),
+            activation=ACTIVATIONS.index(config.activation),
             head=self._product(model.lm_head, model.ln_f, centred=dtype != torch.float32),
         )  # fmt: skip
 

@@ -1,0 +1,164 @@
+"""A model's forward pass as a list of calls of torch functions: what the CPU engine replays.
+
+The pass runs once on the meta device, where tensors have shapes and no numbers, under a mode that sees each call of a
+torch function. So the list says what the model's code does, whatever that is.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from microgpt_cli.model.loss import chunked_cross_entropy
+
+IDX, TARGETS = 0, 1  # the numbers of what goes in
+READS = {"item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "data_ptr", "nonzero", "unique"}
+
+
+class Unsupported(Exception):
+    """The pass can't be replayed, and why."""
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A tensor made in the pass, by its number."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Node:
+    """One call; tensors among the arguments are `Ref`s, or the model's own."""
+
+    func: Callable[..., Any]
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: tuple[int, ...]
+    with_grad: bool  # not under torch.no_grad()
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The calls of one pass, in order."""
+
+    nodes: list[Node]
+    loss: int  # the number of the loss
+    shapes: dict[int, tuple[int, ...]]
+    floats: set[int]  # the numbers of tensors of a floating type
+    uses: dict[int, int]  # how often a tensor is an argument
+
+
+def record(model: nn.Module, batch: int, time: int) -> Recording:
+    """Record the pass of `model(idx, targets)` for idx and targets (batch, time).
+
+    Raises:
+        Unsupported: it depends on the numbers in tensors, changes tensors in place, or has hooks.
+    """
+    for path, module in model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+            raise Unsupported(f"hooks are registered on {path or 'the model'}")
+    own = dict(model.named_parameters()) | dict(model.named_buffers())
+    shadows = {
+        name: torch.empty(t.shape, dtype=t.dtype, device="meta", requires_grad=t.requires_grad)
+        for name, t in own.items()
+    }
+    idx, targets = torch.empty(2, batch, time, dtype=torch.long, device="meta").unbind()
+    recorder = _Recorder({id(shadow): own[name] for name, shadow in shadows.items()}, idx, targets)
+    try:
+        with torch.enable_grad(), recorder:
+            _, loss = torch.func.functional_call(model, shadows, (idx, targets))
+    except Unsupported:
+        raise
+    except Exception as error:  # what a model on the CPU can do and one without numbers can't
+        raise Unsupported(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}") from error
+    return recorder.recording(loss)
+
+
+class _Recorder(TorchFunctionMode):
+    """Writes down each call of a torch function."""
+
+    def __init__(self, own: dict[int, Tensor], idx: Tensor, targets: Tensor) -> None:
+        super().__init__()
+        self.own = own  # id of a tensor on the meta device → the model's
+        self.numbers = {id(idx): IDX, id(targets): TARGETS}
+        self.kept = [idx, targets]  # so that no id is given twice
+        self.nodes: list[Node] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = name_of(func)
+        given = [t for t in tensors((args, kwargs)) if id(t) in self.numbers or id(t) in self.own]
+        if name in READS and any(id(t) in self.numbers for t in given):
+            raise Unsupported(f"it depends on the numbers in a tensor ({name})")
+        if given and ((name.endswith("_") and not name.endswith("__")) or name in ("__setitem__", "__iadd__")):
+            raise Unsupported(f"it changes a tensor in place ({name})")
+        if kwargs.get("inplace") or kwargs.get("out") is not None:
+            raise Unsupported(f"it changes a tensor in place ({name})")
+        if func is chunked_cross_entropy:
+            result: Any = torch.empty((), device="meta", requires_grad=True)
+        else:
+            result = func(*args, **kwargs)
+        if isinstance(result, Tensor) and any(result is t for t in given):
+            result = result.view_as(result)  # of another type or device it would have been another tensor
+        made = [t for t in tensors(result) if id(t) not in self.own]
+        if made:
+            outputs = tuple(self._number(t) for t in made)
+            args, kwargs = self._written(args), self._written(kwargs)
+            self.nodes.append(Node(func, name, args, kwargs, outputs, torch.is_grad_enabled()))
+        return result
+
+    def _number(self, tensor: Tensor) -> int:
+        self.kept.append(tensor)
+        return self.numbers.setdefault(id(tensor), len(self.kept) - 1)
+
+    def _written(self, thing: Any) -> Any:
+        if isinstance(thing, Tensor):
+            if id(thing) in self.numbers:
+                return Ref(self.numbers[id(thing)])
+            if id(thing) not in self.own and thing.is_meta:
+                raise Unsupported("it takes a tensor of an unknown origin")
+            return self.own.get(id(thing), thing)
+        if isinstance(thing, dict):
+            return {key: self._written(value) for key, value in thing.items()}
+        return type(thing)(map(self._written, thing)) if type(thing) in (tuple, list) else thing
+
+    def recording(self, loss: Any) -> Recording:
+        if id(loss) not in self.numbers:
+            raise Unsupported("it returns no loss that a torch function has made")
+        uses: dict[int, int] = {}
+        for node in self.nodes:
+            for ref in refs((node.args, node.kwargs)):
+                uses[ref.number] = uses.get(ref.number, 0) + 1
+        shapes = {number: tuple(self.kept[number].shape) for number in self.numbers.values()}
+        floats = {number for number in shapes if self.kept[number].is_floating_point()}
+        return Recording(self.nodes, self.numbers[id(loss)], shapes, floats, uses)
+
+
+def name_of(func: Any) -> str:
+    """The name of a torch function; of an attribute such as `x.T`, the attribute's."""
+    name: str = func.__name__
+    return func.__self__.__name__ if name == "__get__" else name
+
+
+def tensors(thing: Any) -> list[Tensor]:
+    """The tensors in nested arguments, in order."""
+    return list(_within(thing, Tensor))
+
+
+def refs(thing: Any) -> list[Ref]:
+    """The references in nested arguments, in order."""
+    return list(_within(thing, Ref))
+
+
+def _within(thing: Any, kind: type) -> Iterator[Any]:
+    if isinstance(thing, kind):
+        yield thing
+    elif isinstance(thing, dict):
+        yield from _within(list(thing.values()), kind)
+    elif isinstance(thing, tuple | list):
+        for inner in thing:
+            yield from _within(inner, kind)

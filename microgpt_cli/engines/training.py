@@ -1,0 +1,23 @@
+"""Who computes a training step: the model's own code under autograd, or an engine that follows it."""
+
+from torch import nn
+
+from microgpt_cli.compute import Compute
+from microgpt_cli.engines.autograd import Autograd
+from microgpt_cli.engines.cpu.engine import CpuEngine
+from microgpt_cli.engines.cpu.record import Unsupported
+
+Engine = Autograd | CpuEngine
+
+
+def make_engine(model: nn.Module, compute: Compute, shape: tuple[int, int]) -> tuple[Engine, str | None]:
+    """The engine that `compute` names, for batches of `shape` (B, T), and a warning if it is another."""
+    autograd = Autograd(model, compute.dtype, compute.compile, compute.compile_may_fail)
+    if compute.engine == "torch":
+        return autograd, None
+    engine = CpuEngine(model, compute.dtype)
+    try:
+        engine.plan(shape)
+    except Unsupported as why:
+        return autograd, f"engine=native can't follow this model: {why}; this run goes on with engine=torch"
+    return engine, None

@@ -1,0 +1,371 @@
+"""The CPU engine: its loss and gradients against autograd's, for every kind of model and for edited ones."""
+
+import dataclasses
+import re
+import types
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import preset
+from torch import Tensor
+
+from microgpt_cli.cli import main as cli
+from microgpt_cli.compute import choose
+from microgpt_cli.config import ModelConfig
+from microgpt_cli.data.dataset import draw_starts, take
+from microgpt_cli.engines.autograd import Autograd
+from microgpt_cli.engines.cpu import ops
+from microgpt_cli.engines.cpu.build import Unavailable
+from microgpt_cli.engines.cpu.engine import CpuEngine
+from microgpt_cli.engines.cpu.record import Unsupported
+from microgpt_cli.model import loss as loss_module
+from microgpt_cli.model.gpt import GPT
+from microgpt_cli.model.layers import MLP, Block, CausalSelfAttention, Rotary, TokenShift
+from microgpt_cli.training.update import Update
+
+V = 65
+KINDS = [
+    ("article", {}),
+    ("gpt2", {}),
+    ("article", {"bias": False, "head_bias": False, "activation": "gelu"}),
+    ("article", {"qkv_bias": True, "tied_head": True}),
+    ("modern", {}),
+    ("modern", {"n_embd": 72, "n_head": 3, "bias": True, "qkv_bias": True}),  # no multiples of 16
+    ("modern", {"position": "learned", "token_shift": False, "activation": "gelu", "tied_head": True}),
+    ("article", {"qk_norm": True, "norm": "rmsnorm"}),
+    ("gpt2", {"position": "rotary", "activation": "relu2", "n_embd": 40, "n_head": 2}),
+]
+
+
+DROPOUT = [("gpt2", {"dropout": 0.2}), ("modern", {"dropout": 0.1})]
+
+
+def engine_of(model: GPT, dtype: torch.dtype = torch.float32) -> CpuEngine:
+    try:
+        return CpuEngine(model, dtype)
+    except Unavailable as why:
+        pytest.skip(str(why))
+
+
+def loss_and_gradients(model: GPT, dtype: torch.dtype = torch.float32, T: int = 32) -> tuple[Tensor, dict[str, Tensor]]:
+    """By the engine, drawing the dropout that `by_autograd` draws."""
+    engine = engine_of(model, dtype)
+    torch.manual_seed(2)
+    loss = engine.forward_pass(*batch(T))
+    engine.backward_pass()
+    return loss, gradients(model)
+
+
+def disturbed(config: ModelConfig) -> GPT:
+    """A model with no weight at 0, biases and gains among them, so that every path carries something."""
+    torch.manual_seed(0)
+    model = GPT(config, V)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+    return model
+
+
+def batch(T: int = 32) -> tuple[Tensor, Tensor]:
+    drawn = torch.Generator().manual_seed(1)
+    return torch.randint(V, (4, T), generator=drawn), torch.randint(V, (4, T), generator=drawn)
+
+
+def gradients(model: GPT) -> dict[str, Tensor]:
+    found = {name: p.grad for name, p in model.named_parameters()}
+    model.zero_grad()
+    assert all(grad is not None for grad in found.values())
+    return found  # type: ignore[return-value]
+
+
+def by_autograd(model: GPT, dtype: torch.dtype, T: int = 32) -> tuple[Tensor, dict[str, Tensor]]:
+    torch.manual_seed(2)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        _, loss = model(*batch(T))
+    assert loss is not None
+    loss.backward()
+    return loss.detach(), gradients(model)
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("T", [32, 7])
+@pytest.mark.parametrize(("arch", "changes"), KINDS + DROPOUT)
+def test_float32_gradients_equal_autograds(arch: str, changes: dict[str, object], T: int) -> None:
+    model = disturbed(preset("micro", arch, **changes))
+    expected_loss, expected = by_autograd(model, torch.float32, T)
+    loss, found = loss_and_gradients(model, torch.float32, T)
+    torch.testing.assert_close(loss, expected_loss)
+    for name, grad in found.items():
+        assert distance(grad, expected[name]) < 1e-5, name
+
+
+@pytest.mark.parametrize(("arch", "changes"), KINDS)
+def test_bfloat16_gradients_are_as_near_to_float32_as_autocasts(arch: str, changes: dict[str, object]) -> None:
+    """Stated bound: each gradient within 3% of the exact one's length plus what autocast's own is off."""
+    model = disturbed(preset("micro", arch, **changes))
+    exact_loss, exact = by_autograd(model, torch.float32)
+    cast_loss, cast = by_autograd(model, torch.bfloat16)
+    loss, found = loss_and_gradients(model, torch.bfloat16)
+    assert abs(loss - exact_loss) <= abs(cast_loss - exact_loss) + 0.003 * exact_loss
+    for name, grad in found.items():
+        assert distance(grad, exact[name]) <= distance(cast[name], exact[name]) + 0.03, name
+
+
+@pytest.mark.parametrize("changes", [{"block_size": 300}, {"dropout": 0.1}])
+def test_longer_contexts_and_dropout_run_in_torch_inside_the_plan(changes: dict[str, object]) -> None:
+    model = disturbed(preset("micro", "modern", **changes, n_layer=1))
+    engine = engine_of(model)
+    T = 300 if "block_size" in changes else 32
+    kinds = [type(op) for op in engine.plan((4, T)).plan]
+    assert kinds.count(ops.Torch) > 1
+    assert kinds.count(ops.Attention) == 0
+    assert kinds.count(ops.Norm) == 3
+    expected_loss, expected = by_autograd(model, torch.float32, T)
+    loss, found = loss_and_gradients(model, torch.float32, T)
+    torch.testing.assert_close(loss, expected_loss)
+    assert all(distance(grad, expected[name]) < 1e-5 for name, grad in found.items())
+
+
+def test_a_model_of_ours_runs_in_kernels() -> None:
+    """Only the embeddings are left to torch."""
+    for arch in ("article", "gpt2", "modern"):
+        plan = engine_of(GPT(preset("micro", arch), V)).plan((4, 32)).plan
+        assert [type(op) for op in plan].count(ops.Torch) == 1
+        assert len(plan) == 1 + 4 * 8 + 3
+
+
+def test_a_large_vocabulary_has_its_loss_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss_module, "CHUNK_LOGITS", 4096 * 64)
+    torch.manual_seed(0)
+    model = GPT(preset("micro", "gpt2", n_layer=1), 4096)
+    assert loss_module.needs_chunks(4 * 32, 4096)
+    last = engine_of(model).plan((4, 32)).plan[-1]
+    assert isinstance(last, ops.Torch)
+    assert [node.func for node in last.nodes][-1] is loss_module.chunked_cross_entropy
+    expected_loss, expected = by_autograd(model, torch.float32)
+    loss, found = loss_and_gradients(model)
+    torch.testing.assert_close(loss, expected_loss)
+    assert all(distance(grad, expected[name]) < 1e-5 for name, grad in found.items())
+
+
+def test_a_share_is_added_to_the_gradients_that_are_there() -> None:
+    model = disturbed(preset("micro", "gpt2"))
+    engine = engine_of(model)
+    whole_loss, whole = loss_and_gradients(model)
+    shares = []
+    for idx, targets in zip(*(t.split(2) for t in batch()), strict=True):
+        shares.append(engine.forward_pass(idx, targets, 0.5))
+        engine.backward_pass()
+    torch.testing.assert_close(sum(shares), whole_loss)
+    for name, grad in gradients(model).items():
+        assert distance(grad, whole[name]) < 1e-5, name
+
+
+def test_weights_that_change_between_passes_count() -> None:
+    model = disturbed(preset("micro", "gpt2"))
+    engine = engine_of(model, torch.bfloat16)
+    before = engine.forward_pass(*batch())
+    with torch.no_grad():
+        model.blocks[0].mlp.fc.weight.mul_(2)
+    assert engine.forward_pass(*batch()) != before
+
+
+# Edits that a researcher makes: the loss and every gradient must be those of the edited code.
+
+
+def doubled_residual(self: Block, x: Tensor) -> Tensor:
+    x = x + 2 * self.attention(self.ln1(x))
+    return x + self.mlp(self.ln2(x))
+
+
+def parallel_block(self: Block, x: Tensor) -> Tensor:
+    return x + self.attention(self.ln1(x)) + self.mlp(self.ln2(x))
+
+
+def without_mlp(self: Block, x: Tensor) -> Tensor:
+    return x + self.attention(self.ln1(x))
+
+
+def exact_gelu(self: MLP, x: Tensor) -> Tensor:
+    return self.proj(F.gelu(self.fc(x)))
+
+
+def gated_mlp(self: MLP, x: Tensor) -> Tensor:
+    h = self.fc(x)
+    return self.proj(F.relu(h) * torch.sigmoid(h))
+
+
+def sharper_attention(self: CausalSelfAttention, x: Tensor) -> Tensor:
+    q, k, v = self.project(x)
+    return self.merge(F.scaled_dot_product_attention(2 * q, k, v, is_causal=True))
+
+
+def written_out_attention(self: CausalSelfAttention, x: Tensor) -> Tensor:
+    q, k, v = self.project(x)
+    ahead = torch.ones(x.size(1), x.size(1), dtype=torch.bool).triu(1)
+    scores = (q @ k.mT / q.size(-1) ** 0.5).masked_fill(ahead, float("-inf"))
+    return self.merge(scores.softmax(-1) @ v)
+
+
+def unscaled_norm(self: torch.nn.LayerNorm, x: Tensor) -> Tensor:
+    return x - x.mean(-1, keepdim=True)
+
+
+def other_eps(self: torch.nn.LayerNorm, x: Tensor) -> Tensor:
+    return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, 0.1)
+
+
+def shift_by_two(self: TokenShift, x: Tensor) -> Tensor:
+    return x + self.share * F.pad(x, (0, 0, 2, -2))
+
+
+def scaled_embedding(self: GPT, idx: Tensor, start: int = 0) -> Tensor:
+    return 3 * self.token_embedding_table(idx)
+
+
+def turned_back(self: Rotary, x: Tensor, start: int = 0) -> Tensor:
+    cos, sin = self.angles(start, x.size(-2), x.dtype)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos + b * sin, b * cos - a * sin), dim=-1)
+
+
+def swapped_halves(self: Rotary, x: Tensor, start: int = 0) -> Tensor:
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((b, a), dim=-1)
+
+
+EDITS = [
+    ("gpt2", Block, doubled_residual),
+    ("gpt2", Block, parallel_block),
+    ("article", Block, without_mlp),
+    ("gpt2", MLP, exact_gelu),
+    ("gpt2", MLP, gated_mlp),
+    ("modern", CausalSelfAttention, sharper_attention),
+    ("gpt2", CausalSelfAttention, written_out_attention),
+    ("gpt2", torch.nn.LayerNorm, unscaled_norm),
+    ("article", torch.nn.LayerNorm, other_eps),
+    ("modern", TokenShift, shift_by_two),
+    ("gpt2", GPT, scaled_embedding),
+    ("modern", Rotary, turned_back),
+    ("modern", Rotary, swapped_halves),
+]
+
+
+def first_step(model: GPT, engine: str) -> tuple[float, float]:
+    """Loss and gradient norm of the first step of a run."""
+    words = ["optim=adamw", "batch_size=4", "device=cpu", "dtype=float32"]
+    config = dataclasses.replace(cli.load_config("train", words), model=model.config)
+    compute = choose("cpu", "float32", engine, trained=model.config)
+    if compute.engine != engine:
+        pytest.skip(compute.reasons["engine"])
+    ids = torch.randint(V, (2000,), generator=torch.Generator().manual_seed(3))
+    made = Update.fresh(model, ids, config, compute)
+    assert made.check_engine(ids[None, :32], ids[None, 1:33]) is None
+    numbers = made(draw_starts(len(ids), 4, 32, 0, 0), 1e-3, 1.0, lambda: False)
+    assert numbers is not None
+    loss, norm = numbers.tolist()
+    return loss, norm
+
+
+@pytest.mark.parametrize("engine", ["torch", "native"])
+@pytest.mark.parametrize("how", ["monkeypatch", "subclass", "instance"])
+@pytest.mark.parametrize(("arch", "owner", "edit"), EDITS)
+def test_an_edit_changes_the_first_step_as_autograd_says(
+    monkeypatch: pytest.MonkeyPatch, arch: str, owner: type[Any], edit: Any, how: str, engine: str
+) -> None:
+    model = disturbed(preset("micro", arch))
+    name = "embed" if owner is GPT else "forward"
+    before = first_step(disturbed(model.config), engine)
+    edited = [module for module in model.modules() if isinstance(module, owner)]
+    if how == "monkeypatch":
+        monkeypatch.setattr(owner, name, edit)
+    for module in edited:
+        if how == "subclass":
+            module.__class__ = type("Edited", (type(module),), {name: edit})
+        if how == "instance":
+            monkeypatch.setattr(module, name, types.MethodType(edit, module))
+    found = first_step(model, engine)
+    if edit not in (exact_gelu, written_out_attention):  # these two say the same, almost
+        assert abs(found[0] - before[0]) > 1e-4
+    ids = torch.randint(V, (2000,), generator=torch.Generator().manual_seed(3))
+    model.zero_grad()
+    model.load_state_dict(disturbed(model.config).state_dict())  # as before the step
+    idx, targets = take(ids, draw_starts(len(ids), 4, 32, 0, 0), 32, torch.device("cpu"))
+    _, loss = model(idx, targets)
+    assert loss is not None
+    loss.backward()
+    norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
+    assert found == pytest.approx((loss.item(), norm.item()), rel=1e-4)
+
+
+def in_place(self: Block, x: Tensor) -> Tensor:
+    x += self.attention(self.ln1(x))
+    return x
+
+
+def looks_at_numbers(self: Block, x: Tensor) -> Tensor:
+    return x * 2 if x.max() > 1e9 else x
+
+
+class Negated(torch.autograd.Function):
+    """The identity, whose gradient is turned round: no recording of a forward pass shows that."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 1.0
+
+    @staticmethod
+    def backward(ctx: Any, *dy: Tensor) -> Tensor:
+        return -dy[0]
+
+
+def with_own_gradient(self: Block, x: Tensor) -> Tensor:
+    return Negated.apply(x + self.attention(self.ln1(x)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("edit", "why"),
+    [
+        (in_place, r"changes a tensor in place \(add_\)"),
+        (looks_at_numbers, r"depends on the numbers in a tensor \(__bool__\)"),
+        (with_own_gradient, "the gradient of .* by engine=native is not that of the model's code"),
+    ],
+)
+def test_what_cannot_be_followed_goes_on_in_torch_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, edit: Any, why: str
+) -> None:
+    monkeypatch.setattr(Block, "forward", edit)
+    model = disturbed(preset("micro", "gpt2"))
+    engine_of(model)
+    compute = choose("cpu", "float32", "native", trained=model.config)
+    config = dataclasses.replace(cli.load_config("train", ["optim=adamw", "batch_size=4"]), model=model.config)
+    made = Update.fresh(model, torch.zeros(100, dtype=torch.long), config, compute)
+    warning = made.check_engine(*batch())
+    assert warning is not None
+    assert re.search(why, warning)
+    assert "goes on with engine=torch" in warning
+    assert isinstance(made.engine, Autograd)
+
+
+def test_hooks_are_not_passed_over() -> None:
+    model = GPT(preset("micro", "gpt2"), V)
+    model.blocks[1].mlp.register_forward_hook(lambda *_: None)
+    with pytest.raises(Unsupported, match=r"hooks are registered on blocks.1.mlp"):
+        engine_of(model).plan((4, 32))
+
+
+def test_the_check_leaves_gradients_and_draws_as_they_were() -> None:
+    model = disturbed(preset("micro", "gpt2", dropout=0.1))
+    engine = engine_of(model)
+    engine.forward_pass(*batch())
+    engine.backward_pass()
+    before = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    state = torch.get_rng_state()
+    assert engine.difference(*batch()) is None
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(p.grad, before[name]) for name, p in model.named_parameters() if p.grad is not None)
