@@ -69,7 +69,7 @@ def record(model: nn.Module, batch: int, time: int) -> Recording:
     idx, targets = torch.empty(2, batch, time, dtype=torch.long, device="meta").unbind()
     recorder = _Recorder({id(shadow): own[name] for name, shadow in shadows.items()}, idx, targets)
     try:
-        with torch.enable_grad(), recorder:
+        with torch.enable_grad(), torch.device("meta"), recorder:
             _, loss = torch.func.functional_call(model, shadows, (idx, targets))
     except Unsupported:
         raise
