@@ -151,7 +151,7 @@ class _Heads(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_long) for name in "BTHD"),
-        *((name, ctypes.c_void_p) for name in ("bias", "cosines", "sines")),
+        *((name, ctypes.c_void_p) for name in ("bias", "cos", "sin")),
         ("eps", ctypes.c_float),
     )
 
@@ -166,29 +166,31 @@ ARGUMENTS: dict[str, list[Any]] = {
     "attention": [ADDRESS] * 3 + [HEADS],
     "attention_backward": [ADDRESS] * 4 + [HEADS],
 }
-KINDS = ("relu", "gelu", "relu2")  # by their number in passes.c
+ALLOCATING = ("norm_backward", "add_rows", "attention", "attention_backward")  # these return a status
+KINDS = ("relu", "gelu", "relu2")  # in the order of the enum in activations.h
 
 
 class NativePasses(Passes):
-    """In C.
+    """In C. Its methods raise MemoryError if a kernel can't allocate memory.
 
     Raises:
-        library.Unavailable: there is no compiler, or it fails.
+        library.Unavailable: the kernels can't be compiled or loaded.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__(dtype)
         defines = ["BFLOAT16"] if dtype == torch.bfloat16 else []
-        made = {file: library.load(file, *defines) for file in ("passes", "attention")}
+        libraries = {file: library.load(file, *defines) for file in ("layer_ops", "attention")}
 
         def function(name: str) -> Callable[..., None]:
-            found = getattr(made["attention" if name.startswith("attention") else "passes"], name)
-            found.argtypes, found.restype = ARGUMENTS[name], None
-            mark = _RecordFunctionFast(f"native::{name}")  # so that a profiler sees it
+            found = getattr(libraries["attention" if name.startswith("attention") else "layer_ops"].functions, name)
+            found.argtypes = ARGUMENTS[name]
+            found.restype = ctypes.c_int if name in ALLOCATING else None
+            mark = _RecordFunctionFast(f"native::{name}")  # shown by the profiler
 
             def call(*arguments: Any) -> None:
                 with mark:
-                    found(*arguments)
+                    library.check_status(found(*arguments))
 
             return call
 
@@ -226,7 +228,7 @@ class NativePasses(Passes):
         y, weights = qkv.new_empty(N, C), qkv.new_empty(N // T, H, T, T)
         heads = _Heads(N // T, T, H, C // H, _at(layer.qkv.bias), eps=QK_NORM_EPS if layer.qk_norm else 0)
         if layer.rotary is not None:
-            heads.cosines, heads.sines = _at(layer.rotary.cos), _at(layer.rotary.sin)
+            heads.cos, heads.sin = _at(layer.rotary.cos), _at(layer.rotary.sin)
         self._attention(_at(qkv), _at(y), _at(weights), heads)
         return y, (qkv, weights, heads)
 
