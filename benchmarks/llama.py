@@ -95,7 +95,7 @@ def ours(model: GPT, positions: int, threads: int) -> Take:
 
     def take(position: int) -> None:
         torch.set_num_threads(threads)
-        decoder.take_in(token, position)
+        decoder.forward(token, position)
 
     return take
 

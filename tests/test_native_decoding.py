@@ -1,4 +1,4 @@
-"""The step in C writes what the plain forward pass would, whatever the model; where it can't be, it says so."""
+"""The C decoder generates the tokens of the model's forward pass, for every architecture, or says why it can't."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,7 +48,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
         ("micro", {"qkv_bias": True, "position": "rotary", "norm": "rmsnorm", "tied_head": True}),
     ],
 )
-def test_it_changes_no_token(
+def test_it_generates_the_tokens_of_the_forward_pass(
     size: str, arch: str, changes: dict[str, object], temperature: float, threads: int
 ) -> None:
     model, sampler = lively(size, arch, **changes), Sampler(temperature)
@@ -74,14 +74,14 @@ def test_logits_are_those_of_the_forward_pass(
     with torch.no_grad():
         exact, _ = model(idx)
     decoder = NativeDecoder(NativeWeights(model, dtype), 64, Sampler())
-    off = [decoder.take_in(idx[0, :at_first], 0) - exact[:, at_first - 1]]
-    off += [decoder.take_in(idx[0, p : p + 1], p) - exact[:, p] for p in range(at_first, 64)]
+    off = [decoder.forward(idx[0, :at_first], 0) - exact[:, at_first - 1]]
+    off += [decoder.forward(idx[0, p : p + 1], p) - exact[:, p] for p in range(at_first, 64)]
     found = torch.stack(off)
     assert (found - found.mean(-1, keepdim=True)).abs().max() / exact.abs().max() < bound
-    assert dtype == torch.float32 or found.abs().max() > 0  # it is not float32 under another name
+    assert dtype == torch.float32 or found.abs().max() > 0  # the weights are rounded
 
 
-def test_the_last_sample_of_many_goes_on_in_c(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_unfinished_sample_is_decoded_in_c(monkeypatch: pytest.MonkeyPatch) -> None:
     model, steps, made = lively("micro", "gpt2"), [], []
     write = NativeDecoder.write
 
@@ -106,10 +106,10 @@ def test_the_last_sample_of_many_goes_on_in_c(monkeypatch: pytest.MonkeyPatch) -
     "sampler", [Sampler(), Sampler(0), Sampler(0.3), Sampler(1e-300), Sampler(top_k=3), Sampler(1, None, 0.9)]
 )
 @pytest.mark.parametrize("arch", ["gpt2", "modern"])
-def test_how_many_tokens_a_call_writes_and_who_draws_them_changes_none(
+def test_tokens_per_call_and_where_they_are_sampled_change_no_token(
     arch: str, sampler: Sampler, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decode, "MOST_AT_ONCE", at_once)
+    monkeypatch.setattr(decode, "MAX_TOKENS_PER_CALL", at_once)
     model = lively("micro", arch)
     for prompt, count in (([1, 2, 3], 100), ([4], 1), ([4], 17), ([i % V for i in range(40)], 20)):
         expected = list(generate(model, prompt, count, sampler, Draws(7, 1)))
@@ -118,7 +118,7 @@ def test_how_many_tokens_a_call_writes_and_who_draws_them_changes_none(
 
 @pytest.mark.parametrize("native", [False, True])
 @pytest.mark.parametrize("prompt", [[1, V], [1, -2], [1, 10**12]])
-def test_a_token_that_is_not_there_is_not_looked_up(prompt: list[int], native: bool) -> None:
+def test_a_token_outside_the_vocabulary_is_an_index_error(prompt: list[int], native: bool) -> None:
     with pytest.raises(IndexError):
         next(generate(lively("micro", "gpt2"), prompt, 3, Sampler(), Draws(0, 1), native=native))
 
@@ -129,7 +129,7 @@ def test_a_model_in_another_precision_is_read_as_float32() -> None:
     assert tokens == list(generate(model.float(), [1, 2, 3], 50, Sampler(0), Draws(0, 1)))
 
 
-def test_logits_that_are_no_numbers_are_chosen_as_torch_does() -> None:
+def test_nan_logits_are_sampled_as_in_torch() -> None:
     model = lively("micro", "article")
     with torch.no_grad():
         model.lm_head.bias[5] = float("nan")
@@ -137,12 +137,12 @@ def test_logits_that_are_no_numbers_are_chosen_as_torch_does() -> None:
     assert found[0] == found[1] == [[5]] * 20
 
 
-def test_without_the_cache_it_has_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_not_used_without_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generating, "NativeWeights", lambda *_: pytest.fail("made"))
     assert len(list(generate(lively("micro", "gpt2"), [1], 3, Sampler(), Draws(0, 1), cache=False, native=True))) == 3
 
 
-def test_what_it_cannot_do_is_refused_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_settings_are_refused_if_it_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
     model = lively("micro", "gpt2")
     assert choose_native("auto", model)
     assert choose_native("native", model, torch.bfloat16)
@@ -156,18 +156,18 @@ def test_what_it_cannot_do_is_refused_when_asked_for(monkeypatch: pytest.MonkeyP
             choose_native("native", model, **given)  # type: ignore[arg-type]
 
     def missing(dtype: torch.dtype) -> None:
-        raise Unavailable("no C compiler here (cc)")
+        raise Unavailable("no C compiler found (cc)")
 
     monkeypatch.setattr(decode, "load", missing)
     assert not choose_native("auto", model)
-    with pytest.raises(UserError, match=r"compile=native: no C compiler here \(cc\); try compile=false"):
+    with pytest.raises(UserError, match=r"compile=native: no C compiler found \(cc\); try compile=false"):
         choose_native("native", model)
     elsewhere = lively("micro", "gpt2").to("meta")
     with pytest.raises(UserError, match="compile=native: not for meta; try device=cpu"):
         choose_native("native", elsewhere)
 
 
-def test_the_command_writes_the_same_either_way(microgpt: Run, trained: Path) -> None:
+def test_sample_prints_the_same_with_and_without_it(microgpt: Run, trained: Path) -> None:
     words = ["sample", str(trained), "max_new_tokens=120", "temperature=0", "prompt=The "]
     native, plain = (microgpt(*words, f"compile={way}") for way in ("native", "false"))
     assert native.status == plain.status == 0

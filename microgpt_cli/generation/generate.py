@@ -40,7 +40,7 @@ def generate(
         prompt: at least one token id; the model sees the last `block_size`.
         cache: keep keys and values from token to token; if not, as in the article.
         dtype: of the arithmetic with the cache (see `decoding.prepare`); without it, autocast says.
-        native: decode a single sample in C, with the cache, on a CPU (see `native_decoding.py`).
+        native: decode a single sample in C, with the cache, on a CPU (see `engines/cpu/decode.py`).
         stopped: asked after each token whether the sample of this number needs no more.
 
     Yields:

@@ -18,7 +18,7 @@ from torch._C._profiler import _RecordFunctionFast
 from microgpt_cli.engines.cpu import build
 
 DEFINES: dict[torch.dtype, list[str]] = {torch.float32: [], torch.bfloat16: ["BFLOAT16"]}
-ACTIVATIONS = ("relu", "gelu", "relu2")  # by their number in activations.h
+ACTIVATIONS = ("relu", "gelu", "relu2")  # in the order of the enum in activations.h
 LONGEST_ATTENTION = 256  # positions whose weights are all kept
 
 
@@ -27,7 +27,7 @@ class _Heads(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_long) for name in "BTHD"),
-        *((name, ctypes.c_void_p) for name in ("bias", "cosines", "sines")),
+        *((name, ctypes.c_void_p) for name in ("bias", "cos", "sin")),
         ("eps", ctypes.c_float),
     )
 
@@ -60,7 +60,7 @@ class Heads:
 ADDRESS, LONG, FLOAT, INT, HEADS = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int, ctypes.POINTER(_Heads)
 ARGUMENTS: dict[str, list[Any]] = {
     "norm": [ADDRESS] * 9 + [LONG, LONG, FLOAT, INT],
-    "norm_backward": [ADDRESS] * 9 + [LONG, LONG, INT],
+    "norm_backward": [ADDRESS] * 10 + [LONG, LONG, INT],
     "activate": [ADDRESS] * 3 + [LONG, LONG, INT],
     "add": [ADDRESS] * 2 + [LONG],
     "add_rows": [ADDRESS] * 2 + [LONG, LONG],
@@ -69,28 +69,31 @@ ARGUMENTS: dict[str, list[Any]] = {
 }
 
 
+ALLOCATING = ("norm_backward", "add_rows", "attention", "attention_backward")  # these return a status
+
+
 class Kernels:
-    """The kernels for one precision.
+    """The kernels for one precision. They raise MemoryError if they can't allocate memory.
 
     Args:
         dtype: of the matrix products and what they are given and give, float32 or bfloat16.
 
     Raises:
-        build.Unavailable: there is no compiler, or it fails.
+        build.Unavailable: the kernels can't be compiled or loaded.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        made = {file: build.load(file, *DEFINES[dtype]) for file in ("passes", "attention")}
+        libraries = {file: build.load(file, *DEFINES[dtype]) for file in ("layer_ops", "attention")}
 
         def function(name: str) -> Callable[..., None]:
-            found = getattr(made["attention" if name.startswith("attention") else "passes"], name)
-            found.argtypes, found.restype = ARGUMENTS[name], None
-            mark = _RecordFunctionFast(f"native::{name}")  # so that a profiler sees it
+            found = getattr(libraries["attention" if name.startswith("attention") else "layer_ops"].functions, name)
+            found.argtypes, found.restype = ARGUMENTS[name], ctypes.c_int if name in ALLOCATING else None
+            mark = _RecordFunctionFast(f"native::{name}")  # shown by the profiler
 
             def call(*arguments: Any) -> None:
                 with mark:
-                    found(*arguments)
+                    build.check_status(found(*arguments))
 
             return call
 
@@ -129,9 +132,9 @@ class Kernels:
         """The gradient of `total`, float32 and in dtype: `dtotal`, and what comes through the norm."""
         total, mean, rstd = kept
         N, C = total.shape
-        dx = torch.zeros(N, C) if dtotal is None else dtotal.clone()
+        dx = torch.empty_like(total)
         rounded = dx if self.dtype == torch.float32 else torch.empty_like(dx, dtype=self.dtype)
-        given = address(dy), address(total), address(mean), address(rstd), address(weight)
+        given = address(dy), address(dtotal), address(total), address(mean), address(rstd), address(weight)
         grads = address(weight_grad), address(bias_grad)
         self._norm_backward(*given, address(dx), address(rounded), *grads, N, C, is_centred)
         return dx, rounded
