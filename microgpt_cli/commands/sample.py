@@ -15,6 +15,7 @@ from microgpt_cli.commands.prompts import encode_prompt, read_prompt
 from microgpt_cli.compute import Compute, choose
 from microgpt_cli.config import SampleConfig
 from microgpt_cli.data.tokenizers import Tokenizer
+from microgpt_cli.engines.structure import difference
 from microgpt_cli.errors import UserError
 from microgpt_cli.generation.generate import Stops, cut_at, generate, text_of
 from microgpt_cli.generation.precision import choose_dtype, choose_native, choose_threads
@@ -44,6 +45,11 @@ def run(config: SampleConfig, invocation: Invocation) -> None:
         print(f"from {path}, step {loaded.step:,}", file=sys.stderr)
     if count > context:
         print(f"the prompt has {count:,} tokens, and the model sees the last {context:,}", file=sys.stderr)
+    unlike = difference(model) if config.cache else None
+    if unlike is not None:
+        print(f"warning: {unlike}", file=sys.stderr)
+    if config.compile == "true" and config.cache and unlike is None:
+        raise UserError("compile=true: torch.compile works on the model's forward pass; give cache=false with it")
     with _output(config.out) as sink:
         _write(config, compute, model, loaded.tokenizer, prompt, ids, sink)
     if config.out is not None:
@@ -89,7 +95,7 @@ def _write(
     with contextlib.nullcontext() if config.cache else compute.autocast():
         columns = generate(
             model, ids, config.max_new_tokens, sampler, draws, config.num_samples,
-            cache=config.cache, dtype=dtype, native=native, stopped=stops.reached,
+            cache=config.cache, dtype=dtype, native=native, compile=config.compile == "true", stopped=stops.reached,
         )  # fmt: skip
         if live:
             _stream(prompt, cut_at(text_of(columns, 0, tokenizer.text_stream()), config.stop), sink)

@@ -26,6 +26,7 @@ from microgpt_cli.config import TrainConfig
 from microgpt_cli.data.baselines import Baselines, baselines
 from microgpt_cli.data.dataset import Splits, split
 from microgpt_cli.data.tokenizers import Tokenizer
+from microgpt_cli.engines.structure import difference
 from microgpt_cli.errors import Interrupted, RunStopped, UserError
 from microgpt_cli.generation.generate import generate, text_of
 from microgpt_cli.generation.precision import choose_native
@@ -200,6 +201,9 @@ def _train_in(run_folder: Path, session: Session) -> None:
         about = _about(trainer, tokenizer, compare, session.text_name)
         storage.replace(run_folder / layout.ABOUT, storage.json_bytes(about))
         introduce(trainer, tokenizer, compare, session.text_name)
+        unlike = difference(trainer.model)
+        if unlike is not None:
+            say(f"note      {unlike}")
         if resumed is not None and resumed.config.max_steps != config.max_steps and config.optim.schedule != "constant":
             say("note      the learning rate follows max_steps: from here on it is that of a run of another length")
         step = trainer.state.step

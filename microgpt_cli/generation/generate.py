@@ -7,6 +7,7 @@ the article, the context is cropped by one token and worked out whole each time.
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from microgpt_cli.engines.cpu.decode import NativeDecoder, NativeWeights
 from microgpt_cli.engines.cuda.decode_graph import FEWEST_TOKENS, GraphedStep
 from microgpt_cli.engines.decoding import Cache, Weights, decode_one_token, prefill, prepare
+from microgpt_cli.engines.structure import difference
 from microgpt_cli.generation.sampling import Draws, Sampler
 from microgpt_cli.model.gpt import GPT
 
@@ -31,6 +33,7 @@ def generate(
     cache: bool = True,
     dtype: torch.dtype = torch.float32,
     native: bool = False,
+    compile: bool = False,
     stopped: Callable[[int], bool] | None = None,
 ) -> Iterator[list[int]]:
     """Continuations of one prompt.
@@ -38,8 +41,10 @@ def generate(
     Args:
         model: in eval mode, where there is dropout.
         prompt: at least one token id; the model sees the last `block_size`.
-        cache: keep keys and values from token to token; if not, as in the article.
+        cache: keep keys and values from token to token, if the model's code is what the decoders know
+            (`engines/structure.py`); if not, as in the article.
         dtype: of the arithmetic with the cache (see `decoding.prepare`); without it, autocast says.
+        compile: run the model's forward pass, where there is no cache, by torch.compile.
         native: decode a single sample in C, with the cache, on a CPU (see `engines/cpu/decode.py`).
         stopped: asked after each token whether the sample of this number needs no more.
 
@@ -47,6 +52,8 @@ def generate(
         The next token of each of the `num_samples` samples (anything for those that have stopped).
     """
     device = model.lm_head.weight.device
+    cache = cache and difference(model) is None
+    forward: Callable[..., Any] = torch.compile(model, dynamic=True) if compile and not cache else model
     columns = list(torch.tensor(prompt[-model.config.block_size :], device=device)[:, None].expand(-1, num_samples))
     native_weights = NativeWeights(model, dtype) if cache and native and device.type == "cpu" else None
     alone = native_weights is not None and num_samples == 1
@@ -61,7 +68,7 @@ def generate(
             decoder = _decoder(weights, native_weights, len(rows), positions, sampler, left)
             steps = _cached(decoder, columns, model.config.block_size, numbers)
         else:
-            steps = _cropped(model, columns, sampler, numbers)
+            steps = _cropped(forward, model.config.block_size, columns, sampler, numbers)
         for tokens in steps:
             latest = tokens.tolist() if len(rows) == num_samples else _with(latest, rows, tokens.tolist())
             yield latest
@@ -147,18 +154,20 @@ def _cached(
             yield tokens
 
 
-def _cropped(model: GPT, columns: list[Tensor], sampler: Sampler, numbers: Iterator[Tensor]) -> Iterator[Tensor]:
+def _cropped(
+    forward: Callable[..., Any], block_size: int, columns: list[Tensor], sampler: Sampler, numbers: Iterator[Tensor]
+) -> Iterator[Tensor]:
     """The same as in the article: all of the context is worked out for every token."""
     while True:
-        del columns[: -model.config.block_size]
-        tokens = _token_after(model, columns, sampler, next(numbers))
+        del columns[:-block_size]
+        tokens = _token_after(forward, columns, sampler, next(numbers))
         columns.append(tokens)
         yield tokens
 
 
 @torch.no_grad()
-def _token_after(model: GPT, columns: list[Tensor], sampler: Sampler, number: Tensor) -> Tensor:
-    logits, _ = model(torch.stack(columns, dim=1))  # (B, T, V)
+def _token_after(forward: Callable[..., Any], columns: list[Tensor], sampler: Sampler, number: Tensor) -> Tensor:
+    logits, _ = forward(torch.stack(columns, dim=1))  # (B, T, V)
     return sampler.pick(logits[:, -1], number)
 
 

@@ -158,7 +158,14 @@ class Planner:
     # What the operations of the plan make
 
     def use(self, number: int) -> int:
-        """See to it that the plan has made the tensor of this number, whoever does."""
+        """See to it that the tensor of this number is in the values when the plan has come this far."""
+        self._make(number)
+        if number in self.by_torch:
+            self.by_torch[number].outputs.add(number)
+        return number
+
+    def _make(self, number: int) -> None:
+        """See to it that the plan has made the tensor of this number, in whichever operation."""
         if number not in self.there and number not in self.constants:
             symbol, node = self.symbols.get(number), self.nodes.get(number)
             match symbol:
@@ -175,9 +182,6 @@ class Planner:
                 case _:
                     assert node is not None
                     self._emit_torch(node)
-        if number in self.by_torch:
-            self.by_torch[number].outputs.add(number)
-        return number
 
     def _emit(self, op: ops.Op, *made: int) -> None:
         self.plan.append(op)
@@ -187,8 +191,7 @@ class Planner:
         """Add a call to the calls of torch at the end of the plan."""
         given = [ref.number for ref in refs((node.args, node.kwargs))]
         for number in given:
-            if number not in self.by_torch:
-                self.use(number)
+            self._make(number)
         if not self.plan or not isinstance(self.plan[-1], ops.Torch):
             self.plan.append(ops.Torch(self.recording.shapes, self.autocast, {}))
         last = self.plan[-1]
@@ -369,7 +372,7 @@ def _are_parameters(weight: Any, bias: Any) -> bool:
 
 
 def _is_plain(t: Tensor) -> bool:
-    return t.dtype == torch.float32 and t.device.type == "cpu" and t.is_contiguous()
+    return t.dtype == torch.float32 and t.is_contiguous()
 
 
 def _same(xs: Sequence[Tensor] | None, ys: Sequence[Tensor] | None) -> bool:

@@ -1,7 +1,7 @@
 """A model's forward pass as a list of calls of torch functions: what the CPU engine replays.
 
-The pass runs once on the meta device, where tensors have shapes and no numbers, under a mode that sees each call of a
-torch function. So the list says what the model's code does, whatever that is.
+The pass runs once under a mode that sees each call of a torch function. So the list says what the model's code does,
+whatever that is. What takes long (products, norms, attention) is not worked out: only shapes are wanted.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -61,29 +62,44 @@ def record(model: nn.Module, batch: int, time: int) -> Recording:
     for path, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
             raise Unsupported(f"hooks are registered on {path or 'the model'}")
-    own = dict(model.named_parameters()) | dict(model.named_buffers())
-    shadows = {
-        name: torch.empty(t.shape, dtype=t.dtype, device="meta", requires_grad=t.requires_grad)
-        for name, t in own.items()
-    }
-    idx, targets = torch.empty(2, batch, time, dtype=torch.long, device="meta").unbind()
-    recorder = _Recorder({id(shadow): own[name] for name, shadow in shadows.items()}, idx, targets)
-    try:
-        with torch.enable_grad(), torch.device("meta"), recorder:
-            _, loss = torch.func.functional_call(model, shadows, (idx, targets))
-    except Unsupported:
-        raise
-    except Exception as error:  # what a model on the CPU can do and one without numbers can't
-        raise Unsupported(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}") from error
+    weight = next(model.parameters())
+    idx, targets = torch.zeros(2, batch, time, dtype=torch.long, device=weight.device).unbind()
+    recorder = _Recorder((*model.parameters(), *model.buffers()), idx, targets)
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]), recorder:
+        _, loss = model(idx, targets)
     return recorder.recording(loss)
+
+
+def _empty_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.size(0))
+
+
+def _empty_like_first(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _empty_loss(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return x.new_empty(())
+
+
+# What is not worked out, and its result without numbers
+SHAPES_ONLY: dict[Any, Callable[..., Tensor]] = {
+    F.linear: _empty_product,
+    F.layer_norm: _empty_like_first,
+    F.rms_norm: _empty_like_first,
+    F.gelu: _empty_like_first,
+    F.relu: _empty_like_first,
+    F.scaled_dot_product_attention: _empty_like_first,
+    chunked_cross_entropy: _empty_loss,
+}
 
 
 class _Recorder(TorchFunctionMode):
     """Writes down each call of a torch function."""
 
-    def __init__(self, own: dict[int, Tensor], idx: Tensor, targets: Tensor) -> None:
+    def __init__(self, own: tuple[Tensor, ...], idx: Tensor, targets: Tensor) -> None:
         super().__init__()
-        self.own = own  # id of a tensor on the meta device → the model's
+        self.own = {id(t) for t in own}  # parameters and buffers
         self.numbers = {id(idx): IDX, id(targets): TARGETS}
         self.kept = [idx, targets]  # so that no id is given twice
         self.nodes: list[Node] = []
@@ -98,10 +114,7 @@ class _Recorder(TorchFunctionMode):
             raise Unsupported(f"it changes a tensor in place ({name})")
         if kwargs.get("inplace") or kwargs.get("out") is not None:
             raise Unsupported(f"it changes a tensor in place ({name})")
-        if func is chunked_cross_entropy:
-            result: Any = torch.empty((), device="meta", requires_grad=True)
-        else:
-            result = func(*args, **kwargs)
+        result = SHAPES_ONLY.get(func, func)(*args, **kwargs)
         if isinstance(result, Tensor) and any(result is t for t in given):
             result = result.view_as(result)  # of another type or device it would have been another tensor
         made = [t for t in tensors(result) if id(t) not in self.own]
@@ -117,11 +130,7 @@ class _Recorder(TorchFunctionMode):
 
     def _written(self, thing: Any) -> Any:
         if isinstance(thing, Tensor):
-            if id(thing) in self.numbers:
-                return Ref(self.numbers[id(thing)])
-            if id(thing) not in self.own and thing.is_meta:
-                raise Unsupported("it takes a tensor of an unknown origin")
-            return self.own.get(id(thing), thing)
+            return Ref(self.numbers[id(thing)]) if id(thing) in self.numbers else thing
         if isinstance(thing, dict):
             return {key: self._written(value) for key, value in thing.items()}
         return type(thing)(map(self._written, thing)) if type(thing) in (tuple, list) else thing
