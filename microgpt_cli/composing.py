@@ -161,7 +161,8 @@ def explained(error: Exception, verb: str, words: overrides.Words, schema: dict[
         return UserError(f"{str(cause).splitlines()[0]}{f' ({key})' if key else ''}")
     composing = any(Path(frame.filename).name == "config_loader_impl.py" for frame in frames)
     if isinstance(error, HydraException) or composing:  # of syntax, of encoding, of types that Hydra takes for granted
-        return UserError(one_line(error))
+        deep = isinstance(error, RecursionError)
+        return UserError("a value or a config file is nested too deep to be read" if deep else one_line(error))
     return error
 
 
