@@ -17,6 +17,7 @@ from microgpt_cli import cli, own_configs
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
 )
+WHOLE = "n_head: 1\nn_embd: 8\nblock_size: 4\ndropout: 0.0\n"  # all that a model needs but for n_layer
 YAML_CASES = {
     "an alias bomb": (BOMB, "holds more than 2,000 values, aliases written out"),
     "an alias of itself": ("a: &a [*a]\n", "holds more than 2,000 values"),
@@ -25,8 +26,11 @@ YAML_CASES = {
     "an object": ('!!python/object/apply:os.system ["touch canary"]\n', "could not determine a constructor"),
     "a module": ("n_layer: !!python/module:os\n", "could not determine a constructor"),
     "a target": ("_target_: os.system\ncommand: touch canary\n", "Key '_target_' not in 'ModelConfig'"),
-    "the environment": ("n_layer: ${oc.env:MICROGPT_NONE}\n", "Environment variable 'MICROGPT_NONE' not found"),
-    "an interpolation of nothing": ("n_layer: ${nope}\n", "Interpolation key 'nope' not found"),
+    "the environment": (
+        f"{WHOLE}n_layer: ${{oc.env:MICROGPT_NONE}}\n",
+        "Environment variable 'MICROGPT_NONE' not found",
+    ),
+    "an interpolation of nothing": (f"{WHOLE}n_layer: ${{nope}}\n", "Interpolation key 'nope' not found"),
     "half an interpolation": ("n_layer: ${\n", "no viable alternative"),
     "half a list": ("n_layer: [1\n", "expected ',' or ']'"),
     "a tabulator": ("\t- x\n", "cannot start any token"),
@@ -43,7 +47,8 @@ YAML_CASES = {
     "a default that is none": ("defaults: [nope]\n", "no such choice"),
     "defaults that are none": ("defaults: 3\n", "defaults must be a list"),
     "half a package": ("# @package\nn_layer: 1\n", "Expected header format"),
-    "half a surrogate pair": ('position: "\\ud800"\n', "is required"),
+    # PyYAML in Python takes it, and the one in C does not
+    "half a surrogate pair": ('position: "\\ud800"\n', ("is required", "invalid Unicode character escape code")),
 }
 
 
@@ -70,7 +75,7 @@ def own(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(("text", "says"), YAML_CASES.values(), ids=YAML_CASES)
 def test_a_mistake_in_ones_own_yaml_is_one_line(
-    text: str, says: str, own: Path, microgpt: Run, tmp_path: Path, tried: Tried
+    text: str, says: str | tuple[str, ...], own: Path, microgpt: Run, tmp_path: Path, tried: Tried
 ) -> None:
     tried("a kept hostile file")
     own.write_text(text)
@@ -78,7 +83,7 @@ def test_a_mistake_in_ones_own_yaml_is_one_line(
     ran = microgpt("params", "--config-dir", "my", "model=own")
     assert time.process_time() - began < CPU_SECONDS
     assert (ran.status, ran.out, ran.err.count("\n")) == (2, "", 1)
-    assert says in ran.err
+    assert any(text in ran.err for text in ((says,) if isinstance(says, str) else says))
     assert [path.name for path in tmp_path.iterdir()] == ["my"]
 
 
