@@ -1,7 +1,7 @@
 # What a developer types. Each target uses the environment that is active, or .venv where there is one.
 BIN := $(if $(wildcard .venv/bin/python),.venv/bin/,)
 
-.PHONY: check test test-slow stress test-gpu cover bench bench-loss bench-peers bench-growth
+.PHONY: check test test-oldest test-slow stress test-gpu cover bench bench-loss bench-peers bench-growth
 
 check:
 	$(BIN)ruff format --check .
@@ -10,6 +10,13 @@ check:
 
 test:
 	$(BIN)python -m pytest
+
+# The lowest versions that pyproject.toml allows, in an environment of their own
+test-oldest:
+	python3 -m venv --clear .venv-oldest
+	.venv-oldest/bin/pip install --quiet uv
+	.venv-oldest/bin/uv pip install --quiet --resolution lowest-direct --python .venv-oldest/bin/python -e '.[dev]'
+	.venv-oldest/bin/python -m pytest $(ARGS)
 
 test-slow:
 	$(BIN)python -m pytest -n 0 -m slow
