@@ -20,6 +20,7 @@ import browser as browsers
 import pytest
 import torch
 import yaml
+from hypothesis import settings
 
 import microgpt_cli.commands.train as train_command
 from microgpt_cli import cli, composing
@@ -31,6 +32,9 @@ from microgpt_cli.schema import from_json
 from microgpt_cli.training import checkpoint
 from microgpt_cli.training.optimizers import AdamW, Muon, make_optimizer
 from microgpt_cli.training.trainer import State
+
+settings.register_profile("any machine", deadline=None)  # another process may have it for a while
+settings.load_profile("any machine")
 
 torch.set_num_threads(1)
 
