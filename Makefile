@@ -5,7 +5,7 @@ BIN := $(if $(wildcard .venv/bin/python),.venv/bin/,)
 TARGETS := native $(if $(filter x86_64,$(shell uname -m)),x86-64-v3)
 NATIVE := microgpt_cli/engines/cpu
 
-.PHONY: check check-c sanitize test test-slow stress test-gpu cover bench bench-loss bench-peers bench-growth
+.PHONY: check check-c sanitize test test-oldest test-slow stress test-gpu cover bench bench-loss bench-peers bench-growth
 
 check: check-c
 	$(BIN)ruff format --check .
@@ -33,6 +33,13 @@ sanitize:
 
 test:
 	$(BIN)python -m pytest
+
+# The lowest versions that pyproject.toml allows, in an environment of their own
+test-oldest:
+	python3 -m venv --clear .venv-oldest
+	.venv-oldest/bin/pip install --quiet uv
+	.venv-oldest/bin/uv pip install --quiet --resolution lowest-direct --python .venv-oldest/bin/python -e '.[dev]'
+	.venv-oldest/bin/python -m pytest $(ARGS)
 
 test-slow:
 	$(BIN)python -m pytest -n 0 -m slow

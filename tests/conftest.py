@@ -20,6 +20,7 @@ import browser as browsers
 import pytest
 import torch
 import yaml
+from hypothesis import settings
 
 import microgpt_cli.commands.train as train_command
 from microgpt_cli.checkpoints import checkpoint
@@ -31,6 +32,9 @@ from microgpt_cli.model.gpt import GPT
 from microgpt_cli.runs import layout, plots, storage
 from microgpt_cli.training.optimizers import AdamW, Muon, make_optimizer
 from microgpt_cli.training.trainer import State
+
+settings.register_profile("any machine", deadline=None)  # another process may have it for a while
+settings.load_profile("any machine")
 
 torch.set_num_threads(1)
 

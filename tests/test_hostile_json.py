@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from conftest import Run, Tried
 from hostile import BEST, CONFIG, DEEP, MANIFEST, META, MODEL, SHELL, TOKENIZER, forge, refusal
 
 from microgpt_cli.checkpoints import meta
-from microgpt_cli.runs import layout
+from microgpt_cli.errors import UserError
+from microgpt_cli.runs import layout, storage
 from microgpt_cli.training.trainer import State
 
 
@@ -96,12 +98,13 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     "config: long tables": (edited(CONFIG, model__block_size=1 << 24, model__position="rotary"), "too large"),
     "config: no heads": (edited(CONFIG, model__n_head=0), "must be at least 1"),
     "config: digits without end": (edited(CONFIG, seed=10**4000), "must be at most"),
+    "config: more digits": (replaced(CONFIG, b'"seed": 1337', b'"seed": ' + b"9" * 5000), "more than 4,300 digits"),
     "config: not a float": (edited(CONFIG, optim__eps=10**400), "must be of type float"),
     "config: an infinite float": (replaced(CONFIG, b'"seed": 1337', b'"seed": 1e999'), "not a finite number"),
     "config: NaN": (replaced(CONFIG, b'"seed": 1337', b'"seed": NaN'), "not a finite number"),
     "config: truth for a number": (edited(CONFIG, seed=True), "seed=True must be of type int"),
     "config: a key twice": (replaced(CONFIG, b'"seed"', b'"seed": 1, "seed"'), "key 'seed' stands twice"),
-    "config: deep": (raw(CONFIG, DEEP), "not a valid JSON file"),
+    "config: deep": (raw(CONFIG, DEEP), "nested deeper than 20 levels"),
     "config: deep inside": (edited(CONFIG, seed=json.loads("[" * 200 + "]" * 200)), "nested deeper than 20"),
     "config: half a surrogate pair": (edited(CONFIG, data__path="\ud800"), "data.path=\ud800: holds half a surrogate"),
     "config: NUL": (edited(CONFIG, data__path="a\0b"), "holds a NUL character"),
@@ -141,7 +144,7 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     "tokenizer: all of Unicode": (edited(TOKENIZER, chars="".join(map(chr, range(0xD800)))), "must be F32 of shape"),
     "tokenizer: one character more": (edited(TOKENIZER, chars="".join(map(chr, range(33)))), "must be F32 of shape"),
     "tokenizer: bytes for characters": (raw(TOKENIZER, b'{"format": 1, "kind": "byte"}'), "must be F32 of shape"),
-    "tokenizer: deep": (raw(TOKENIZER, b'{"a":' * 50_000 + b"1" + b"}" * 50_000), "not a valid JSON file"),
+    "tokenizer: deep": (raw(TOKENIZER, b'{"a":' * 50_000 + b"1" + b"}" * 50_000), "nested deeper than 20 levels"),
     "tokenizer: a million objects": (raw(TOKENIZER, b"[" + b"{}," * 999_999 + b"{}]"), "more than 200,000 values"),
     "tokenizer: millions of lists": (raw(TOKENIZER, b"[" + b"[]," * 5_000_000 + b"[]]"), "more than 200,000 values"),
     "tokenizer: 17 MB": (raw(TOKENIZER, b" " * (17 << 20)), "larger than the 16,777,216 bytes"),
@@ -149,10 +152,10 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     "manifest: empty": (manifest(b""), "not a valid JSON file"),
     "manifest: no files": (manifest(b'{"format": 1}'), "must name"),
     "manifest: other files": (manifest(b'{"format": 1, "files": {"../../x": {}}}'), "must name"),
-    "manifest: deep": (manifest(b'{"format": 1, "files": ' + DEEP + b"}"), "not a valid JSON file"),
+    "manifest: deep": (manifest(b'{"format": 1, "files": ' + DEEP + b"}"), "nested deeper than 20 levels"),
     "manifest: infinite": (manifest(b'{"format": 1e999}'), "not a finite number"),
     "manifest: truth for a number": (manifest(b'{"format": true, "files": {}}'), "must name"),
-    "best: deep": (best(DEEP), "not a valid JSON file"),
+    "best: deep": (best(DEEP), "nested deeper than 20 levels"),
     "weights: sparse": (sparse_weights, "larger than"),
 }
 
@@ -166,6 +169,39 @@ def test_a_kept_attack_is_answered_in_one_line(
     said = refusal(tmp_path / "run")
     assert says in said
     assert not list(tmp_path.rglob("canary"))
+
+
+@pytest.mark.parametrize("error", [json.JSONDecodeError("depth", "", 0), RecursionError("depth"), None])
+def test_deep_json_is_named_whatever_the_parser_does(error: Exception | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may fail in its own way, or have no limit at all."""
+
+    def loads(*_: object, **__: object) -> object:
+        if error is not None:
+            raise error
+        return {}
+
+    monkeypatch.setattr(storage.json, "loads", loads)
+    inside = b'{"a": "[[[[\\"[[[[", "b": [' * 11
+    for data in (DEEP, b"[" * 21, b'{"a":' * 100_000, inside, inside + b"[" * 9):
+        with pytest.raises(UserError, match="x: not a valid JSON file: nested deeper than 20 levels"):
+            storage.parse_json(data, "x")
+
+
+def test_brackets_in_texts_are_no_levels() -> None:
+    data = {"a]": "[" * 100 + '\\"' + "{" * 100, "b": [["\\"], "]]]" + "[" * 30]}
+    assert storage.parse_json(storage.json_bytes(data), "x") == data
+    deepest = json.loads("[" * 20 + "]" * 20)
+    assert storage.parse_json(storage.json_bytes(deepest), "x") == deepest
+
+
+def test_digits_are_counted_where_python_has_no_limit() -> None:
+    limit = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(0)
+    try:
+        with pytest.raises(UserError, match="a number of more than 4,300 digits"):
+            storage.parse_json(b"9" * 5000, "x")
+    finally:
+        sys.set_int_max_str_digits(limit)
 
 
 @pytest.mark.parametrize("data", [b"[]", b"{}", b'{"checkpoint": "../../../etc"}', b'{"checkpoint": "a\\u0000b"}'])

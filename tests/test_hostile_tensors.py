@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
+import torch
 from conftest import Tried
 from hostile import DEEP, MODEL, OPTIM, forge, refusal, tensors
 
@@ -57,7 +59,7 @@ TENSOR_CASES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "a header longer than the file": (lambda data: (10**6).to_bytes(8, "little") + data[8:], "not a valid JSON file"),
     "a header of nothing": (lambda _: tensors(header=b""), "not a valid JSON file"),
     "a header that is a list": (lambda _: tensors(header=b"[]"), "not a valid safetensors file"),
-    "a header that is deep": (lambda _: tensors(header=DEEP), "not a valid JSON file"),
+    "a header that is deep": (lambda _: tensors(header=DEEP), "nested deeper than 20 levels"),
     "a header that is huge": (lambda _: tensors(header=b" " * (2 << 20)), "larger than"),
     "a name twice": (lambda _: tensors(header=b'{"a": {}, "a": {}}'), "key 'a' stands twice"),
     "100,000 tensors": (rewritten(many), "larger than"),
@@ -97,6 +99,20 @@ def test_kept_tensors_are_answered_in_one_line(
     assert said.startswith(str(step / MODEL))
     assert says in said
     assert not list(tmp_path.rglob("canary"))
+
+
+def test_the_header_is_checked_whatever_the_library_does(step: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offsets and metadata are refused by our own line, before safetensors sees the file."""
+    whole = (step / MODEL).read_bytes()
+
+    def load(data: bytes) -> dict[str, torch.Tensor]:
+        raise AssertionError("a file that should have been refused was handed to safetensors")
+
+    monkeypatch.setattr(safetensors.torch, "load", load)
+    for name in ("no offsets", "offsets outside", "offsets that overlap", "bytes missing", "metadata that is no text"):
+        forge(step, MODEL, TENSOR_CASES[name][0](whole))
+        with pytest.raises(UserError, match=r"not a valid safetensors file: its (tensors must fill|metadata must be)"):
+            checkpoint.load(step)
 
 
 def test_an_optimizer_that_is_not_finite_is_refused_too(step: Path) -> None:

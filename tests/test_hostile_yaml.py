@@ -1,20 +1,24 @@
 """YAML in a folder given with --config-dir: code by definition, but a mistake in it is still one line."""
 
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from conftest import Run, Tried
 from hostile import CPU_SECONDS, guarded, hammer, mutate_bytes
 from hypothesis import strategies as st
 
 from microgpt_cli.cli import main as cli
+from microgpt_cli.cli import own_configs
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
 )
+WHOLE = "n_head: 1\nn_embd: 8\nblock_size: 4\ndropout: 0.0\n"  # all that a model needs but for n_layer
 YAML_CASES = {
     "an alias bomb": (BOMB, "holds more than 2,000 values, aliases written out"),
     "an alias of itself": ("a: &a [*a]\n", "holds more than 2,000 values"),
@@ -23,8 +27,11 @@ YAML_CASES = {
     "an object": ('!!python/object/apply:os.system ["touch canary"]\n', "could not determine a constructor"),
     "a module": ("n_layer: !!python/module:os\n", "could not determine a constructor"),
     "a target": ("_target_: os.system\ncommand: touch canary\n", "Key '_target_' not in 'ModelConfig'"),
-    "the environment": ("n_layer: ${oc.env:MICROGPT_NONE}\n", "Environment variable 'MICROGPT_NONE' not found"),
-    "an interpolation of nothing": ("n_layer: ${nope}\n", "Interpolation key 'nope' not found"),
+    "the environment": (
+        f"{WHOLE}n_layer: ${{oc.env:MICROGPT_NONE}}\n",
+        "Environment variable 'MICROGPT_NONE' not found",
+    ),
+    "an interpolation of nothing": (f"{WHOLE}n_layer: ${{nope}}\n", "Interpolation key 'nope' not found"),
     "half an interpolation": ("n_layer: ${\n", "no viable alternative"),
     "half a list": ("n_layer: [1\n", "expected ',' or ']'"),
     "a tabulator": ("\t- x\n", "cannot start any token"),
@@ -41,7 +48,21 @@ YAML_CASES = {
     "a default that is none": ("defaults: [nope]\n", "no such choice"),
     "defaults that are none": ("defaults: 3\n", "defaults must be a list"),
     "half a package": ("# @package\nn_layer: 1\n", "Expected header format"),
-    "half a surrogate pair": ('position: "\\ud800"\n', "is required"),
+    # PyYAML in Python takes it, and the one in C does not
+    "half a surrogate pair": ('position: "\\ud800"\n', ("is required", "invalid Unicode character escape code")),
+}
+
+
+TOO_DEEP = {
+    "brackets": "[" * 5000,
+    "brackets, closed": "n_layer: " + "[" * 900 + "]" * 900,
+    "a bracket a line": "[\n" * 5000,
+    "mappings": "{a: " * 5000,
+    "a mapping a line": "{\na:\n" * 500,
+    "dashes": "- " * 5000,
+    "question marks": "? " * 5000,
+    "indentation": "".join(f"{' ' * level}a:\n" for level in range(300)),
+    "both": "a:\n" + "".join(f"{' ' * level}- b: \n" for level in range(1, 12)) + " " * 40 + "[" * 10,
 }
 
 
@@ -55,7 +76,7 @@ def own(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(("text", "says"), YAML_CASES.values(), ids=YAML_CASES)
 def test_a_mistake_in_ones_own_yaml_is_one_line(
-    text: str, says: str, own: Path, microgpt: Run, tmp_path: Path, tried: Tried
+    text: str, says: str | tuple[str, ...], own: Path, microgpt: Run, tmp_path: Path, tried: Tried
 ) -> None:
     tried("a kept hostile file")
     own.write_text(text)
@@ -63,8 +84,59 @@ def test_a_mistake_in_ones_own_yaml_is_one_line(
     ran = microgpt("params", "--config-dir", "my", "model=own")
     assert time.process_time() - began < CPU_SECONDS
     assert (ran.status, ran.out, ran.err.count("\n")) == (2, "", 1)
-    assert says in ran.err
+    assert any(text in ran.err for text in ((says,) if isinstance(says, str) else says))
     assert [path.name for path in tmp_path.iterdir()] == ["my"]
+
+
+def parser_that_fails(after: int, error: Exception) -> Callable[..., Any]:
+    """`yaml.parse`, failing once it has handed out so many events."""
+    parse = yaml.parse
+
+    def fails(text: str, Loader: Any) -> Iterator[Any]:
+        yield from itertools.islice(parse(text, Loader=Loader), after)
+        raise error
+
+    return fails
+
+
+@pytest.mark.parametrize("text", TOO_DEEP.values(), ids=TOO_DEEP)
+@pytest.mark.parametrize("after", [0, 10, None], ids=["at once", "after some events", "as installed"])
+@pytest.mark.parametrize(
+    "error", [yaml.scanner.ScannerError("exceeded maximum depth"), RecursionError(), MemoryError()]
+)
+def test_deep_yaml_is_named_whatever_the_parser_does(
+    text: str, after: int | None, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if after is not None:
+        monkeypatch.setattr(yaml, "parse", parser_that_fails(after, error))
+    assert own_configs.too_much(text) == "nested deeper than 20 levels"
+
+
+@pytest.mark.parametrize("blind", own_configs.LOADERS, ids=lambda loader: loader.__name__)
+def test_aliases_are_counted_if_only_one_of_the_parsers_takes_the_file(
+    blind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which of the two reads the file later is the choice of OmegaConf."""
+    parse, fails = yaml.parse, parser_that_fails(0, yaml.scanner.ScannerError())
+    monkeypatch.setattr(yaml, "parse", lambda text, Loader: (fails if Loader is blind else parse)(text, Loader=Loader))
+    assert own_configs.too_much(BOMB) == "holds more than 2,000 values, aliases written out"
+
+
+def test_what_the_parser_refuses_is_not_called_deep_for_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(yaml, "parse", parser_that_fails(0, yaml.scanner.ScannerError()))
+    for path in sorted(cli.CONF.rglob("*.yaml")):
+        assert own_configs.too_much(path.read_text(encoding="utf-8")) == ""
+    assert own_configs.too_much("- [a, b]\n- {c: d}\n" * 500) == ""
+
+
+def test_a_file_that_only_the_loader_finds_too_deep_is_one_line(
+    own: Path, microgpt: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_configs, "too_much", lambda text: "")
+    own.write_text("[" * 900 + "]" * 900)
+    ran = microgpt("params", "--config-dir", "my", "model=own")
+    assert (ran.status, ran.err.count("\n")) == (2, 1)
+    assert "nested too deep to be read" in ran.err
 
 
 def test_yaml_that_is_not_utf8_is_named(own: Path, microgpt: Run) -> None:

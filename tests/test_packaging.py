@@ -1,7 +1,10 @@
 """The wheel carries conf/ and works away from any checkout; an editable install reads the checkout's conf/."""
 
+import ast
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -14,6 +17,25 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def test_a_checkout_reads_its_own_conf() -> None:
     assert cli.CONF == ROOT / "conf"
+
+
+def test_every_library_that_is_imported_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = [
+        *project["dependencies"],
+        *(word for extra in project["optional-dependencies"].values() for word in extra),
+    ]
+    names = {re.split(r"[^\w.-]", word)[0].lower() for word in declared}
+    imported: set[str] = set()
+    for package in ("microgpt_cli", "hydra_plugins"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Import):
+                    imported |= {alias.name.partition(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                    imported.add(node.module.partition(".")[0])
+    others = imported - {*sys.stdlib_module_names, "microgpt_cli", "hydra_plugins"}
+    assert {{"yaml": "pyyaml", "hydra": "hydra-core"}.get(name, name) for name in others} <= names
 
 
 @pytest.mark.slow

@@ -88,6 +88,7 @@ def test_what_was_typed_is_shown_only_if_it_still_gives_the_run(microgpt: Run, r
         f"{words}- seed=${{oc.env:HOME}}\n",
         "3",
         "[",
+        "- " * 30_000,  # PyYAML would recurse
         f"{words}- model=x\n",
     ):
         typed.write_text(lie)

@@ -145,12 +145,13 @@ def test_a_run_that_diverged_is_a_bad_setting_and_one_that_met_a_full_disk_is_op
     assert study.trials()[0].state == "pruned"
 
 
-def test_a_torn_journal_is_mended(tmp_path: Path) -> None:
+@pytest.mark.parametrize("torn", [b'{"op_code":5,"worker_id":"torn', b"[" * 100_000 + b"\n"])
+def test_a_torn_journal_is_mended(torn: bytes, tmp_path: Path) -> None:
     run(Study(tmp_path, [RATE], settings()), tmp_path, 4)
     before = Study(tmp_path, [RATE], settings()).trials()
     journal = tmp_path / JOURNAL
     lines = journal.read_bytes().splitlines(keepends=True)
-    journal.write_bytes(b"".join(lines) + b'{"op_code":5,"worker_id":"torn')
+    journal.write_bytes(b"".join(lines) + torn)
     assert Study(tmp_path, [RATE], settings()).trials() == before
     assert [json.loads(line) for line in journal.read_bytes().splitlines()]
 

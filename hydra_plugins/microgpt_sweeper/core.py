@@ -95,7 +95,7 @@ class JobSweeper(Sweeper):
             self._run_plain()
             return
         self._begin(arguments)
-        with read_write(self.config), open_dict(self.config):
+        with read_write(self.config.hydra), open_dict(self.config.hydra):
             self.config.hydra.sweep.dir = str(self.sweep_folder)  # launchers make it, and put files of theirs there
         with layout.locked(self.sweep_folder):
             for number in range(len(self.record.jobs)):
@@ -213,9 +213,9 @@ class JobSweeper(Sweeper):
         composed = self._composed.pop(tuple(words), None)
         if composed is None:
             composed = self.hydra_context.config_loader.load_sweep_config(self.config, words)
-        with read_write(composed), open_dict(composed):
+        with read_write(composed.hydra), open_dict(composed.hydra):
             composed.hydra.sweep.dir, composed.hydra.sweep.subdir = str(self.sweep_folder), str(number)
-            composed.hydra.job.id = composed.hydra.job.num = number
+            composed.hydra.job.id, composed.hydra.job.num = str(number), number
         return run_job(
             hydra_context=self.hydra_context,
             task_function=self.task,

@@ -258,12 +258,16 @@ def _read_tensors(where: Path, noted: Any, expected: Mapping[str, Tensor]) -> di
     header = storage.parse_json(data[8 : 8 + min(length, header_bytes)], str(where))
     if not isinstance(header, dict):
         raise UserError(f"{where}: not a valid safetensors file")
-    header.pop("__metadata__", None)
+    note = header.pop("__metadata__", {})
+    if not isinstance(note, dict) or not all(isinstance(value, str) for value in note.values()):
+        raise UserError(f"{where}: not a valid safetensors file: its metadata must be text")
     _check_names(header, expected, where)
     for name, tensor in expected.items():
         shown = header[name] if isinstance(header[name], dict) else {}
         if shown.get("dtype") != "F32" or shown.get("shape") != list(tensor.shape):
             raise UserError(f"{where}: {name} must be F32 of shape {list(tensor.shape)}, as in the model")
+    if not _tiled({name: header[name].get("data_offsets") for name in expected}, expected, len(data) - 8 - length):
+        raise UserError(f"{where}: not a valid safetensors file: its tensors must fill it one after another")
     try:
         tensors = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
@@ -272,3 +276,16 @@ def _read_tensors(where: Path, noted: Any, expected: Mapping[str, Tensor]) -> di
         if not torch.isfinite(tensor).all():
             raise UserError(f"{where}: {name} holds numbers that are not finite; nothing can go on from them")
     return tensors
+
+
+def _tiled(offsets: Mapping[str, Any], expected: Mapping[str, Tensor], size_bytes: int) -> bool:
+    """Whether tensors of these offsets lie one after another and fill the file, as the format demands."""
+    spans = [
+        (*span, name) for name, span in offsets.items() if isinstance(span, list) and [*map(type, span)] == [int] * 2
+    ]
+    end = 0
+    for start, stop, name in sorted(spans):
+        if start != end or stop - start != expected[name].nbytes:
+            return False
+        end = stop
+    return len(spans) == len(expected) and end == size_bytes

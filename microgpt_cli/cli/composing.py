@@ -36,19 +36,21 @@ def group_choices(verb: str) -> dict[str, list[str]]:
     return {name: sorted(path.stem for path in (CONF / name).glob("[!_]*.yaml")) for name in names}
 
 
-def version_base() -> str | None:
-    """Hydra 1.3 wants to be told how to behave; 1.4 warns when it is."""
+def version_base() -> dict[str, str]:
+    """The argument by which Hydra 1.3 wants to be told how to behave; 1.4 warns if it is given at all."""
     import hydra
 
-    return "1.3" if hydra.__version__.startswith("1.3") else None
+    return {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}
 
 
 def register(verbs: Mapping[str, Verb]) -> None:
     """Let Hydra know the schema of each verb."""
     from hydra.core.config_store import ConfigStore
 
+    store = ConfigStore.instance()
     for name, verb in verbs.items():
-        ConfigStore.instance().store(name=f"_{name}", node=verb.schema)
+        if f"_{name}.yaml" not in store.repo:  # Hydra 1.4 warns of a second time
+            store.store(name=f"_{name}", node=verb.schema)
 
 
 def flag(flags: Sequence[str], name: str) -> str | None:
@@ -67,7 +69,7 @@ def compose(verbs: Mapping[str, Verb], verb: str, words: overrides.Words) -> Any
     extra = flag(words.flags, "--config-dir")
     search = [f"hydra.searchpath=[{overrides.quote('file://' + os.path.abspath(extra))}]"] if extra else []
     GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(conf), version_base=version_base(), job_name=verb):
+    with hydra.initialize_config_dir(str(conf), **version_base(), job_name=verb):
         name = flag(words.flags, "--config-name") or verb
         composed = hydra.compose(name, [*words.overrides, *search], return_hydra_config=True)
     HydraConfig.instance().set_config(composed)
@@ -161,7 +163,8 @@ def explained(error: Exception, verb: str, words: overrides.Words, schema: dict[
         return UserError(f"{str(cause).splitlines()[0]}{f' ({key})' if key else ''}")
     composing = any(Path(frame.filename).name == "config_loader_impl.py" for frame in frames)
     if isinstance(error, HydraException) or composing:  # of syntax, of encoding, of types that Hydra takes for granted
-        return UserError(one_line(error))
+        deep = isinstance(error, RecursionError)
+        return UserError("a value or a config file is nested too deep to be read" if deep else one_line(error))
     return error
 
 

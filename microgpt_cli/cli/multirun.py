@@ -110,7 +110,7 @@ def hydra_main(verbs: Mapping[str, Verb], verb: str, words: overrides.Words) -> 
         quiet = [f"{key}={value}" for key, value in defaults.items() if key not in typed]
         sys.argv = [sys.argv[0], *words.flags, *quiet, *words.overrides]
         task = Task(verb, verbs[verb], words.typed, Driver.this_process())
-        hydra.main(config_path=str(composing.CONF), config_name=verb, version_base=composing.version_base())(task)()
+        hydra.main(config_path=str(composing.CONF), config_name=verb, **composing.version_base())(task)()
 
 
 def _sweeper(words: overrides.Words) -> str:

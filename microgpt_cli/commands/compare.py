@@ -48,6 +48,11 @@ def _draw(runs: list[reading.Run], letters: str, out: str | None) -> str:
         f"{letter}  {label(run, names)}": reading.val_curve(run) for letter, run in zip(letters, runs, strict=True)
     }
     path = plot_folder(runs, out) / PLOT
+    missing = plots.missing()
+    if missing and out is not None:
+        raise UserError(f"out={out}: {missing}")
+    if missing:
+        return f"not drawn: {missing}"
     try:
         plots.draw_curves(path, {name: points for name, points in curves.items() if points}, f"{len(runs)} runs")
     except OSError as error:

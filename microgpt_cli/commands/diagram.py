@@ -9,12 +9,15 @@ from microgpt_cli.config import DiagramConfig
 from microgpt_cli.errors import UserError
 from microgpt_cli.insight import diagram_svg, diagram_text
 from microgpt_cli.insight.diagram import diagram
-from microgpt_cli.runs import storage
+from microgpt_cli.runs import plots, storage
 
 
 def run(config: DiagramConfig, invocation: Invocation) -> None:
     """Draw the model that the groups describe, or the one of a run: on the terminal, and to a file if one is named."""
     target = None if config.out is None else file_to_write(config.out)
+    missing = plots.missing() if target is not None and target.suffix.lower() == ".png" else ""
+    if missing:
+        raise UserError(f"out={config.out}: {missing}, or give a name that ends in .svg")
     what = diagram(*traced(described(config, invocation), config.batch, config.time, "auto"))
     if target is not None:
         drawing = diagram_svg.draw(what)

@@ -67,12 +67,10 @@ def _plot_path(config: TrainConfig) -> Path:
 def _report(config: TrainConfig, tried: Sequence[Tried], suggested: float | None, path: Path) -> None:
     if len(tried) > 1:
         say(f"\n{_picture(tried, suggested, shutil.get_terminal_size().columns)}\n")
-        try:
-            storage.make_folders(path.parent)
-            plots.draw_lr_find(path, [(t.learning_rate, t.loss, t.smoothed) for t in tried], suggested)
-        except OSError as error:
-            raise UserError(storage.explain(error)) from error
-        say(f"plot      {path}")
+        problem = plots.missing()
+        if not problem:
+            _draw(path, tried, suggested)
+        say(f"note      no plot: {problem}" if problem else f"plot      {path}")
     found, rule = lr_find.fall(tried), lr_find.RULES[config.optim.kind]
     if found is None or suggested is None:
         raise RunStopped("lr_find: the loss fell at no learning rate, so there is none to suggest; look at the data")
@@ -82,6 +80,14 @@ def _report(config: TrainConfig, tried: Sequence[Tried], suggested: float | None
         f"{found.lowest.learning_rate:.1e}"
     )
     say(f"paste     {override(config, suggested)}")
+
+
+def _draw(path: Path, tried: Sequence[Tried], suggested: float | None) -> None:
+    try:
+        storage.make_folders(path.parent)
+        plots.draw_lr_find(path, [(t.learning_rate, t.loss, t.smoothed) for t in tried], suggested)
+    except OSError as error:
+        raise UserError(storage.explain(error)) from error
 
 
 def override(config: TrainConfig, suggested: float) -> str:

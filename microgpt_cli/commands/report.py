@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from microgpt_cli.cli import own_configs
 from microgpt_cli.commands import Invocation
 from microgpt_cli.commands.pages import page_path, write_page
 from microgpt_cli.commands.runs import label
@@ -193,7 +194,8 @@ def _again(run: reading.Run, changed: Sequence[Sequence[str]], invocation: Invoc
 def _typed(folder: Path) -> list[str] | None:
     """What was typed for a run, but for where; None if that can't be told, or is nothing that train takes."""
     try:
-        words = yaml.safe_load(storage.read_bytes(folder / layout.HYDRA / "overrides.yaml"))
+        text = storage.read_bytes(folder / layout.HYDRA / "overrides.yaml", own_configs.FILE_BYTES).decode()
+        words = None if own_configs.too_much(text) else yaml.safe_load(text)
     except (UserError, ValueError, yaml.YAMLError):
         return None
     if not (isinstance(words, list) and all(isinstance(word, str) and "$" not in word for word in words)):

@@ -40,6 +40,9 @@ def run(config: RunsConfig, invocation: Invocation) -> None:
 def _draw(runs: list[reading.Run], out: str | None) -> dict[str, Path]:
     """Val loss against the step, and against each setting that differs: what was drawn → where."""
     folder = plot_folder(runs, out)
+    missing = plots.missing()
+    if missing:
+        raise UserError(f"plot=true: {missing}")
     names = table.differing(runs)
     curves: dict[str, plots.Points] = {}
     grey: list[plots.Points] = []

@@ -25,6 +25,10 @@ def report(study: Study, sweep: Path, say: Callable[[str], None]) -> None:
     _say_importance(study, say)
     scales = {axis.key: "log" if axis.log else "linear" if axis.is_number else "text" for axis in study.axes}
     drawn = [{"number": t.number, "best": t.best, "pruned": t.state == "pruned", "values": t.values} for t in trials]
+    missing = plots.missing()
+    if missing:
+        say(f"note      no {PLOT}: {missing}")
+        return
     try:
         plots.draw_search(sweep / PLOT, drawn, scales)
     except OSError as error:

@@ -365,6 +365,8 @@ def sample_text(trainer: Trainer, tokenizer: Tokenizer, tokens: int) -> str:
 
 
 def _draw(trainer: Trainer, compare: Baselines) -> None:
+    if plots.missing():
+        return
     log = metrics.read(trainer.run_folder / layout.METRICS)
     plots.draw_loss(trainer.run_folder / layout.PLOT, log, dataclasses.asdict(compare))
 

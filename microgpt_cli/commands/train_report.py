@@ -10,7 +10,7 @@ from microgpt_cli.config import TrainConfig
 from microgpt_cli.data.baselines import Baselines
 from microgpt_cli.data.tokenizers import Tokenizer
 from microgpt_cli.model.accounting import total_parameters
-from microgpt_cli.runs import layout
+from microgpt_cli.runs import layout, plots
 from microgpt_cli.runs.diagnose import judge
 from microgpt_cli.runs.run_summary import setting_of
 from microgpt_cli.training import metrics
@@ -59,7 +59,8 @@ def conclude(trainer: Trainer, about: dict[str, Any], text: str) -> None:
     )
     for finding in judge(metrics.read(run_folder / layout.METRICS), trainer.config, setting_of(about)):
         say(f"judged    {finding}")
-    say(f"curve     {run_folder / layout.PLOT}")
+    problem = plots.missing()
+    say(f"note      no {layout.PLOT}: {problem}" if problem else f"curve     {run_folder / layout.PLOT}")
     say(f"next      microgpt sample ckpt={shlex.quote(str(run_folder))}")
 
 

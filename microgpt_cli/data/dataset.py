@@ -226,7 +226,10 @@ def take(ids: Tensor, starts: Tensor, block_size: int, device: torch.device) -> 
     Returns:
         idx (B, T) and targets (B, T), int64: the targets are one token further on.
     """
-    window = ids[starts + torch.arange(block_size + 1, device=ids.device)].long()  # (B, T + 1)
+    is_unsigned = ids.dtype == torch.uint16  # torch 2.7 can't index it
+    bits = ids.view(torch.int16) if is_unsigned else ids
+    window = bits[starts + torch.arange(block_size + 1, device=ids.device)].long()  # (B, T + 1)
+    window = window & 0xFFFF if is_unsigned else window
     if window.device.type == "cpu" and device.type == "cuda":
         window = window.pin_memory()
     window = window.to(device, non_blocking=True)

@@ -86,8 +86,9 @@ class Rotary(nn.Module):
         # computed on the CPU, so that every device turns by the same bits
         speed = ROTARY_BASE ** -(torch.arange(0, head_size, 2, dtype=torch.float32, device="cpu") / head_size)  # (D/2)
         angle = torch.outer(torch.arange(block_size, dtype=torch.float32, device="cpu"), speed)  # (T, D/2)
-        self.register_buffer("cos", angle.cos().to(torch.get_default_device()), persistent=False)
-        self.register_buffer("sin", angle.sin().to(torch.get_default_device()), persistent=False)
+        device = torch.empty(0).device  # get_default_device of torch 2.7 knows nothing of `with torch.device("meta")`
+        self.register_buffer("cos", angle.cos().to(device), persistent=False)
+        self.register_buffer("sin", angle.sin().to(device), persistent=False)
 
     def angles(self, start: int, T: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosines and sines (T, D/2) for T tokens, the first at position `start`."""

@@ -1,4 +1,4 @@
-"""Pictures of a run, drawn from its log. Matplotlib is imported only when something is drawn."""
+"""Pictures of a run, drawn from its log. Matplotlib is optional, and imported only when something is drawn."""
 
 from __future__ import annotations
 
@@ -16,6 +16,18 @@ if TYPE_CHECKING:
 
 MOST_TICKS = 8  # values that are written at an axis
 Points = Sequence[tuple[float, float]]
+
+
+def missing() -> str:
+    """Why nothing can be drawn, and what to do about it; nothing where matplotlib is installed."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ModuleNotFoundError as error:
+        name = str(error.name).partition(".")[0]  # of matplotlib, or of what it needs
+        return f"{name} is not installed (pip install {name})"
+    except ImportError as error:
+        return f"matplotlib can't be imported: {error}"
+    return ""
 
 
 def draw_loss(path: Path, metrics: Sequence[Mapping[str, Any]], baselines: Mapping[str, float]) -> None:

@@ -8,9 +8,11 @@ Reading is strict: no duplicate keys, no NaN, no file larger than it may be. See
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import math
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -20,6 +22,7 @@ from microgpt_cli.errors import UserError
 
 JSON_VALUES = 200_000  # most values in a file, about
 JSON_LEVELS = 20  # deepest nesting: nobody who walks through what was read runs out of stack
+JSON_DIGITS = 4300  # of a whole number; reading it takes time that grows with their square
 JSON_BYTES = 16 << 20  # largest JSON file that is read; a vocabulary of all of Unicode takes 13 MB
 BINARY = getattr(os, "O_BINARY", 0)  # Windows would translate newlines
 TEMPORARY, TRASH = ".tmp-", ".trash-"  # what a folder's name begins with while it is made, and when it is removed
@@ -210,7 +213,7 @@ def parse_json(data: bytes, where: str) -> Any:
     """What strict JSON says.
 
     Raises:
-        UserError: not UTF-8, not JSON, a key twice, NaN or infinity, nested too deep, or too much.
+        UserError: not UTF-8, not JSON, a key twice, NaN or infinity, a number too long, nested too deep, or too much.
     """
 
     def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
@@ -227,22 +230,28 @@ def parse_json(data: bytes, where: str) -> Any:
             raise ValueError(f"{digits[:20]} is not a finite number")
         return number
 
+    def whole(digits: str) -> int:
+        if len(digits) > JSON_DIGITS:
+            raise ValueError(f"a number of more than {JSON_DIGITS:,} digits")
+        return int(digits)
+
     try:
         if sum(map(data.count, b"[{,")) > JSON_VALUES:
             raise ValueError(f"more than {JSON_VALUES:,} values")
-        parsed = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_float=finite, parse_constant=finite)
-        level, levels = [parsed], 0
-        while level := [child for node in level for child in _children(node)]:
-            levels += 1
-            if levels > JSON_LEVELS:
-                raise ValueError(f"nested deeper than {JSON_LEVELS} levels")
-        return parsed
+        if _is_deep(data):
+            raise ValueError(f"nested deeper than {JSON_LEVELS} levels")
+        return json.loads(
+            data.decode("utf-8"), object_pairs_hook=unique, parse_int=whole, parse_float=finite, parse_constant=finite
+        )
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not a valid JSON file: {error}") from error
 
 
-def _children(node: Any) -> Iterable[Any]:
-    return node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+def _is_deep(data: bytes) -> bool:
+    """Whether the brackets of a JSON text, valid or not, nest deeper than is read: told before a parser recurses."""
+    brackets = re.sub(rb'(?:"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[^\[\]{}"]++)++', b"", data, flags=re.DOTALL)
+    levels = itertools.accumulate(1 if bracket in b"[{" else -1 for bracket in brackets)
+    return any(level > JSON_LEVELS for level in itertools.takewhile(lambda level: level >= 0, levels))
 
 
 def read_bytes(path: Path, limit: int = JSON_BYTES) -> bytes:
