@@ -152,8 +152,8 @@ def test_what_it_does_not_go_with_costs_a_line_and_writes_nothing(
         ((f"resume={trained}",), "it begins with fresh weights"),
         (("lr_find=true",), "one at a time"),
         (("-m", "seed=1,2"), "profile without -m"),
-        ((f"out_dir={trained}",), "holds a run"),
-        ((f"out_dir={text_file}",), "that is a file"),
+        ((f"out_dir={trained}",), "contains a run"),
+        ((f"out_dir={text_file}",), "not a folder"),
     ):
         ran = microgpt(*words, *more)
         assert ran.status == 2, more

@@ -12,7 +12,7 @@ from microgpt_cli.commands import Invocation
 from microgpt_cli.config import ReplayConfig
 from microgpt_cli.errors import UserError
 from microgpt_cli.runs import layout
-from microgpt_cli.runs.replay_frames import Frame, film
+from microgpt_cli.runs.replay_frames import Frame, replay_frames
 from microgpt_cli.runs.samples import read_samples
 from microgpt_cli.training import metrics
 
@@ -36,7 +36,7 @@ def run(config: ReplayConfig, invocation: Invocation) -> None:
             "and at its end: give the folder of one that has, as in outputs/train/…"
         )
     losses = {line["step"]: line["val_loss"] for line in metrics.read(folder / layout.METRICS) if "val_loss" in line}
-    frames = film(samples, losses)
+    frames = replay_frames(samples, losses)
     if not sys.stdout.isatty():
         sys.stdout.writelines(frame.text for frame in frames)
         return

@@ -16,8 +16,8 @@ from microgpt_cli.config.schema import from_json, leaves
 from microgpt_cli.errors import UserError
 from microgpt_cli.insight.pages.report import Chart, Curve, Verdict, run_page, sweep_page
 from microgpt_cli.runs import layout, reading, storage, table
-from microgpt_cli.runs.diagnose import Finding, judge
-from microgpt_cli.runs.run_summary import read_about, setting_of
+from microgpt_cli.runs.diagnose import Finding, diagnose
+from microgpt_cli.runs.run_summary import read_run_summary, run_context
 from microgpt_cli.runs.samples import read_samples
 
 PAGE = "report.html"
@@ -46,7 +46,7 @@ def _of_run(run: reading.Run, invocation: Invocation) -> str:
     folder = run.path
     metrics = reading.read_log(folder)
     timings = reading.read_log(folder, layout.TIMINGS)
-    about = read_about(folder)
+    about = read_run_summary(folder)
     findings = _findings(folder, metrics, about)
     losses = dict(_points(metrics, "val_loss"))
     samples = [
@@ -63,7 +63,7 @@ def _of_run(run: reading.Run, invocation: Invocation) -> str:
         _charts(metrics, timings, about, findings),
         samples,
         changed,
-        [[name, table.shown(value)] for name, value in run.settings.items()],
+        [[name, table.format_value(value)] for name, value in run.settings.items()],
         [(name, count, f"{count:,}") for name, count in about["parts"].items()] if about else [],
         _times(timings),
         _commands(run, _again(run, changed, invocation), place),
@@ -76,7 +76,7 @@ def _findings(folder: Path, metrics: Lines, about: dict[str, Any] | None) -> lis
         return []
     where = folder / layout.CONFIG
     config = from_json(TrainConfig, storage.parse_json(storage.read_bytes(where), str(where)), str(where))
-    return judge(metrics, config, setting_of(about))
+    return diagnose(metrics, config, run_context(about))
 
 
 def _subtitle(run: reading.Run, about: Mapping[str, Any] | None) -> str:
@@ -88,7 +88,7 @@ def _subtitle(run: reading.Run, about: Mapping[str, Any] | None) -> str:
 
 def _summary(run: reading.Run, about: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     """What a reader wants to know first."""
-    facts = table.facts(run)
+    facts = table.result_cells(run)
     found = [
         (f"best val_loss, step {facts['at step']}", facts["best val loss"]),
         ("last val_loss", facts["last val loss"]),
@@ -159,9 +159,11 @@ def _changed(run: reading.Run, invocation: Invocation) -> list[list[str]]:
         return []
     usual = invocation.compose("train", ())
     return [
-        [leaf.name, table.shown(run.settings[leaf.name]), table.shown(usual[leaf.name]), leaf.meaning]
+        [leaf.name, table.format_value(run.settings[leaf.name]), table.format_value(usual[leaf.name]), leaf.meaning]
         for leaf in leaves(TrainConfig)
-        if leaf.name in run.settings and leaf.name not in table.PLACES and run.settings[leaf.name] != usual[leaf.name]
+        if leaf.name in run.settings
+        and leaf.name not in table.PATH_SETTINGS
+        and run.settings[leaf.name] != usual[leaf.name]
     ]
 
 
@@ -180,11 +182,11 @@ def _again(run: reading.Run, changed: Sequence[Sequence[str]], invocation: Invoc
     if typed is not None and invocation.compose is not None:
         with contextlib.suppress(UserError):
             given = invocation.compose("train", typed)
-            if all(given.get(name) == value for name, value in run.settings.items() if name not in table.PLACES):
+            if all(given.get(name) == value for name, value in run.settings.items() if name not in table.PATH_SETTINGS):
                 # the file has the words as Hydra quotes them, and microgpt takes them without
                 names = [word.partition("=")[0] for word in typed]
                 return [
-                    f"{name}={table.shown(run.settings[name])}" if name in run.settings else word
+                    f"{name}={table.format_value(run.settings[name])}" if name in run.settings else word
                     for name, word in zip(names, typed, strict=True)
                 ]
     return [f"{name}={value}" for name, value, *_ in changed]
@@ -202,7 +204,7 @@ def _typed(folder: Path) -> list[str] | None:
     keys = {leaf.name for leaf in leaves(TrainConfig)}
     if "from_run" in names or not names <= keys | GROUPS:
         return None
-    return [word for word in words if word.partition("=")[0] not in table.PLACES]
+    return [word for word in words if word.partition("=")[0] not in table.PATH_SETTINGS]
 
 
 def _commands(run: reading.Run, again: Sequence[str], place: str) -> list[tuple[str, str]]:
@@ -236,7 +238,7 @@ def _of_sweep(folder: Path, runs: Sequence[reading.Run]) -> str:
     verdicts = [Verdict(said, "")] if said else []
     if scored:
         best = scored[0][0]
-        for finding in _findings(best.path, reading.read_log(best.path), read_about(best.path)):
+        for finding in _findings(best.path, reading.read_log(best.path), read_run_summary(best.path)):
             verdict = _verdict(finding, best, shlex.quote(str(best.path)))
             told = f"Of the best run, {table.printable(best.path.name)}: {verdict.text[0].lower()}{verdict.text[1:]}"
             verdicts.append(Verdict(told, verdict.command, verdict.tone))

@@ -19,10 +19,10 @@ MOST_COLOURED, MOST_PANELS = 10, 12
 def run(config: RunsConfig, invocation: Invocation) -> None:
     """Print the table, and draw what it is asked to."""
     if "paths" not in invocation.typed and not layout.OUTPUTS.is_dir():
-        raise UserError(f"no run under {layout.OUTPUTS}/ yet; make one: microgpt train")
+        raise UserError(f"no run in {layout.OUTPUTS}/ yet; start one: microgpt train")
     every = reading.read_runs(config.paths)
     if not every:
-        raise UserError(f"no run in {', '.join(config.paths)}; make one: microgpt train")
+        raise UserError(f"no run in {', '.join(config.paths)}; start one: microgpt train")
     runs = matching(every, config.filter) if config.filter is not None else every
     runs = table.sort_runs(runs, config.sort)
     if not runs:
@@ -81,7 +81,7 @@ def plot_folder(runs: list[reading.Run], out: str | None) -> Path:
 def label(run: reading.Run, names: list[str]) -> str:
     """A run in a legend: its name and what is different about it."""
     told = [
-        f"{short}={table.shown(run.settings.get(name))}"
+        f"{short}={table.format_value(run.settings.get(name))}"
         for name, short in zip(names, table.short_names(names), strict=True)
     ]
     return "  ".join([table.printable(run.path.name), *told[:4]])

@@ -143,7 +143,7 @@ def _ready(folder: Path) -> Path | None:
     if layout.step_folders(folder):
         return folder
     if folder.is_dir():
-        left = [p.name for p in folder.iterdir() if p.name not in layout.NOT_A_RUN and p.suffix != ".log"]
+        left = [p.name for p in folder.iterdir() if p.name not in layout.IGNORED_FILES and p.suffix != ".log"]
         storage.remove_folders(folder, left)
     return None
 

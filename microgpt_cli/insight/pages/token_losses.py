@@ -102,7 +102,7 @@ def surprise_page(told: Map) -> str:
             class_="screen",
         ),
     ]
-    script, style = asset("text.js") + asset("token_losses.js"), asset("surprise.css")
+    script, style = asset("text.js") + asset("token_losses.js"), asset("token_losses.css")
     return page("Surprise map", body, subtitle=told.subtitle, script=script, style=style, data=told.data)
 
 
