@@ -52,7 +52,7 @@ def outcomes() -> list[dict[str, bytes]]:
 
 def done() -> dict[int, int]:
     """The jobs that are done, each with the time when its result was written."""
-    numbers = [n for n in range(JOBS) if job.look(SWEEP / str(n)).status in job.DONE]
+    numbers = [n for n in range(JOBS) if job.read_status(SWEEP / str(n)).status in job.DONE]
     return {n: (SWEEP / str(n) / layout.RESULT).stat().st_mtime_ns for n in numbers}
 
 
