@@ -191,7 +191,7 @@ def test_eval_of_the_runs_own_text_is_the_loss_that_training_found(microgpt: Run
     assert ran.status == 0, ran.err
     result = json.loads((trained / "result.json").read_text())
     assert f"loss                {result['val_loss']:.4f} nats a token" in ran.out
-    assert "the held-out split" in ran.out
+    assert "the validation split" in ran.out
     for word in ("perplexity", "bits a character", "bits a byte", "counting tokens", "counting pairs"):
         assert word in ran.out
 
