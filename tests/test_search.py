@@ -51,11 +51,11 @@ def test_dimensions_are_parsed_from_hydras_grammar(word: str, expected: Dimensio
 @pytest.mark.parametrize(
     ("word", "says"),
     [
-        ("lr=interval(1,0)", "the lower end comes first"),
-        ("n=range(5,1)", "no numbers in it"),
-        ("lr=tag(log,interval(0,1))", "numbers are above 0"),
-        ("n=tag(log,range(2,9,2))", "without a step"),
-        ("lr=tag(log,choice(1,2))", "a list has no logarithm"),
+        ("lr=interval(1,0)", "give the lower bound first"),
+        ("n=range(5,1)", "contains no numbers"),
+        ("lr=tag(log,interval(0,1))", "needs numbers above 0"),
+        ("n=tag(log,range(2,9,2))", "and no step"),
+        ("lr=tag(log,choice(1,2))", "a list can.t be logarithmic"),
         ("lr=tag(lgo,interval(1,2))", "unknown tag lgo"),
     ],
 )
@@ -144,7 +144,7 @@ def test_grid_search_runs_every_combination_two_at_a_time(microgpt: Run, words: 
     ("typed", "says"),
     [
         (["sweep.n_trials=3"], "the search space is empty"),
-        ([RATES, "sweep.sampler=grid"], "optim.learning_rate: sweep.sampler=grid needs values"),
+        ([RATES, "sweep.sampler=grid"], "optim.learning_rate: sweep.sampler=grid needs a list of values"),
         ([RATES, "sweep.pruner=ahsa"], "sweep.pruner=ahsa: did you mean 'asha'?"),
         ([RATES, "sweep.n_trials=0"], "sweep.n_trials=0: must be at least 1"),
         ([RATES, "sweep.n_trails=3"], "did you mean 'sweep.n_trials'?"),

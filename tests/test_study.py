@@ -82,7 +82,7 @@ def test_grid_contains_every_combination_once_in_random_order(tmp_path: Path, se
 
 
 def test_grid_rejects_intervals_and_too_many_combinations() -> None:
-    with pytest.raises(UserError, match=r"optim.learning_rate: sweep.sampler=grid needs values"):
+    with pytest.raises(UserError, match=r"optim.learning_rate: sweep.sampler=grid needs a list of values"):
         grid([SIZE, RATE], 0)
     with pytest.raises(UserError, match="a grid of 531,441 trials"):
         grid([SIZE] * 12, 0)
@@ -136,7 +136,7 @@ def test_failure_after_an_evaluation_counts_as_pruned_and_an_earlier_one_stays_o
     study = Study(tmp_path, [RATE], settings())
     for _ in range(3):
         study.ask()
-    TrialPruner(tmp_path / "0").prunes(10, 9.0)
+    TrialPruner(tmp_path / "0").should_prune(10, 9.0)
     study.tell(0, "failed", 9.0)
     study.tell(1, "failed", None)
     study.tell(2, "waiting", None)
@@ -202,7 +202,7 @@ def test_pruned_run_is_saved_and_can_be_resumed(microgpt: Run, text_file: Path, 
     for number in range(2):
         study.ask()
         (sweep / str(number)).mkdir()
-    assert not TrialPruner(sweep / "0").prunes(30, 0.01)  # a trial that will not be beaten
+    assert not TrialPruner(sweep / "0").should_prune(30, 0.01)  # a trial that will not be beaten
     words = [*TINY, f"data.path={text_file}", "max_steps=90", "eval_interval=15", "checkpoint_interval=0"]
     config = cli.load_config("train", words)
     train.run(config, Invocation(sweep_dir=sweep / "1"))
