@@ -29,7 +29,7 @@ def test_runs_lists_the_runs_in_the_folders(microgpt: Run, trained: Path, tmp_pa
     assert "outputs/train/b" not in microgpt("runs", "filter=status=finished").out
     nothing = microgpt("runs", "filter=status=running")
     assert (nothing.status, nothing.out) == (0, "")
-    assert "none of 2 runs matches" in nothing.err
+    assert "none of the 2 runs matches" in nothing.err
     assert microgpt("runs", "outputs/train/a", str(tmp_path / "outputs/train/b"), "format=csv").out.count("\n") == 3
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from microgpt_cli.commands.runs import label
 from microgpt_cli.config import TrainConfig
 from microgpt_cli.config.schema import absent_values
 from microgpt_cli.errors import UserError
@@ -233,6 +234,39 @@ def test_markdown_escapes_pipes(tmp_path: Path) -> None:
     make_run(tmp_path / "c")
     lines = [line for line in render(read_runs([tmp_path]), "md").splitlines() if line.startswith("|")]
     assert {line.replace("\\|", "").count("|") for line in lines[:4]} == {8}
+
+
+def make_sweep(folder: Path, *choices: tuple[str, float]) -> None:
+    """A sweep over `arch` and the learning rate, with a run for each choice."""
+    jobs = []
+    for number, (arch, rate) in enumerate(choices):
+        norm, bias = ("layernorm", True) if arch == "article" else ("rmsnorm", False)
+        settings = {"model__norm": norm, "model__bias": bias, "optim__learning_rate": rate}
+        make_run(folder / str(number), loss=2 + number, **settings)
+        jobs.append({"overrides": [f"arch={arch}", f"optim.learning_rate={rate}", "max_steps=20"], "settings": {}})
+    space = {"arch": ["article", "modern"], "optim.learning_rate": ["0.01", "0.001"]}
+    (folder / "sweep.json").write_text(json.dumps({"space": space, "jobs": jobs}))
+
+
+def test_swept_group_replaces_the_settings_that_it_implies(tmp_path: Path) -> None:
+    make_sweep(tmp_path / "s", ("article", 0.01), ("modern", 0.01), ("article", 0.001), ("modern", 0.001))
+    runs = read_runs([tmp_path / "s"])
+    assert table.differing(runs) == ["model.norm", "model.bias", "optim.learning_rate"]
+    assert table.shown_keys(runs) == ["arch", "optim.learning_rate"]
+    lines = render(runs, width=200).splitlines()
+    assert lines[2].split()[:3] == ["run", "arch", "learning_rate"]
+    assert lines[4].split()[:3] == ["1", "modern", "0.01"]
+    assert [run.path.name for run in sort_runs(runs, "-arch")] == ["1", "3", "0", "2"]
+    assert label(runs[3], table.shown_keys(runs), tmp_path) == "s/3  arch=modern  learning_rate=0.001"
+    assert json.loads(render(runs, "json"))["runs"][0]["settings"].keys() == set(table.differing(runs))
+
+
+def test_swept_group_does_not_hide_settings_that_it_does_not_imply(tmp_path: Path) -> None:
+    make_sweep(tmp_path / "s", ("article", 0.01), ("modern", 0.01))
+    make_run(tmp_path / "s" / "2", model__norm="layernorm", model__bias=False)  # not in the record
+    assert table.shown_keys(read_runs([tmp_path / "s"])) == ["model.norm", "model.bias", "optim.learning_rate"]
+    (tmp_path / "s" / "sweep.json").write_text('{"space": 3, "jobs": [{}]}')
+    assert table.shown_keys(read_runs([tmp_path / "s"])) == ["model.norm", "model.bias", "optim.learning_rate"]
 
 
 def test_reading_an_ended_run_opens_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

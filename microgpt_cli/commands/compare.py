@@ -19,7 +19,8 @@ def run(config: CompareConfig, invocation: Invocation) -> None:
     """Print the comparison, and draw the curves in one plot."""
     if len(config.paths) > MAX_RUNS:
         raise UserError(f"{len(config.paths)} runs: at most {MAX_RUNS} can be compared; microgpt runs lists more")
-    runs = [reading.read_run(layout.find_run_folder(path, "paths")) for path in config.paths]
+    folders = [layout.find_run_folder(path, "paths") for path in config.paths]
+    runs = [run for folder in folders for run in reading.read_runs([folder])]
     letters = terminal_plot.LETTERS[: len(runs)]
     width = shutil.get_terminal_size().columns
     drawn = _draw(runs, letters, config.out)
@@ -43,7 +44,7 @@ def run(config: CompareConfig, invocation: Invocation) -> None:
 
 def _draw(runs: list[reading.Run], letters: str, out: str | None) -> str:
     """Draw the plot and return its path; if the runs' folder is not writable, the reason instead of the path."""
-    names = table.differing(runs)
+    names = table.shown_keys(runs)
     curves = {
         f"{letter}  {label(run, names)}": reading.val_curve(run) for letter, run in zip(letters, runs, strict=True)
     }

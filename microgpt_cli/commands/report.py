@@ -261,15 +261,15 @@ def _of_sweep(folder: Path, runs: Sequence[reading.Run]) -> str:
 
 def _sweep_charts(runs: Sequence[reading.Run], scored: Sequence[tuple[reading.Run, float]]) -> list[Chart]:
     """The validation losses, the best in colour, and the best loss against each numeric setting that differs."""
-    curves, names = [], table.differing(runs)
+    curves, names, where = [], table.shown_keys(runs), table.common_folder(runs)
     for rank, run in enumerate(runs[:MAX_CURVES]):
         points = reading.val_curve(run)
         if points:
             top = rank < len(COLOURS)
             colour = COLOURS[rank] if top else "--quiet"
-            curves.append(Curve(label(run, names) if top else "", colour, points, faint=not top, dots=top))
+            curves.append(Curve(label(run, names, where) if top else "", colour, points, faint=not top, dots=top))
     charts = [Chart("loss", "Validation loss, nats per token", curves)] if curves else []
-    for number, name in enumerate(table.differing([run for run, _ in scored])):
+    for number, name in enumerate(table.shown_keys([run for run, _ in scored])):
         swept = [(value, loss, run.path.name) for run, loss in scored if (value := _number(run, name)) is not None]
         values = [value for value, *_ in swept]
         if len(set(values)) > 1 and name not in table.NO_EFFECT:

@@ -40,21 +40,21 @@ def run(config: RunsConfig, invocation: Invocation) -> None:
 def _draw(runs: list[reading.Run], out: str | None) -> dict[str, Path]:
     """Plot the validation loss against the step and against each setting that differs; returns name → path."""
     folder = plot_folder(runs, out)
-    names = table.differing(runs)
+    names, where = table.shown_keys(runs), table.common_folder(runs)
     curves: dict[str, plots.Points] = {}
     grey: list[plots.Points] = []
     for run in table.sort_runs(runs):
         points = reading.val_curve(run)
         if points and len(curves) < MAX_COLOURED:
-            curves[label(run, names)] = points
+            curves[label(run, names, where)] = points
         elif points:
             grey.append(points)
     drawn = {}
     title = f"{len(runs):,} runs" + (f", the best {len(curves)} in colour" if grey else "")
     scored = [(run, run.best_val_loss) for run in runs if run.best_val_loss is not None]
-    swept = [name for name in table.differing([run for run, _ in scored]) if name not in table.NO_EFFECT]
+    swept = [name for name in table.shown_keys([run for run, _ in scored]) if name not in table.NO_EFFECT]
     panels = {
-        name: [(run.settings[name], loss) for run, loss in scored if name in run.settings]
+        name: [(table.value_of(run, name), loss) for run, loss in scored if name in run.settings or name in run.swept]
         for name in swept[:MAX_PANELS]
     }
     try:
@@ -78,10 +78,11 @@ def plot_folder(runs: list[reading.Run], out: str | None) -> Path:
     return folder
 
 
-def label(run: reading.Run, names: list[str]) -> str:
-    """The label of a run in a legend: its name and the settings that differ."""
+def label(run: reading.Run, names: list[str], where: Path | None = None) -> str:
+    """The label of a run in a legend: its path relative to `where`, or its name, and the settings that differ."""
+    path = os.path.relpath(run.path, where) if where else run.path.name
     settings = [
-        f"{short}={table.format_value(run.settings.get(name))}"
+        f"{short}={table.format_setting(run, name)}"
         for name, short in zip(names, table.short_names(names), strict=True)
     ]
-    return "  ".join([table.printable(run.path.name), *settings[:4]])
+    return "  ".join([table.printable(path), *settings[:4]])

@@ -31,6 +31,7 @@ METRICS, TIMINGS, SAMPLES, PLOT = "metrics.jsonl", "timings.jsonl", "samples.txt
 CHECKPOINTS, BEST, MANIFEST = "ckpt", "best.json", "MANIFEST.json"
 STEP_NAME = re.compile(r"step-(\d{8})")
 HYDRA, LOCK = ".hydra", ".lock"
+SWEEP = "sweep.json"  # in the folder of a sweep, which contains those of its jobs
 TRACKER = "tracker.json"  # the run's name and id in experiment trackers
 RUN_FILES = {CONFIG, RESULT, METRICS, CHECKPOINTS}  # a folder with any of these is a run's
 IGNORED_FILES = {HYDRA, LOCK}  # besides Hydra's log, these may exist in a folder before a run starts there

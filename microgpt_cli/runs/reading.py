@@ -37,9 +37,12 @@ class Run:
     tokens_per_sec: float | None = None
     parameters: int | None = None
     problem: str | None = None  # what is damaged, if anything
+    swept: Mapping[str, str] = field(default_factory=dict)  # key or group that its sweep varies → value as typed
 
 
-COLUMNS = tuple(item.name for item in dataclasses.fields(Run) if item.name not in ("path", "settings", "problem"))
+COLUMNS = tuple(
+    item.name for item in dataclasses.fields(Run) if item.name not in ("path", "settings", "swept", "problem")
+)
 
 
 def read_runs(paths: Sequence[Path | str] = (layout.OUTPUTS,)) -> list[Run]:
@@ -52,7 +55,32 @@ def read_runs(paths: Sequence[Path | str] = (layout.OUTPUTS,)) -> list[Run]:
     for path in paths:
         for folder in find_folders(layout.find_run(str(path), "paths")):
             found.setdefault(os.path.realpath(folder), folder)
-    return [read_run(folder) for folder in found.values()]
+    sweeps: dict[Path, Mapping[str, Mapping[str, str]]] = {}
+    for folder in found.values():
+        if folder.parent not in sweeps:
+            sweeps[folder.parent] = read_swept(folder.parent)
+    return [
+        dataclasses.replace(read_run(folder), swept=sweeps[folder.parent].get(folder.name, {}))
+        for folder in found.values()
+    ]
+
+
+def read_swept(sweep: Path) -> dict[str, dict[str, str]]:
+    """Job → swept key → value, from the record of a sweep; empty if the folder has no valid one."""
+    if not (sweep / layout.SWEEP).is_file():
+        return {}
+    try:
+        data = storage.parse_json(storage.read_bytes(sweep / layout.SWEEP), layout.SWEEP)
+        return {
+            str(number): {
+                key: value
+                for key, _, value in (str(word).partition("=") for word in job["overrides"])
+                if key in data["space"]
+            }
+            for number, job in enumerate(data["jobs"])
+        }
+    except (UserError, TypeError, KeyError):
+        return {}
 
 
 def find_folders(top: Path) -> Iterator[Path]:

@@ -63,9 +63,35 @@ def differing(runs: Sequence[Run]) -> list[str]:
     return [name for name in found if not ("data.file_name" in found and name in DOWNLOAD_DETAILS)]
 
 
+def shown_keys(runs: Sequence[Run]) -> list[str]:
+    """The keys in which runs differ; a swept group, such as `arch`, replaces the settings that it implies."""
+    names, having = differing(runs), [run for run in runs if run.settings]
+    swept = dict.fromkeys(key for run in having for key in run.swept)
+    groups = [key for key in swept if all(key in run.swept and key not in run.settings for run in having)]
+
+    def is_implied(name: str) -> bool:
+        values: dict[tuple[str, ...], set[str]] = {}
+        for run in having:
+            choice = tuple(run.swept[key] for key in groups)
+            values.setdefault(choice, set()).add(repr(run.settings.get(name, MISSING)))
+        return all(len(found) == 1 for found in values.values())
+
+    if not groups:
+        return names
+    different = [key for key in groups if len({run.swept[key] for run in having}) > 1]
+    return different + [name for name in names if name in swept or not is_implied(name)]
+
+
 def value_of(run: Run, name: str) -> Any:
-    """A column or a setting of a run, by a name from `resolve`; None if the run has no value."""
-    return str(run.path) if name == "path" else getattr(run, name) if name in COLUMNS else run.settings.get(name)
+    """A column, a setting or a swept group of a run, by a name from `resolve`; None if the run has no value."""
+    if name == "path":
+        return str(run.path)
+    return getattr(run, name) if name in COLUMNS else run.settings.get(name, run.swept.get(name))
+
+
+def format_setting(run: Run, name: str) -> str:
+    """A setting or a swept group of a run, as a cell of a table."""
+    return format_value(value_of(run, name)) if name in run.settings or name in run.swept else MISSING
 
 
 def resolve(name: str, runs: Sequence[Run], key: str) -> str:
@@ -78,7 +104,7 @@ def resolve(name: str, runs: Sequence[Run], key: str) -> str:
         UserError: there is no such column or setting.
     """
     settings = [leaf.name for leaf in leaves(TrainConfig)]
-    settings += sorted({setting for run in runs for setting in run.settings} - set(settings))
+    settings += sorted({setting for run in runs for setting in (*run.settings, *run.swept)} - set(settings))
     plain = ALIASES.get(name, name).replace(" ", "_")
     if plain in (*COLUMNS, "path", *settings):
         return plain
@@ -197,9 +223,9 @@ def printable(text: str) -> str:
 
 def side_by_side(runs: Sequence[Run], heads: Sequence[str]) -> str:
     """The settings that differ and the results, one column per run, as in `microgpt compare`."""
-    names = differing(runs)
+    names = shown_keys(runs)
     rows = [
-        [short, *(format_value(run.settings[name]) if name in run.settings else MISSING for run in runs)]
+        [short, *(format_setting(run, name) for run in runs)]
         for name, short in zip(names, short_names(names), strict=True)
     ]
     results = [result_cells(run) for run in runs]
@@ -233,22 +259,22 @@ def cells(runs: Sequence[Run], where: Path | None) -> tuple[list[str], list[list
 
 def _rows(runs: Sequence[Run], where: Path | None) -> tuple[list[str], list[str], list[list[str]]]:
     """The fixed columns, the settings that differ, and the rows of both."""
-    names = differing(runs)
+    names = shown_keys(runs)
     rows = []
     for run in runs:
         results = result_cells(run)
         path = printable(os.path.relpath(run.path, where) if where else str(run.path))
-        cells = [format_value(run.settings[name]) if name in run.settings else MISSING for name in names]
+        cells = [format_setting(run, name) for name in names]
         rows.append([path, *(results[name] for name in RESULT_COLUMNS), *cells])
     return ["run", *RESULT_COLUMNS], short_names(names), rows
 
 
 def _grouped_rows(found: Sequence[Configuration]) -> tuple[list[str], list[str], list[list[str]]]:
-    names = [name for name in differing([c.runs[0] for c in found]) if name not in NO_EFFECT]
+    names = [name for name in shown_keys([c.runs[0] for c in found]) if name not in NO_EFFECT]
     rows = []
     for number, configuration in enumerate(found, 1):
         spread = "" if configuration.sd is None else f" ± {configuration.sd:.4f}"
-        cells = [format_value(configuration.settings.get(name)) for name in names]
+        cells = [format_setting(configuration.runs[0], name) for name in names]
         rows.append([str(number), str(len(configuration.runs)), f"{configuration.mean:.4f}{spread}", *cells])
     return ["configuration", "seeds", "best val loss, mean ± sd"], short_names(names), rows
 

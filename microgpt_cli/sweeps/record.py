@@ -18,7 +18,7 @@ from typing import Any
 from microgpt_cli.errors import UserError
 from microgpt_cli.runs import layout, storage
 
-RECORD = "sweep.json"
+RECORD = layout.SWEEP
 SWEEPS = layout.OUTPUTS / "sweeps"
 FORMAT = 1
 MAX_SHOWN = 8  # differences in a message
