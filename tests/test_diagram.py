@@ -101,7 +101,7 @@ def parallel(self: Block, x: Tensor) -> Tensor:
 
 
 def test_diagram_follows_a_changed_forward(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A block whose MLP reads what the attention read: GPT-J's."""
+    """A block with parallel attention and MLP, as in GPT-J."""
     monkeypatch.setattr(Block, "forward", parallel)
     parts = repeated(drawn("article")).parts
     assert [part.skips for part in parts] == [[], [], [-1], [-1], [], [2]]

@@ -112,7 +112,7 @@ def test_page_shows_the_data_and_is_navigated_by_keys(browser: Browser, page: tu
         assert tab.js("[...Array(6).keys()].reduce((s, to) => s + weight(0, 0, 5, to), 0)") == pytest.approx(
             1, abs=0.02
         )
-        tab.js("document.querySelector('#heads button').head_pattern()")
+        tab.js("document.querySelector('#heads button').focus()")
         tab.press("ArrowRight")
         assert tab.js("[at, layer, head]") == [5, 0, 1]
         assert tab.text("#chosen") == "Layer 1, head 2"

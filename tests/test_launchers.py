@@ -1,4 +1,4 @@
-"""Sweeps through Hydra's launchers, each where it is installed: jobs side by side, in processes of their own."""
+"""Sweeps with Hydra's launchers, if installed: parallel jobs in separate processes."""
 
 import contextlib
 import importlib.util
@@ -27,7 +27,7 @@ def needs(launcher: str) -> pytest.MarkDecorator:
 
 
 def sweep_with(launcher: str, *words: str) -> subprocess.Popen[str]:
-    """In a session of its own, where signals to it reach no other."""
+    """Run in a new session, so that signals reach no other process."""
     command = [*MICROGPT, "train", "-m", *words, f"hydra/launcher={launcher}"]
     env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     pipe = subprocess.PIPE

@@ -40,7 +40,7 @@ def fresh(settings: TrainConfig) -> GPT:
 
 
 def bowl(best: float, top: float = 4.0, bottom: float = 2.0) -> list[Tried]:
-    """A smoothed loss that falls towards `best` over two decades and rises after it."""
+    """A smoothed loss that decreases over two decades up to `best` and increases after it."""
     curve = []
     for step in range(lr_find.STEPS):
         decades = math.log10(rate_at(step) / best)

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microgpt_cli.insight import overlap as overlap
+from microgpt_cli.insight import overlap
 from microgpt_cli.insight.overlap import Passage, find_overlap
 
 texts = st.lists(st.integers(-1, 2), max_size=40)

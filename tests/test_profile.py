@@ -1,4 +1,4 @@
-"""`microgpt train profile=true`: the phases and operations of a step, and the trace that is left."""
+"""`microgpt train profile=true`: the phases and operations of a step, and the trace."""
 
 import gzip
 import json
@@ -26,7 +26,7 @@ CPU, CUDA = torch.autograd.DeviceType.CPU, torch.autograd.DeviceType.CUDA
 
 @dataclass
 class Average:
-    """A row of what torch calls `key_averages`."""
+    """A row of torch's `key_averages`."""
 
     key: str
     device_type: object

@@ -1,4 +1,4 @@
-"""`hydra/sweeper=optuna`: what is typed, what is drawn and launched, and what is left after a kill."""
+"""`hydra/sweeper=optuna`: parsing, sampling and launching, and resuming after a kill."""
 
 import json
 import shutil
@@ -78,7 +78,7 @@ def words(text_file: Path) -> list[str]:
 
 
 def outcome(sweep: Path) -> list[tuple[list[str], str, int, float]]:
-    """Of each job its overrides, status, step and best loss."""
+    """The overrides, status, step and best loss of each job."""
     found = []
     for number, job in enumerate(record.read(sweep).jobs):
         result = json.loads((sweep / str(number) / "result.json").read_text())

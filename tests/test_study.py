@@ -1,4 +1,4 @@
-"""A search's study: what it draws, what it prunes, and what of it survives a kill."""
+"""The study of a search: sampling, pruning, and resuming after a kill."""
 
 import itertools
 import json
@@ -30,7 +30,7 @@ def settings(**changes: object) -> Settings:
 
 
 def loss_at(overrides: list[str], step: int) -> float:
-    """A validation loss that falls to its best for a rate of 5e-3 and `mini`, and not equally fast everywhere."""
+    """A validation loss that is lowest for a learning rate of 5e-3 and `mini`, and decreases at different speeds."""
     values = dict(word.split("=") for word in overrides)
     miss = abs(math.log10(float(values.get(RATE.key, "5e-3")) / 5e-3))
     worse = {"micro": 0.2, "mini": 0.0, "small": 0.3}[values.get(SIZE.key, "mini")]
@@ -38,7 +38,7 @@ def loss_at(overrides: list[str], step: int) -> float:
 
 
 def run(study: Study, sweep: Path, most: int = 10**6) -> int:
-    """Draw and run trials, at most so many; the steps that they took."""
+    """Sample and run at most this many trials; returns the number of steps."""
     steps = 0
     while study.sampled < study.n_trials and most > 0:
         number, overrides = study.ask()

@@ -1,4 +1,4 @@
-"""What a sweep notes about itself: read back as written, and compared with what is asked for later."""
+"""The record of a sweep: round trip, and comparison with a later command."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,9 @@ def test_record_round_trips_without_differences(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["model.n_layer", "optim.learning_rate", "device", "seed"])
 def test_every_setting_is_compared_except_hardware_and_paths(key: str) -> None:
     new = a_record(settings=a_record().settings | {key: LARGEST_INT})
-    assert bool(a_record().differences(new)) == (key not in ("device", "seed"))  # seed is swept: told there
+    assert bool(a_record().differences(new)) == (
+        key not in ("device", "seed")
+    )  # seed is swept, so it is compared there
 
 
 def test_settings_of_later_jobs_are_compared() -> None:

@@ -1,4 +1,4 @@
-"""Sweeps: the grid, what is shown, jobs that fail, going on after an interruption. Kills: killing_sweeps.py."""
+"""Sweeps: the grid, its output, failing jobs, and resuming. Kills are tested by killing_sweeps.py."""
 
 import errno
 import gc
@@ -26,7 +26,7 @@ SHORT = [*TINY, "data.path=my.txt", "max_steps=4", "threads=1", "checkpoint_inte
 
 @pytest.fixture(autouse=True)
 def _quick(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A text to learn from, and no plots and long samples, which take most of a short job's time."""
+    """A text, and no plots and long samples, which take most of a short job's time."""
     monkeypatch.setattr(plots, "draw_loss", lambda *_: None)
     monkeypatch.setattr(train_command, "LAST_SAMPLE_TOKENS", 5)
 
@@ -81,7 +81,7 @@ def test_job_of_a_sweep_equals_a_single_run(microgpt: Run, tmp_path: Path) -> No
 
 
 def fail_at(monkeypatch: pytest.MonkeyPatch, seed: int, error: Exception) -> None:
-    """Let the jobs with this seed fail when they evaluate."""
+    """Make the jobs with this seed fail at their evaluation."""
     original = Trainer._evaluate
 
     def evaluate(trainer: Trainer) -> object:
@@ -177,7 +177,7 @@ def cut(microgpt: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_signal_at_the_end_of_a_job_keeps_its_result_and_stops_the_sweep(
     microgpt: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After the last evaluation there is nothing to interrupt: the last sample is whole, and no further job begins."""
+    """A signal after the last evaluation interrupts nothing: the last sample is complete, and no further job starts."""
     assert microgpt("train", "-m", *SHORT, "seed=1,2,3", "hydra.sweep.dir=whole").status == 0
     original = Trackers.log
 
@@ -254,7 +254,7 @@ def test_job_that_is_still_running_is_not_started_again(cut: Path, microgpt: Run
 def test_full_disk_loses_no_job(
     instant: int, microgpt: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tried: Tried
 ) -> None:
-    """From some write on there is no room; once there is, the sweep goes on to the same bits."""
+    """The disk is full from some write on; with free space again, the sweep resumes to the same bits."""
     original, writes = storage.write, 0
 
     def write(path: Path, descriptor: int, data: bytes) -> None:

@@ -88,9 +88,9 @@ def _positions(seen: LayerProbe, name: Name, coloured: bool) -> list[str]:
     ]
     for t in range(first, len(ids)):
         loss = losses[t]
-        cost = "    –" if loss is None else f"{loss:5.2f}"
+        loss_text = "    –" if loss is None else f"{loss:5.2f}"
         token = shade_loss(names[t], loss, coloured) + " " * (wide - columns(names[t]))
-        lines.append(f"{t + 1:4}  {token}  {cost}  {own.entropy[t]:7.2f}  {_format_predictions(own, t, name)}")
+        lines.append(f"{t + 1:4}  {token}  {loss_text}  {own.entropy[t]:7.2f}  {_format_predictions(own, t, name)}")
     return lines
 
 

@@ -154,7 +154,7 @@ class _Layout:
                 y = self.arrow(y, label, gap) - 2 * RADIUS
                 self.shapes += [Plus(MIDDLE, y + RADIUS)]
                 self.skips(part, leaves, (MIDDLE - RADIUS, y + RADIUS))
-                self.beside(part, y + RADIUS)
+                self.side_boxes(part, y + RADIUS)
             elif isinstance(part, Repeat):
                 y = self.frame(part, y, label)
             else:
@@ -177,7 +177,7 @@ class _Layout:
             lane = LANE + 14 * n
             self.shapes += [Line(((MIDDLE, leaves[i]), (lane, leaves[i]), (lane, to[1]), (to[0] - 2, to[1])))]
 
-    def beside(self, part: Sum, y: float) -> None:
+    def side_boxes(self, part: Sum, y: float) -> None:
         """Boxes without inputs, to the left of the ⊕ that adds them."""
         for box in part.side_boxes:
             height = _height(box)

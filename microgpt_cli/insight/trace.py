@@ -322,8 +322,8 @@ def _name(call: Call, twin: Call, own: dict[str, int], other: dict[str, int]) ->
     same_operations = [_kind(op) for op in ops] == [_kind(op) for op in twins]
     expressions = _expressions(other if same_operations else own)
     names: dict[int, tuple[str, ...]] = {}
-    for op, beside in zip(ops, twins if same_operations else ops, strict=True):
-        for value, shown in zip(_values(op), _values(beside), strict=True):
+    for op, named in zip(ops, twins if same_operations else ops, strict=True):
+        for value, shown in zip(_values(op), _values(named), strict=True):
             sizes = zip(shown.shape, value.shape, strict=True)
             names[value.number] = tuple(_only(expressions.get(size, []), str(number)) for size, number in sizes)
     _put_names(call, names)
