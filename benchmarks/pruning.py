@@ -2,9 +2,9 @@
 
     python benchmarks/pruning.py TEXT_FILE
 
-First every setting is trained to its end with each of three seeds, and its held-out loss noted every 25 steps: the full
-grid. Then the search goes through the same grid, in orders drawn by lot, with the study and the judge that
-`hydra/sweeper=optuna` uses, and is told the losses that were noted: a run is a function of its settings, so it would
+First every setting is trained to its end with each of three seeds, and its validation loss recorded every 25 steps: the
+full grid. Then the search goes through the same grid, in random orders, with the study and the pruner that
+`hydra/sweeper=optuna` uses, and is given the recorded losses: a run is a function of its settings, so it would
 have had the same ones. What stands in benchmarks/results/pruning.json is not trained again.
 """
 
@@ -21,11 +21,11 @@ from lr_find import Bench
 
 from microgpt_cli import __version__
 from microgpt_cli.config import TrainConfig
-from microgpt_cli.sweeps.study import Axis, Judge, Settings, Study
+from microgpt_cli.sweeps.study import Dimension, Settings, Study, TrialPruner
 
-AXES = [
-    Axis("optim.learning_rate", ("5e-4", "1e-3", "2e-3", "4e-3", "8e-3", "1.6e-2", "3.2e-2", "6.4e-2")),
-    Axis("arch", ("article", "modern")),
+SPACE = [
+    Dimension("optim.learning_rate", ("5e-4", "1e-3", "2e-3", "4e-3", "8e-3", "1.6e-2", "3.2e-2", "6.4e-2")),
+    Dimension("arch", ("article", "modern")),
 ]
 SEEDS = (1, 2, 3)
 ORDERS = range(10)
@@ -43,7 +43,7 @@ RESULTS = Path(__file__).parent / "results" / "pruning.json"
 
 
 def curve(bench: Bench, config: TrainConfig) -> list[float]:
-    """The held-out losses of a run, one every `EVAL_INTERVAL` steps."""
+    """The validation losses of a run, one every `EVAL_INTERVAL` steps."""
     return [round(loss, 4) for loss in bench.val_losses(config, STEPS, EVAL_INTERVAL, EVAL_TOKENS)]
 
 
@@ -51,14 +51,14 @@ def search(settings: Settings, curves: dict[str, list[float]]) -> tuple[int, flo
     """Go through the grid with a pruner: the steps that it took, and the final loss of the setting that it found."""
     with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         sweep, steps, found = Path(folder), 0, (float("inf"), "")
-        study = Study(sweep, AXES, settings)
-        while study.begun < study.n_trials:
+        study = Study(sweep, SPACE, settings)
+        while study.sampled < study.n_trials:
             number, overrides = study.ask()
-            name, judge = " ".join(overrides), Judge(sweep / str(number))
+            name, pruner = " ".join(overrides), TrialPruner(sweep / str(number))
             losses, status = curves[name], "finished"
             for i, loss in enumerate(losses):
                 step = (i + 1) * EVAL_INTERVAL
-                if judge.prunes(step, loss) and step < STEPS:
+                if pruner.should_prune(step, loss) and step < STEPS:
                     status = "pruned"
                     break
             steps += step
@@ -80,8 +80,8 @@ def main(text_file: str) -> None:
     }
     for seed in SEEDS:
         row = curves.setdefault(str(seed), {})
-        for point in product(*(axis.values for axis in AXES)):
-            words = [f"{axis.key}={text}" for axis, text in zip(AXES, point, strict=True)]
+        for point in product(*(dimension.values for dimension in SPACE)):
+            words = [f"{dimension.key}={text}" for dimension, text in zip(SPACE, point, strict=True)]
             if " ".join(words) not in row:
                 row[" ".join(words)] = curve(
                     bench, bench.config(*words, f"seed={seed}", f"batch_size={BATCH_SIZE}", f"max_steps={STEPS}")

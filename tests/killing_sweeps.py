@@ -1,4 +1,4 @@
-"""Kill sweeps of six jobs, go on with them, and compare the bits: `python killing_sweeps.py TRIES KILLS SEED`.
+"""Kill sweeps of six jobs, resume them, and compare the bits: `python killing_sweeps.py TRIES KILLS SEED`.
 
 Like killing.py, a program of its own that forks a child for each try. SIGKILL, SIGTERM and SIGINT come at random
 instants, one after the other, until the sweep is done; then every job must have ended with the bits that it ends with
@@ -34,13 +34,13 @@ SWEEP, JOBS = Path("sweep"), 6
 
 
 def sweep() -> int:
-    """Begin the sweep, or go on with it where there is one."""
-    begun = (SWEEP / "sweep.json").exists()
-    return cli.main(["train", "-m", *WORDS, f"sweep.resume={SWEEP}" if begun else f"hydra.sweep.dir={SWEEP}"])
+    """Start the sweep, or resume it."""
+    started = (SWEEP / "sweep.json").exists()
+    return cli.main(["train", "-m", *WORDS, f"sweep.resume={SWEEP}" if started else f"hydra.sweep.dir={SWEEP}"])
 
 
 def outcomes() -> list[dict[str, bytes]]:
-    """What must be the same for every job: weights, optimizer state, log, samples."""
+    """The files that must be equal for every job: weights, optimizer state, log, samples."""
     found = []
     for number in range(JOBS):
         run = SWEEP / str(number)
@@ -51,8 +51,8 @@ def outcomes() -> list[dict[str, bytes]]:
 
 
 def done() -> dict[int, int]:
-    """The jobs that are done, each with the time when its result was written."""
-    numbers = [n for n in range(JOBS) if job.look(SWEEP / str(n)).status in job.DONE]
+    """The completed jobs, each with the modification time of its result."""
+    numbers = [n for n in range(JOBS) if job.read_status(SWEEP / str(n)).status in job.DONE]
     return {n: (SWEEP / str(n) / layout.RESULT).stat().st_mtime_ns for n in numbers}
 
 

@@ -151,7 +151,7 @@ def test_a_prompt_of_megabytes_costs_no_more_than_reading_it(
     assert "the prompt has 8,388,608 tokens" in ran.err
     assert unpacked == [T]
     (tmp_path / "p").write_text("The fox " * (1 << 22))
-    assert "larger than the 16,777,216 bytes" in microgpt("sample", str(runs["char"]), "prompt_file=p").err
+    assert "larger than the limit of 16,777,216 bytes" in microgpt("sample", str(runs["char"]), "prompt_file=p").err
 
 
 @pytest.mark.parametrize("kind", ["char", "byte"])

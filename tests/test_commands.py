@@ -56,7 +56,7 @@ def test_train_says_what_it_chose_and_what_to_type_next(microgpt: Run, text_file
 def test_a_run_is_not_overwritten(microgpt: Run, trained: Path) -> None:
     ran = microgpt("train", f"out_dir={trained}", f"data.path={trained.parent / 'my.txt'}", *TINY)
     assert ran.status == 2
-    assert f"holds a run; go on with it: resume={trained}" in ran.err
+    assert f"contains a run; continue it with resume={trained}" in ran.err
 
 
 def test_resuming_takes_more_steps_and_refuses_another_model_or_text(
@@ -191,7 +191,7 @@ def test_eval_of_the_runs_own_text_is_the_loss_that_training_found(microgpt: Run
     assert ran.status == 0, ran.err
     result = json.loads((trained / "result.json").read_text())
     assert f"loss                {result['val_loss']:.4f} nats a token" in ran.out
-    assert "the held-out split" in ran.out
+    assert "the validation split" in ran.out
     for word in ("perplexity", "bits a character", "bits a byte", "counting tokens", "counting pairs"):
         assert word in ran.out
 

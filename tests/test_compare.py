@@ -16,7 +16,7 @@ def widths(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
 
 
-def test_the_table_lists_what_the_folders_hold(microgpt: Run, trained: Path, tmp_path: Path) -> None:
+def test_runs_lists_the_runs_in_the_folders(microgpt: Run, trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "outputs" / "train" / "a")
     make_run(tmp_path / "outputs" / "train" / "b", "failed", loss=9.0)
     ran = microgpt("runs")
@@ -29,11 +29,11 @@ def test_the_table_lists_what_the_folders_hold(microgpt: Run, trained: Path, tmp
     assert "outputs/train/b" not in microgpt("runs", "filter=status=finished").out
     nothing = microgpt("runs", "filter=status=running")
     assert (nothing.status, nothing.out) == (0, "")
-    assert "none of 2 runs matches" in nothing.err
+    assert "none of the 2 runs matches" in nothing.err
     assert microgpt("runs", "outputs/train/a", str(tmp_path / "outputs/train/b"), "format=csv").out.count("\n") == 3
 
 
-def test_plots_lie_beside_the_runs_and_are_named(microgpt: Run, tmp_path: Path) -> None:
+def test_plots_are_written_next_to_the_runs_and_reported(microgpt: Run, tmp_path: Path) -> None:
     for n, rate in enumerate((1e-4, 1e-3, 1e-2)):
         run = make_run(tmp_path / "sweep" / str(n), loss=n + 1, optim__learning_rate=rate, model__norm="$x$" + "y" * n)
         (run / "metrics.jsonl").write_text('{"step": 1, "val_loss": 3.0}\n{"step": 2, "val_loss": 2.0}\n')
@@ -45,9 +45,9 @@ def test_plots_lie_beside_the_runs_and_are_named(microgpt: Run, tmp_path: Path) 
     (tmp_path / "drawn").mkdir()
     ran = microgpt("runs", "sweep/1", "plot=true", "out=drawn", "format=csv")
     assert (tmp_path / "drawn" / "runs.png").is_file()
-    assert not (tmp_path / "drawn" / "swept.png").exists()  # nothing differs
+    assert not (tmp_path / "drawn" / "swept.png").exists()  # no setting differs
     assert ran.out.count("\n") == 2
-    assert microgpt("runs", "sweep").out.count("2.0000")  # a plot among them is no run
+    assert microgpt("runs", "sweep").out.count("2.0000")  # plots in the folder are not listed as runs
 
 
 @pytest.mark.parametrize(
@@ -63,13 +63,11 @@ def test_plots_lie_beside_the_runs_and_are_named(microgpt: Run, tmp_path: Path) 
         ([3], False),
     ],
 )
-def test_an_axis_is_logarithmic_where_its_values_are(values: list[float], log: bool) -> None:
+def test_axis_scale_follows_the_spacing_of_values(values: list[float], log: bool) -> None:
     assert plots.is_spread_logarithmically(values) == log
 
 
-def test_more_runs_than_colours_are_drawn_in_grey(
-    microgpt: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_runs_beyond_the_best_ten_are_grey(microgpt: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for n in range(13):
         make_run(tmp_path / str(n), loss=n + 1)
     seen = []
@@ -79,7 +77,7 @@ def test_more_runs_than_colours_are_drawn_in_grey(
     assert (len(curves), len(grey), title) == (10, 3, "13 runs, the best 10 in colour")
 
 
-def test_two_runs_side_by_side(
+def test_compare_shows_settings_curves_and_continuations(
     microgpt: Run, trained: Path, tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     widths(monkeypatch, 100)
@@ -100,7 +98,7 @@ def test_two_runs_side_by_side(
     assert f"\n{alone.splitlines()[0].rstrip()} " in ran.out
 
 
-def test_a_run_that_cannot_write_says_why_and_the_other_does(microgpt: Run, trained: Path, tmp_path: Path) -> None:
+def test_run_without_checkpoint_reports_why_it_has_no_sample(microgpt: Run, trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "one")
     make_run(tmp_path / "two", None)
     ran = microgpt("compare", "one", "two", "prompt=The ", "max_new_tokens=5")
@@ -110,10 +108,10 @@ def test_a_run_that_cannot_write_says_why_and_the_other_does(microgpt: Run, trai
     assert "prompt=" not in microgpt("compare", "one", "two", "sample=false").out
 
 
-def test_runs_that_lie_where_nobody_may_write_are_compared(microgpt: Run, tmp_path: Path) -> None:
+def test_unwritable_plot_is_reported_and_the_rest_is_printed(microgpt: Run, tmp_path: Path) -> None:
     for name in "ab":
         make_run(tmp_path / name)
-    (tmp_path / ".compare.png.tmp").mkdir()  # root may write everywhere, so this stands in the way
+    (tmp_path / ".compare.png.tmp").mkdir()  # blocks writing for root too
     ran = microgpt("compare", "a", "b", "sample=false")
     assert ran.status == 0, ran.err
     assert "curves    not written: " in ran.out
@@ -121,7 +119,7 @@ def test_runs_that_lie_where_nobody_may_write_are_compared(microgpt: Run, tmp_pa
     assert microgpt("compare", "a", "b", "sample=false", "out=.").status == 2
 
 
-def test_where_braille_cannot_be_shown_letters_draw(
+def test_without_braille_the_plot_is_ascii(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from microgpt_cli.commands import Invocation
@@ -137,7 +135,7 @@ def test_where_braille_cannot_be_shown_letters_draw(
     assert {"b", "A", "B"} <= set(picture)
 
 
-def test_an_unreadable_folder_is_passed_over(microgpt: Run, tmp_path: Path) -> None:
+def test_unreadable_folder_is_skipped(microgpt: Run, tmp_path: Path) -> None:
     make_run(tmp_path / "outputs" / "a")
     closed = tmp_path / "outputs" / "closed"
     closed.mkdir(mode=0o000)

@@ -1,4 +1,4 @@
-"""The picture shows the model that ran: its boxes, sums and arrows; nothing lies on anything else."""
+"""The diagram shows the traced model: its boxes, sums and arrows, without overlaps."""
 
 import re
 import xml.etree.ElementTree as ElementTree
@@ -11,7 +11,7 @@ from conftest import ARCHES, Run, preset
 from torch import Tensor
 
 from microgpt_cli.insight import diagram_svg, diagram_text
-from microgpt_cli.insight.diagram import Box, Diagram, Part, Repeated, Sum, boxes, diagram
+from microgpt_cli.insight.diagram import Box, Diagram, Part, Repeat, Sum, boxes, diagram
 from microgpt_cli.insight.diagram_svg import Line, Rect, Text
 from microgpt_cli.insight.trace import trace
 from microgpt_cli.model.accounting import meta_model, total_parameters
@@ -27,36 +27,36 @@ def drawn(arch: str, **changes: object) -> Diagram:
 
 
 def drawn_big(arch: str) -> Diagram:
-    """As large as gpt2-xl, of few blocks, which costs less."""
+    """The sizes of gpt2-xl with few blocks."""
     model = meta_model(preset("gpt2-xl", arch, n_layer=2), 50257)
     return diagram(model, trace(model, 16, 1024))
 
 
-def repeated(what: Diagram) -> Repeated:
-    [part] = [part for part in what.parts if isinstance(part, Repeated)]
+def repeated(what: Diagram) -> Repeat:
+    [part] = [part for part in what.parts if isinstance(part, Repeat)]
     return part
 
 
 def total(parts: list[Part]) -> int:
-    counts = [part.count * total(part.parts) for part in parts if isinstance(part, Repeated)]
-    own = [box.parameters for box in boxes([part for part in parts if not isinstance(part, Repeated)])]
+    counts = [part.count * total(part.parts) for part in parts if isinstance(part, Repeat)]
+    own = [box.parameters for box in boxes([part for part in parts if not isinstance(part, Repeat)])]
     return sum(counts) + sum(own)
 
 
 @pytest.mark.parametrize("arch", ARCHES)
-def test_the_parameters_in_the_boxes_are_those_of_the_model(arch: str) -> None:
+def test_parameters_of_the_boxes_sum_to_those_of_the_model(arch: str) -> None:
     what = drawn(arch)
     assert total(what.parts) == what.parameters == total_parameters(GPT(preset("micro", arch), 65))
 
 
-def test_the_articles_model() -> None:
+def test_boxes_of_the_article_model() -> None:
     what = drawn("article")
     token, join, block, norm, head = what.parts
     assert isinstance(token, Box)
     assert (token.title, token.role, token.inside) == ("Token embedding", "embedding", ["V × C = 65 × 64"])
     assert isinstance(join, Sum)
-    assert [box.title for box in join.beside] == ["Position embedding"]
-    assert isinstance(block, Repeated)
+    assert [box.title for box in join.side_boxes] == ["Position embedding"]
+    assert isinstance(block, Repeat)
     assert (block.name, block.count, block.parameters) == ("Block", 4, 49_792)
     assert [(type(part).__name__, part.skips) for part in block.parts] == [
         *(("Box", []), ("Box", []), ("Sum", [-1])),
@@ -85,7 +85,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("arch", ARCHES)
-def test_each_kind_has_its_own_picture(arch: str) -> None:
+def test_each_architecture_has_its_own_diagram(arch: str) -> None:
     what = drawn(arch)
     there, missing = KINDS[arch]
     svg = "".join(ElementTree.fromstring(diagram_svg.svg(diagram_svg.draw(what), "auto")).itertext())
@@ -100,25 +100,25 @@ def parallel(self: Block, x: Tensor) -> Tensor:
     return x + self.attention(self.ln1(x)) + self.mlp(self.ln2(x))
 
 
-def test_it_follows_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A block whose MLP reads what the attention read: GPT-J's."""
+def test_diagram_follows_a_changed_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block with parallel attention and MLP, as in GPT-J."""
     monkeypatch.setattr(Block, "forward", parallel)
     parts = repeated(drawn("article")).parts
     assert [part.skips for part in parts] == [[], [], [-1], [-1], [], [2]]
     assert diagram_svg.svg(diagram_svg.draw(drawn("article")), "light").count('class="plus"') == 3
 
 
-def test_blocks_that_differ_are_drawn_one_by_one() -> None:
+def test_different_blocks_are_drawn_separately() -> None:
     model = GPT(preset("micro", "article"), 65)
     model.blocks[1].mlp = torch.nn.Identity()
     what = diagram(model, trace(model, 1, 4))
-    assert [part.count for part in what.parts if isinstance(part, Repeated)] == [1, 1, 2]
+    assert [part.count for part in what.parts if isinstance(part, Repeat)] == [1, 1, 2]
     diagram_svg.draw(what)
 
 
 @pytest.mark.parametrize("big", [False, True])
 @pytest.mark.parametrize("arch", ARCHES)
-def test_nothing_lies_on_anything_else(arch: str, big: bool) -> None:
+def test_shapes_do_not_overlap(arch: str, big: bool) -> None:
     drawing = diagram_svg.draw(drawn_big(arch) if big else drawn(arch))
     rects = [each for each in drawing.shapes if isinstance(each, Rect) and each.role != "frame"]
     assert len(rects) >= 8
@@ -143,7 +143,7 @@ def test_nothing_lies_on_anything_else(arch: str, big: bool) -> None:
 
 
 @pytest.mark.parametrize("arch", ARCHES)
-def test_the_text_fits_a_terminal_and_has_every_box(arch: str) -> None:
+def test_text_fits_80_columns_and_has_every_box(arch: str) -> None:
     for what in (drawn(arch), drawn_big(arch)):
         lines = diagram_text.text(what).splitlines()
         assert max(map(len, lines)) <= 84
@@ -153,7 +153,7 @@ def test_the_text_fits_a_terminal_and_has_every_box(arch: str) -> None:
         assert sum("►" in line for line in lines) == 2 + (arch != "modern")
 
 
-def test_a_picture_needs_nothing_else_and_knows_light_and_dark() -> None:
+def test_svg_is_self_contained_with_light_and_dark_themes() -> None:
     drawing = diagram_svg.draw(drawn("article"))
     pages = {theme: diagram_svg.svg(drawing, theme) for theme in ("auto", "light", "dark")}
     assert "prefers-color-scheme:dark" in pages["auto"]
@@ -168,7 +168,7 @@ def test_a_picture_needs_nothing_else_and_knows_light_and_dark() -> None:
         assert int.from_bytes(png[16:20], "big") == 2 * diagram_svg.WIDTH
 
 
-def test_the_command_writes_what_it_says(microgpt: Run, trained: Path, tmp_path: Path) -> None:
+def test_diagram_command_writes_the_files(microgpt: Run, trained: Path, tmp_path: Path) -> None:
     ran = microgpt("diagram")
     assert (ran.status, ran.err) == (0, "written to diagram.svg\n")
     assert "Block × 4" in ran.out
@@ -181,7 +181,7 @@ def test_the_command_writes_what_it_says(microgpt: Run, trained: Path, tmp_path:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["diagram.svg", "run.PNG"]
 
 
-def test_the_readmes_pictures_are_what_the_command_draws(microgpt: Run, tmp_path: Path) -> None:
+def test_readme_diagrams_match_the_command(microgpt: Run, tmp_path: Path) -> None:
     docs = Path(__file__).resolve().parent.parent / "docs"
     microgpt("diagram", "out=now.svg")
     is_same = (tmp_path / "now.svg").read_bytes() == (docs / "diagram.svg").read_bytes()

@@ -1,4 +1,4 @@
-"""A disk that is full, broken or read-only costs one line and no checkpoint, whichever call it is that fails."""
+"""A full, failing or read-only disk gives a one-line error and loses no checkpoint, whichever call fails."""
 
 import contextlib
 import errno
@@ -100,7 +100,7 @@ def save(run: Path, step: int) -> None:
     save_filled(run, step, best=step)
 
 
-def test_a_save_that_fails_at_any_call_loses_nothing_and_the_next_one_succeeds(
+def test_save_failing_at_any_call_loses_nothing_and_the_next_one_succeeds(
     trained: Path, tmp_path: Path, tried: Tried
 ) -> None:
     """Every call of a save, with what it removes, and every error, and a disk that works or not after that."""
@@ -136,7 +136,7 @@ def test_a_save_that_fails_at_any_call_loses_nothing_and_the_next_one_succeeds(
 
 
 @pytest.mark.parametrize("out_dir", [None, "mine"])
-def test_a_run_that_cannot_begin_leaves_nothing(out_dir: str | None, tmp_path: Path, tried: Tried) -> None:
+def test_run_that_cannot_start_leaves_nothing(out_dir: str | None, tmp_path: Path, tried: Tried) -> None:
     files = {layout.TOKENIZER: b"{}", layout.CONFIG: b"{}"}
 
     def begin() -> None:
@@ -218,7 +218,7 @@ def check_command(train: Callable[..., Ran], whole: Path, fail_at: int, number: 
     return 1
 
 
-def test_a_command_that_fails_at_a_call_of_each_kind_says_so_in_a_line_and_is_resumed(
+def test_command_failing_at_each_kind_of_call_prints_one_line_and_resumes(
     train: Callable[..., Ran], tried: Tried
 ) -> None:
     whole = train(*WORDS, "out_dir=whole")
@@ -237,7 +237,7 @@ def test_a_command_that_fails_at_a_call_of_each_kind_says_so_in_a_line_and_is_re
 @pytest.mark.stress
 @pytest.mark.parametrize(("number", "broken"), [(errno.ENOSPC, False), (errno.EIO, True)], ids=["once", "from then on"])
 @pytest.mark.parametrize("part", range(PARTS))
-def test_a_command_that_fails_at_any_call_says_so_in_a_line_and_is_resumed(
+def test_command_failing_at_any_call_prints_one_line_and_resumes(
     part: int, number: int, broken: bool, train: Callable[..., Ran], tried: Tried
 ) -> None:
     assert train(*WORDS, "out_dir=whole").status == 0
@@ -249,9 +249,7 @@ def test_a_command_that_fails_at_any_call_says_so_in_a_line_and_is_resumed(
 # What the system itself says
 
 
-def test_a_file_that_may_not_be_so_large(
-    microgpt: Run, text_file: Path, trained: Path, tmp_path: Path, tried: Tried
-) -> None:
+def test_file_size_limit(microgpt: Run, text_file: Path, trained: Path, tmp_path: Path, tried: Tried) -> None:
     tried("a full or read-only disk, a file too large")
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -271,7 +269,7 @@ def test_a_file_that_may_not_be_so_large(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_errors_of_a_descriptor_name_the_file_and_a_full_standard_output_is_told_in_a_line() -> None:
+def test_descriptor_errors_name_the_file_and_full_stdout_prints_one_line() -> None:
     full = Path("/dev/full")
     with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
         storage.append(full, b"x")
@@ -304,9 +302,7 @@ def on_a_disk(disk: str, words: list[str], kept: Path, before: Path | None = Non
 
 @pytest.mark.stress
 @pytest.mark.parametrize("size_kib", range(60, 300, 60))
-def test_a_disk_that_is_full(
-    size_kib: int, text_file: Path, trained: Path, tmp_path: Path, microgpt: Run, tried: Tried
-) -> None:
+def test_full_disk(size_kib: int, text_file: Path, trained: Path, tmp_path: Path, microgpt: Run, tried: Tried) -> None:
     """Large enough for the run that is there; the next checkpoints are more than it holds."""
     tried("a full or read-only disk, a file too large")
     kept = tmp_path / "kept"
@@ -318,7 +314,7 @@ def test_a_disk_that_is_full(
     assert ran.returncode in (0, 1), ran.stderr
     if ran.returncode:
         assert ran.stderr.count("\n") == 1, ran.stderr
-        assert "No space left on device; make room" in ran.stderr
+        assert "No space left on device; free some space" in ran.stderr
     steps = layout.step_folders(kept / "run")
     assert all(checkpoint.load(path) for path in steps)
     assert steps[0].name >= "step-00000030"
@@ -329,7 +325,7 @@ def test_a_disk_that_is_full(
 
 
 @pytest.mark.stress
-def test_a_read_only_disk(text_file: Path, trained: Path, tmp_path: Path, tried: Tried) -> None:
+def test_read_only_disk(text_file: Path, trained: Path, tmp_path: Path, tried: Tried) -> None:
     """For root too, whom file modes don't stop."""
     words = [*TINY, f"data.path={text_file}", "max_steps=2"]
     disk = "mount -t tmpfs none {mount} && cp -r {before} {mount}/run && mount -o remount,ro {mount}"

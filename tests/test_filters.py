@@ -1,4 +1,4 @@
-"""Which runs a filter lets through."""
+"""Which runs a filter selects."""
 
 from pathlib import Path
 
@@ -42,25 +42,25 @@ RUNS = [
         ("steps>5 and status=running", "c"),
     ],
 )
-def test_conditions(text: str, names: str) -> None:
+def test_filter_selects_matching_runs(text: str, names: str) -> None:
     assert "".join(run.path.name for run in matching(RUNS, text)) == names
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("status", "'status' is no condition; write it like"),
-        ("", "is no condition"),
-        ("status=failed and", "is no condition"),
-        ("__import__('os')", "is no condition"),
+        ("status", "'status' is not a condition; use the form"),
+        ("", "is not a condition"),
+        ("status=failed and", "is not a condition"),
+        ("__import__('os')", "is not a condition"),
         ("model.n_layr>4", "did you mean 'model.n_layer'?"),
-        ("nonsense=4", "no column and no setting is called 'nonsense'"),
+        ("nonsense=4", "no column or setting is named 'nonsense'"),
         ("bias=false and dropout>high", "needs a number, not 'high'"),
         ("status=fialed", "did you mean 'failed'?"),
         ("model.norm=batchnorm", "choose one of layernorm, rmsnorm"),
     ],
 )
-def test_mistakes_are_named(text: str, says: str) -> None:
+def test_invalid_filter_names_the_problem(text: str, says: str) -> None:
     with pytest.raises(UserError) as error:
         matching(RUNS, text)
     assert says in str(error.value)

@@ -16,7 +16,7 @@ from microgpt_cli.engines.decoding import Cache, prefill, prepare
 from microgpt_cli.generation.generate import generate
 from microgpt_cli.generation.sampling import Draws, Sampler
 from microgpt_cli.insight.logit_lens import look
-from microgpt_cli.insight.token_losses import Surprise, token_losses
+from microgpt_cli.insight.token_losses import LossBreakdown, token_losses
 from microgpt_cli.model import loss
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.training import update as update_module
@@ -130,12 +130,12 @@ def test_what_is_seen_inside_is_what_the_cpu_sees() -> None:
     for compute in (here, choose("cuda", "float32")):
         model = model.to(compute.device)
         seen.append(look(model, ids[:32].to(compute.device), 5))
-        surprise = Surprise(256, 32, 10, 3)
+        breakdown = LossBreakdown(256, 32, 10, 3)
         for piece in token_losses(model, ids.to(torch.uint8), compute, 2):
-            surprise.add(piece)
-        sums.append(surprise)
+            breakdown.add(piece)
+        sums.append(breakdown)
     torch.testing.assert_close(seen[0].attention, seen[1].attention, atol=1e-3, rtol=0)
-    torch.testing.assert_close(seen[0].guesses[-1].losses, seen[1].guesses[-1].losses, atol=1e-2, rtol=0)
+    torch.testing.assert_close(seen[0].predictions[-1].losses, seen[1].predictions[-1].losses, atol=1e-2, rtol=0)
     assert sums[0].loss == pytest.approx(sums[1].loss, abs=1e-2)
     assert sums[0].losses == pytest.approx(sums[1].losses, abs=1e-2)
 

@@ -61,7 +61,7 @@ TENSOR_CASES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "a header that is a list": (lambda _: tensors(header=b"[]"), "not a valid safetensors file"),
     "a header that is deep": (lambda _: tensors(header=DEEP), "nested deeper than 20 levels"),
     "a header that is huge": (lambda _: tensors(header=b" " * (2 << 20)), "larger than"),
-    "a name twice": (lambda _: tensors(header=b'{"a": {}, "a": {}}'), "key 'a' stands twice"),
+    "a name twice": (lambda _: tensors(header=b'{"a": {}, "a": {}}'), "duplicate key 'a'"),
     "100,000 tensors": (rewritten(many), "larger than"),
     "a tensor missing": (rewritten(lambda header, _: header.pop("ln_f.weight")), "ln_f.weight is missing"),
     "a tensor too many": (rewritten(lambda header, _: header.update({"../x": {}})), "../x is not part of this model"),

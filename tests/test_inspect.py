@@ -12,15 +12,15 @@ from microgpt_cli.checkpoints import checkpoint
 from microgpt_cli.config import InspectConfig
 from microgpt_cli.data.tokenizers import visible
 from microgpt_cli.errors import UserError
-from microgpt_cli.insight.logit_lens import look, to_json
-from microgpt_cli.insight.pages.logit_lens import inside_page
+from microgpt_cli.insight.logit_lens import probe_layers, to_json
+from microgpt_cli.insight.pages.logit_lens import logit_lens_page
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.runs import layout
 
 PROMPT = "The fox\n"
 
 
-def test_it_prints_positions_layers_and_heads_and_writes_a_page(microgpt: Run, trained: Path) -> None:
+def test_inspect_prints_positions_layers_heads_and_writes_a_page(microgpt: Run, trained: Path) -> None:
     before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
     ran = microgpt("inspect", str(trained), f"prompt={PROMPT}", "device=cpu")
     assert ran.status == 0, ran.err
@@ -30,7 +30,7 @@ def test_it_prints_positions_layers_and_heads_and_writes_a_page(microgpt: Run, t
     ids = torch.tensor([list(loaded.tokenizer.encode(PROMPT))])
     with torch.no_grad():
         logits, loss = model(ids[:, :-1], ids[:, 1:])
-    assert f"loss {loss:.4f} nats a token over 7; 8 tokens:" in ran.out
+    assert f"loss {loss:.4f} nats per token over 7; 8 tokens:" in ran.out
     best = logits[0, -1].softmax(-1).max()
     rows = [line.split() for line in ran.out.splitlines() if re.match(r" +\d+  \S", line)]
     assert [row[1] for row in rows] == ["T", "h", "e", "␣", "f", "o", "x", "↵"]
@@ -42,18 +42,18 @@ def test_it_prints_positions_layers_and_heads_and_writes_a_page(microgpt: Run, t
     assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before
 
 
-def test_a_text_longer_than_the_context_is_cropped_aloud(microgpt: Run, trained: Path) -> None:
+def test_text_longer_than_the_context_is_truncated_with_a_message(microgpt: Run, trained: Path) -> None:
     Path("p.txt").write_text("The quick brown fox")
     ran = microgpt("inspect", str(trained), "prompt_file=p.txt", "out=null")
-    assert "the text has 19 tokens; looking at the last 8: the model sees 8" in ran.err
+    assert "the text has 19 tokens; using only the last 8: the context is 8" in ran.err
     assert "page" not in ran.out
     assert list(Path().glob("*.html")) == []
     ran = microgpt("inspect", str(trained), "prompt_file=p.txt", "max_tokens=3")
-    assert "looking at the last 3: max_tokens=3" in ran.err
+    assert "using only the last 3: max_tokens=3" in ran.err
     assert microgpt("inspect", str(trained), "prompt=T").status == 0
 
 
-def test_what_is_mistaken_costs_a_line_before_any_work(microgpt: Run, trained: Path) -> None:
+def test_invalid_input_prints_one_line(microgpt: Run, trained: Path) -> None:
     for words, line in (
         ([], "prompt is required"),
         (["prompt=a", "prompt_file=b"], "not both"),
@@ -70,28 +70,28 @@ def test_what_is_mistaken_costs_a_line_before_any_work(microgpt: Run, trained: P
         InspectConfig("latest", "x", None, 1, None, "gpu", "auto", None)
 
 
-def test_the_page_of_small_at_256_is_under_2_mb() -> None:
+def test_page_for_model_small_is_under_2_mb() -> None:
     torch.manual_seed(0)
     model = GPT(preset("small", "modern"), 65).eval()
-    seen = look(model, torch.randint(65, (256,)), 5)
-    assert len(inside_page("x", [], to_json(seen, chr)).encode()) < 2_000_000
+    seen = probe_layers(model, torch.randint(65, (256,)), 5)
+    assert len(logit_lens_page("x", [], to_json(seen, chr)).encode()) < 2_000_000
 
 
 @pytest.fixture(scope="module")
 def page(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object]]:
-    """A page about a hostile text, and its data."""
+    """A page with HTML in its text, and its data."""
     loaded = checkpoint.load(layout.find_checkpoint(str(trained)))
     model = checkpoint.build_model(loaded, torch.device("cpu")).eval()
-    seen = look(model, torch.tensor(list(loaded.tokenizer.encode(PROMPT))), 5)
+    seen = probe_layers(model, torch.tensor(list(loaded.tokenizer.encode(PROMPT))), 5)
     data = to_json(seen, lambda token: visible(loaded.tokenizer, token).replace("o", "</script><b>"))
     file = tmp_path_factory.mktemp("page") / "inspect.html"
-    file.write_text(inside_page("a <run>", [("loss", "<i>")], data), encoding="utf-8")
+    file.write_text(logit_lens_page("a <run>", [("loss", "<i>")], data), encoding="utf-8")
     return file, data
 
 
-def test_the_page_shows_the_numbers_and_is_moved_by_keys(browser: Browser, page: tuple[Path, dict]) -> None:
+def test_page_shows_the_data_and_is_navigated_by_keys(browser: Browser, page: tuple[Path, dict]) -> None:
     file, data = page
-    own, names = data["guesses"][-1], data["names"]
+    own, names = data["predictions"][-1], data["names"]
     with browser.open(file) as tab:
         assert tab.text("header p") == "a <run>"
         assert tab.js("document.querySelectorAll('#text span').length") == 8
@@ -108,7 +108,7 @@ def test_the_page_shows_the_numbers_and_is_moved_by_keys(browser: Browser, page:
         bars = tab.js("[...document.querySelectorAll('.bar')].map(e => e.firstChild.textContent)")
         assert bars == [names[str(token)] for token in own["tokens"][5]]
         cells = tab.js("[...document.querySelectorAll('#lens tbody tr')].map(r => r.cells[6].textContent)")
-        assert cells == [names[str(guess["tokens"][5][0])] for guess in data["guesses"]]
+        assert cells == [names[str(guess["tokens"][5][0])] for guess in data["predictions"]]
         assert tab.js("[...Array(6).keys()].reduce((s, to) => s + weight(0, 0, 5, to), 0)") == pytest.approx(
             1, abs=0.02
         )
@@ -131,7 +131,7 @@ def test_the_page_shows_the_numbers_and_is_moved_by_keys(browser: Browser, page:
         assert tab.js("[at, layer, head]") == [5, 0, 0]
 
 
-def test_the_page_is_moved_by_a_finger_and_fits_a_phone(browser: Browser, page: tuple[Path, dict]) -> None:
+def test_page_is_navigated_by_touch_and_fits_a_phone(browser: Browser, page: tuple[Path, dict]) -> None:
     file, data = page
     for dark in (False, True):
         with browser.open(file, width=390, height=800, dark=dark) as tab:
@@ -148,10 +148,10 @@ def test_the_page_is_moved_by_a_finger_and_fits_a_phone(browser: Browser, page: 
             row, column = tab.js("[at, column]")  # the middle of eight cells
             assert {row, column} <= {3, 4}
             read = tab.text("#readout")
-            assert read.startswith(f"From “{data['names'][str(data['ids'][row])]}” ({row + 1}) this head looks: ")
+            assert read.startswith(f"From “{data['names'][str(data['ids'][row])]}” ({row + 1}) this head attends: ")
             if column <= row:
                 assert read.endswith(f"({column + 1}).")
-                assert float(read.split("looks: ")[1].split("%")[0]) / 100 == pytest.approx(
+                assert float(read.split("attends: ")[1].split("%")[0]) / 100 == pytest.approx(
                     tab.js("weight(0, 1, at, column)"), abs=0.006
                 )
             tab.tap("#theme")

@@ -1,4 +1,4 @@
-"""Sweeps through Hydra's launchers, each where it is installed: jobs side by side, in processes of their own."""
+"""Sweeps with Hydra's launchers, if installed: parallel jobs in separate processes."""
 
 import contextlib
 import importlib.util
@@ -27,7 +27,7 @@ def needs(launcher: str) -> pytest.MarkDecorator:
 
 
 def sweep_with(launcher: str, *words: str) -> subprocess.Popen[str]:
-    """In a session of its own, where signals to it reach no other."""
+    """Run in a new session, so that signals reach no other process."""
     command = [*MICROGPT, "train", "-m", *words, f"hydra/launcher={launcher}"]
     env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     pipe = subprocess.PIPE
@@ -36,7 +36,7 @@ def sweep_with(launcher: str, *words: str) -> subprocess.Popen[str]:
 
 @needs("joblib")
 @pytest.mark.slow
-def test_joblib_runs_jobs_side_by_side_with_the_threads_divided(text_file: Path) -> None:
+def test_joblib_runs_jobs_in_parallel_and_divides_the_threads(text_file: Path) -> None:
     Path("latin1.txt").write_bytes(b"caf\xe9" * 1000)
     words = instead(SHORT, "data.path=my.txt,latin1.txt", "hydra.launcher.n_jobs=2")
     with sweep_with("joblib", *words) as process:
@@ -45,7 +45,7 @@ def test_joblib_runs_jobs_side_by_side_with_the_threads_divided(text_file: Path)
     assert process.returncode == 1, err
     assert "2 of 4 jobs failed (2, 3)" in err
     assert out.count("FAILED: latin1.txt: not UTF-8") == 2
-    assert [job.look(sweep / n).status for n in "0123"] == ["finished", "finished", "failed", "failed"]
+    assert [job.read_status(sweep / n).status for n in "0123"] == ["finished", "finished", "failed", "failed"]
     for n in "01":
         said = (sweep / n / job.LOG).read_text()
         threads = max(1, (os.cpu_count() or 1) // 2)
@@ -57,7 +57,7 @@ def test_joblib_runs_jobs_side_by_side_with_the_threads_divided(text_file: Path)
 @needs("joblib")
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_workers_of_joblib_save_and_stop_when_the_sweep_does(number: signal.Signals, text_file: Path) -> None:
+def test_joblib_workers_save_and_stop_with_the_sweep(number: signal.Signals, text_file: Path) -> None:
     words = instead(SHORT, "max_steps=1000000", "seed=1,2,3", "hydra.launcher.n_jobs=2", "threads=1")
     with sweep_with("joblib", *words) as process:
         deadline = time.monotonic() + 100
@@ -68,12 +68,12 @@ def test_workers_of_joblib_save_and_stop_when_the_sweep_does(number: signal.Sign
     [sweep] = Path("outputs/sweeps").iterdir()
     if number != signal.SIGKILL:
         assert process.returncode == 128 + number
-        assert "stopped with 0 of 3 jobs done; go on with: microgpt train -m sweep.resume=" in err
+        assert "stopped with 0 of 3 jobs done; resume with: microgpt train -m sweep.resume=" in err
         assert {"hydra/launcher=joblib", "hydra.launcher.n_jobs=2"} <= set(err.split())
     deadline = time.monotonic() + 60
     while not all((sweep / n / "result.json").exists() for n in "01") and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert [job.look(sweep / n).status for n in "012"] == ["interrupted", "interrupted", "waiting"]
+    assert [job.read_status(sweep / n).status for n in "012"] == ["interrupted", "interrupted", "waiting"]
 
 
 def _trains(number: str) -> bool:
@@ -93,7 +93,7 @@ def _jobs_of_submitit() -> list[int]:
 
 @needs("submitit")
 @pytest.mark.slow
-def test_submitit_puts_a_preempted_job_into_the_queue_again_and_it_goes_on(text_file: Path) -> None:
+def test_submitit_requeues_and_resumes_a_preempted_job(text_file: Path) -> None:
     words = instead(SHORT, "max_steps=4000", "threads=1", "checkpoint_interval=0", "eval_interval=0")
     with sweep_with("submitit_local", *words) as process:
         deadline = time.monotonic() + 100
@@ -112,23 +112,23 @@ def test_submitit_puts_a_preempted_job_into_the_queue_again_and_it_goes_on(text_
 
 @needs("ray")
 @pytest.mark.slow
-def test_ray_runs_jobs_on_this_machine(text_file: Path) -> None:
+def test_ray_runs_jobs(text_file: Path) -> None:
     with sweep_with("ray", *SHORT, "threads=1") as process:
         _, err = process.communicate(timeout=280)
     [sweep] = Path("outputs/sweeps").iterdir()
     assert process.returncode == 0, err
     for n in "01":
-        assert job.look(sweep / n).status == "finished"
+        assert job.read_status(sweep / n).status == "finished"
         assert "val_loss" in (sweep / n / job.LOG).read_text()
 
 
-def test_a_launcher_that_is_not_installed_costs_a_line(microgpt: Run) -> None:
+def test_unknown_launcher_prints_one_line(microgpt: Run) -> None:
     ran = microgpt("train", "-m", "seed=1,2", "hydra/launcher=nope")
     assert ran.status == 2
     assert "hydra/launcher=nope: no such choice" in ran.err
 
 
-def test_workers_have_numbers_of_their_own(tmp_path: Path) -> None:
+def test_workers_have_distinct_numbers(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from microgpt_cli.sweeps import job\n"
         "print(job.worker_number(Path('.')), flush=True); sys.stdin.read()"

@@ -40,7 +40,7 @@ def fresh(settings: TrainConfig) -> GPT:
 
 
 def bowl(best: float, top: float = 4.0, bottom: float = 2.0) -> list[Tried]:
-    """A smoothed loss that falls towards `best` over two decades and rises after it."""
+    """A smoothed loss that decreases over two decades up to `best` and increases after it."""
     curve = []
     for step in range(lr_find.STEPS):
         decades = math.log10(rate_at(step) / best)
@@ -49,7 +49,7 @@ def bowl(best: float, top: float = 4.0, bottom: float = 2.0) -> list[Tried]:
     return curve
 
 
-def test_rates_rise_by_equal_factors_over_the_whole_range() -> None:
+def test_learning_rates_increase_by_equal_factors_over_the_range() -> None:
     rates = [rate_at(step) for step in range(lr_find.STEPS)]
     assert rates[0] == pytest.approx(lr_find.LOWEST)
     assert rates[-1] == pytest.approx(lr_find.HIGHEST)
@@ -58,9 +58,7 @@ def test_rates_rise_by_equal_factors_over_the_whole_range() -> None:
 
 
 @given(best=st.floats(1e-4, 0.3), times=st.floats(0.5, 3.0))
-def test_the_suggestion_lies_below_the_lowest_loss_and_does_not_depend_on_the_unit_of_loss(
-    best: float, times: float
-) -> None:
+def test_suggestion_is_below_the_minimum_and_independent_of_the_loss_scale(best: float, times: float) -> None:
     curve = bowl(best)
     found = suggestion(curve)
     assert found is not None
@@ -68,13 +66,13 @@ def test_the_suggestion_lies_below_the_lowest_loss_and_does_not_depend_on_the_un
     assert suggestion([Tried(t.learning_rate, times * t.loss, times * t.smoothed) for t in curve]) == found
 
 
-def test_a_loss_that_never_falls_suggests_nothing() -> None:
+def test_constant_loss_has_no_suggestion() -> None:
     flat = [Tried(rate_at(step), 4.0, 4.0) for step in range(50)]
     assert suggestion(flat) is None
     assert suggestion([]) is None
 
 
-def test_the_test_ends_where_the_loss_is_no_number() -> None:
+def test_range_test_ends_at_a_non_finite_loss() -> None:
     # without normalisation of the gradient, one step at a huge rate is enough
     settings = config("optim.grad_clip=0")
     tried = list(range_test(fresh(settings), SPLITS, settings, CPU))
@@ -82,7 +80,7 @@ def test_the_test_ends_where_the_loss_is_no_number() -> None:
     assert len(tried) < lr_find.STEPS
 
 
-def test_equal_configs_make_equal_curves_whatever_the_learning_rate_was() -> None:
+def test_curve_does_not_depend_on_the_configured_learning_rate() -> None:
     settings = config()
     first = list(range_test(fresh(settings), SPLITS, settings, CPU))
     other = config("optim.learning_rate=1", "optim.schedule=constant")
@@ -90,7 +88,7 @@ def test_equal_configs_make_equal_curves_whatever_the_learning_rate_was() -> Non
 
 
 def trained_loss(settings: TrainConfig) -> float:
-    """The held-out loss of a short run."""
+    """The validation loss of a short run."""
     model = fresh(settings)
     update = Update(model, make_optimizer(model.named_parameters(), settings.optim), SPLITS.train, settings, CPU)
     for step in range(settings.max_steps):
@@ -100,7 +98,7 @@ def trained_loss(settings: TrainConfig) -> float:
     return float(sum(sums) / sum(counts))
 
 
-def test_the_suggestion_is_within_a_factor_of_3_of_the_best_of_a_sweep() -> None:
+def test_suggestion_is_within_a_factor_of_3_of_the_best_of_a_sweep() -> None:
     rates = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
     losses = {rate: trained_loss(config("batch_size=16", f"optim.learning_rate={rate}")) for rate in rates}
     best = min(losses, key=losses.__getitem__)
@@ -110,7 +108,7 @@ def test_the_suggestion_is_within_a_factor_of_3_of_the_best_of_a_sweep() -> None
     assert best / 3 <= found <= 3 * best, losses
 
 
-def test_the_command_leaves_a_plot_and_names_an_override_that_trains(
+def test_lr_find_writes_a_plot_and_prints_valid_overrides(
     microgpt: Run, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "40")
@@ -119,15 +117,16 @@ def test_the_command_leaves_a_plot_and_names_an_override_that_trains(
     [plot] = [path for path in (tmp_path / "outputs").rglob("*") if not path.is_dir()]
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert f"plot      {plot.relative_to(tmp_path)}\n" in ran.out
-    picture = [line for line in ran.out.splitlines() if "│" in line or "└" in line or "↑" in line]
-    assert len(picture) > 5
-    assert max(map(len, picture)) <= 40
+    shown = ran.out.partition("steps of ")[2].partition("plot ")[0].splitlines()[2:]
+    assert len(shown) > 5
+    assert max(map(len, shown[:-2])) <= 40
+    assert "A smoothed loss against learning rate, B suggested" in ran.out
     overrides = ran.out.rpartition("paste     ")[2].split()
     assert overrides[0].startswith("optim.learning_rate=")
     assert microgpt("train", *overrides, *TINY, f"data.path={text_file}", "max_steps=2").status == 0
 
 
-def test_a_given_end_of_the_schedule_keeps_its_distance(microgpt: Run, text_file: Path, tmp_path: Path) -> None:
+def test_final_learning_rate_is_scaled_with_the_peak(microgpt: Run, text_file: Path, tmp_path: Path) -> None:
     words = ["optim=adamw", "optim.learning_rate=1e-2", "optim.min_learning_rate=1e-4", "out_dir=there/run"]
     ran = microgpt("train", "lr_find=true", *TINY, f"data.path={text_file}", *words)
     peak, low = (float(word.partition("=")[2]) for word in ran.out.rpartition("paste     ")[2].split())
@@ -135,20 +134,18 @@ def test_a_given_end_of_the_schedule_keeps_its_distance(microgpt: Run, text_file
     assert [path.name for path in (tmp_path / "there").iterdir()] == ["run-lr_find.png"]  # the run's folder stays free
 
 
-def test_it_begins_with_fresh_weights_and_says_when_nothing_is_learnt(
-    microgpt: Run, trained: Path, tmp_path: Path
-) -> None:
+def test_lr_find_rejects_resume_and_reports_a_constant_loss(microgpt: Run, trained: Path, tmp_path: Path) -> None:
     ran = microgpt("train", "lr_find=true", f"resume={trained}")
     assert ran.status == 2
     assert "it begins with fresh weights" in ran.err
     (tmp_path / "same.txt").write_text("a" * 2000)  # one character: the first loss is already 0
     ran = microgpt("train", "lr_find=true", *TINY, "data.path=same.txt")
     assert ran.status == 1
-    assert "the loss fell at no learning rate" in ran.err
+    assert "the loss did not decrease at any learning rate" in ran.err
     assert ran.err.count("\n") == 1
 
 
-def test_muons_second_rate_keeps_its_ratio() -> None:
+def test_adamw_learning_rate_of_muon_is_scaled_too() -> None:
     muon = config("optim=muon", "optim.learning_rate=1e-2", "optim.adamw_learning_rate=5e-3")
     assert override(muon, 4e-2) == "optim.learning_rate=0.04 optim.adamw_learning_rate=0.02"
     tried = list(range_test(fresh(muon), SPLITS, muon, CPU))

@@ -1,4 +1,4 @@
-"""A run has one writer: whoever comes second hears of it at once and changes nothing; a lock dies with its holder."""
+"""A run has one writer: a second one fails at once and changes nothing; a lock ends with its holder."""
 
 import os
 import shutil
@@ -18,27 +18,27 @@ from microgpt_cli.runs import layout
 HOLD = """
 import sys, time
 from pathlib import Path
-from microgpt_cli.runs import folder
-with folder.locked(Path(sys.argv[1])):
+from microgpt_cli.runs import layout
+with layout.locked(Path(sys.argv[1])):
     print("locked", flush=True)
     time.sleep(600)
 """
-# The second writer: `microgpt` in a process of its own that says whether it had to import torch to find out.
+# The second writer: `microgpt` in its own process, which asserts that torch was not imported.
 SECOND = """
 import sys
-from microgpt_cli import cli
+from microgpt_cli.cli import main as cli
 status = cli.main(sys.argv[1:])
-assert "torch" not in sys.modules, "seconds went by before it looked"
+assert "torch" not in sys.modules, "torch was imported before the lock was checked"
 sys.exit(status)
 """
 
-# `microgpt` in so many processes, which all wait until the last of them is there.
-TOGETHER = """
+# `microgpt` in several processes, which start together once all of them are ready.
+CONCURRENT = """
 import os, sys
 import torch
 import microgpt_cli.commands.train
 from killing import in_child, status_of
-from microgpt_cli import cli
+from microgpt_cli.cli import main as cli
 torch.set_num_threads(1)
 waiting, begin = os.pipe()
 def train():
@@ -54,7 +54,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture
 def held(trained: Path, tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
-    """A copy of a run that another process is writing to, and that process."""
+    """A copy of a run, and the process that holds its lock."""
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     with subprocess.Popen([sys.executable, "-c", HOLD, run], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
@@ -64,14 +64,14 @@ def held(trained: Path, tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen
 
 
 def everything(folder: Path) -> dict[str, tuple[bytes, int]]:
-    """Each file's bytes and when it was written."""
+    """Each file's bytes and modification time."""
     return {
         str(path): (path.read_bytes() if path.is_file() else b"", path.lstat().st_mtime_ns)
         for path in [folder, *folder.rglob("*")]
     }
 
 
-def test_a_second_writer_is_refused_before_torch_is_imported_and_changes_nothing(
+def test_second_writer_fails_before_importing_torch_and_changes_nothing(
     held: tuple[Path, subprocess.Popen[str]], tmp_path: Path, tried: Tried
 ) -> None:
     tried("a second writer is refused")
@@ -84,17 +84,15 @@ def test_a_second_writer_is_refused_before_torch_is_imported_and_changes_nothing
     assert everything(tmp_path) == before
 
 
-def test_a_new_run_takes_no_folder_that_has_one(trained: Path, tmp_path: Path) -> None:
+def test_new_run_refuses_a_folder_with_a_run(trained: Path, tmp_path: Path) -> None:
     before = everything(trained)
-    with pytest.raises(UserError, match="holds a run"), layout.new(str(trained), None, {}, {}):
+    with pytest.raises(UserError, match="contains a run"), layout.new(str(trained), None, {}, {}):
         pass
     assert everything(trained) == before
 
 
-def test_a_folder_that_was_empty_until_it_was_locked_is_looked_at_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two runs begin in one folder, and the first is done before the second has the lock."""
+def test_folder_is_rechecked_after_locking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs start in one folder, and the first ends before the second gets the lock."""
     original = layout.locked
 
     def late(folder: Path):
@@ -107,7 +105,7 @@ def test_a_folder_that_was_empty_until_it_was_locked_is_looked_at_again(
     assert Path("one", layout.CONFIG).read_text() == "of the first"
 
 
-def test_a_lock_dies_with_its_holder(held: tuple[Path, subprocess.Popen[str]], tried: Tried) -> None:
+def test_lock_is_released_when_its_holder_is_killed(held: tuple[Path, subprocess.Popen[str]], tried: Tried) -> None:
     tried("a second writer is refused")
     run, holder = held
     with pytest.raises(UserError, match="another process is writing"), layout.locked(run):
@@ -118,8 +116,8 @@ def test_a_lock_dies_with_its_holder(held: tuple[Path, subprocess.Popen[str]], t
         pass
 
 
-def test_a_name_left_by_a_process_that_died_does_not_stop_the_next(tmp_path: Path) -> None:
-    """Its `.latest-PID` points somewhere, and our process has the same number."""
+def test_stale_temporary_link_is_replaced(tmp_path: Path) -> None:
+    """A `.latest-PID` left by a killed process with the same pid."""
     Path("outputs").mkdir()
     Path("somewhere").mkdir()
     Path("somewhere", "of another").touch()
@@ -129,9 +127,9 @@ def test_a_name_left_by_a_process_that_died_does_not_stop_the_next(tmp_path: Pat
     assert os.listdir("somewhere") == ["of another"]
 
 
-def begin_together(count: int, *words: str) -> list[int]:
-    """Let so many processes train at once, forked from one that has imported torch; their exit statuses."""
-    command = [sys.executable, "-c", TOGETHER, str(count), "train", *words]
+def start_concurrently(count: int, *words: str) -> list[int]:
+    """Train in `count` processes at once, forked from one that has imported torch; return their exit statuses."""
+    command = [sys.executable, "-c", CONCURRENT, str(count), "train", *words]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stderr
@@ -139,9 +137,9 @@ def begin_together(count: int, *words: str) -> list[int]:
 
 
 @pytest.mark.stress
-def test_20_runs_begun_together_have_20_folders(text_file: Path, tmp_path: Path, tried: Tried) -> None:
+def test_20_concurrent_runs_have_20_folders(text_file: Path, tmp_path: Path, tried: Tried) -> None:
     tried("runs begun together", 20)
-    assert begin_together(20, *TINY, f"data.path={text_file}", "max_steps=1") == [0] * 20
+    assert start_concurrently(20, *TINY, f"data.path={text_file}", "max_steps=1") == [0] * 20
     runs = list((tmp_path / "outputs" / "train").iterdir())
     assert len(runs) == 20
     assert all([path.name for path in layout.step_folders(run)] == ["step-00000001"] for run in runs)
@@ -149,8 +147,8 @@ def test_20_runs_begun_together_have_20_folders(text_file: Path, tmp_path: Path,
 
 
 @pytest.mark.stress
-def test_of_6_runs_begun_together_in_one_folder_one_goes_on(text_file: Path, tmp_path: Path, tried: Tried) -> None:
+def test_one_of_6_concurrent_runs_in_one_folder_continues(text_file: Path, tmp_path: Path, tried: Tried) -> None:
     tried("runs begun together", 6)
-    statuses = begin_together(6, *TINY, f"data.path={text_file}", "max_steps=100", "out_dir=one")
+    statuses = start_concurrently(6, *TINY, f"data.path={text_file}", "max_steps=100", "out_dir=one")
     assert statuses == [0, *[2] * 5]
     assert cli.main(["train", "resume=one", f"data.path={text_file}", "max_steps=101"]) == 0

@@ -1,4 +1,4 @@
-"""The shared room of the pages: escaping, and what every page does in a real browser."""
+"""Common code of the pages: escaping, charts, and behaviour in a real browser."""
 
 import json
 import re
@@ -16,7 +16,7 @@ HOSTILE = '</script><script>document.title = "broken"</script><img src=x onerror
 
 
 @given(st.text(st.characters()))
-def test_no_text_becomes_markup(text: str) -> None:
+def test_any_text_is_escaped(text: str) -> None:
     for made in (html(text), tag("p", text)[3:-4], tag("p", title=text)[10:-6]):
         assert not set(made) & set("<>\"'")
     made = json_script({"text": text})
@@ -26,7 +26,7 @@ def test_no_text_becomes_markup(text: str) -> None:
     assert json.loads(inside) == {"text": text}
 
 
-def test_elements_nest_and_attributes_are_said_once() -> None:
+def test_elements_tables_and_attributes() -> None:
     assert tag("p", "a < b ", tag("b", "c")) == "<p>a &lt; b <b>c</b></p>"
     assert tag("td", ["x", tag("br")], class_="n", data_row=3, hidden=True, id=None) == (
         '<td class="n" data-row="3" hidden>x<br></td>'
@@ -35,14 +35,14 @@ def test_elements_nest_and_attributes_are_said_once() -> None:
     assert facts([("loss", "1.5")]) == '<dl class="facts"><div><dt>loss</dt><dd>1.5</dd></div></dl>'
 
 
-def test_no_number_that_json_lacks_gets_in() -> None:
+def test_non_finite_data_is_an_error() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         page("x", "", data=float("nan"))
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_a_page_in_a_browser(browser: Browser, tmp_path: Path, dark: bool) -> None:
-    """Hostile text stays text, the switch of light and dark works, nothing is wider than a phone."""
+def test_page_escapes_switches_themes_and_fits_a_phone(browser: Browser, tmp_path: Path, dark: bool) -> None:
+    """HTML in texts is escaped, the theme switch works, and nothing is wider than a phone."""
     file = tmp_path / "page.html"
     script = "document.querySelector('main').append(el('p', {id: 'made'}, data.text));"
     body = [tag("p", HOSTILE, id="given"), tag("p", "x" * 300), table(["a"], [["x" * 300]])]
@@ -63,8 +63,8 @@ def test_a_page_in_a_browser(browser: Browser, tmp_path: Path, dark: bool) -> No
         assert sum(map(int, colours[dark][4:-1].split(","))) > 600 > sum(map(int, colours[not dark][4:-1].split(",")))
 
 
-def test_a_tab_knows_nothing_of_the_one_before(browser: Browser, tmp_path: Path) -> None:
-    """The switch of light and dark is remembered; here no test may find what another left."""
+def test_browser_tabs_are_isolated(browser: Browser, tmp_path: Path) -> None:
+    """The theme is stored in the browser; a test must not see the choice of another."""
     file = tmp_path / "page.html"
     file.write_text(page("x", ""), encoding="utf-8")
     for _ in range(2):
@@ -74,7 +74,7 @@ def test_a_tab_knows_nothing_of_the_one_before(browser: Browser, tmp_path: Path)
             assert tab.js("isDark()") is True
 
 
-def test_the_fixture_notices_errors_and_requests(browser: Browser, tmp_path: Path) -> None:
+def test_browser_fixture_detects_errors_and_requests(browser: Browser, tmp_path: Path) -> None:
     file = tmp_path / "page.html"
     for wrong in ("nothing.here", "console.error('x')", "new Image().src = 'https://example.com/'"):
         file.write_text(page("x", "", script=wrong), encoding="utf-8")
@@ -86,14 +86,14 @@ def test_the_fixture_notices_errors_and_requests(browser: Browser, tmp_path: Pat
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
-def test_ticks_are_few_and_inside(low: float, span: float) -> None:
+def test_ticks_are_few_and_in_range(low: float, span: float) -> None:
     made = ticks(low, low + span)
     assert 1 <= len(made) <= 8
     assert made == sorted(set(made))
     assert all(low - 1e-6 * span <= tick <= low + span * (1 + 1e-6) for tick in made)
 
 
-def test_a_chart_has_its_lines_and_leaves_out_what_is_no_number() -> None:
+def test_line_chart_skips_non_finite_points() -> None:
     chart = line_chart(
         {"train <": [(0, 3.0), (1, float("nan")), (2, 1.0)], "val": [(1, 2.0)]}, "step", "loss", {"bigram": 2.5}
     )
@@ -103,6 +103,6 @@ def test_a_chart_has_its_lines_and_leaves_out_what_is_no_number() -> None:
     [points] = re.findall(r'<polyline points="([^"]+ [^"]+)"', chart)
     (x0, y0), (x1, y1) = (map(float, point.split(",")) for point in points.split())
     assert x0 < x1
-    assert y0 < y1  # down is up in SVG
+    assert y0 < y1  # y increases downwards in SVG
     assert "<polyline" in line_chart({"nothing": []}, "x", "y")
     assert "<polyline" in line_chart({"flat": [(1, 1), (2, 1)]}, "x", "y")

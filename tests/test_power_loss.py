@@ -265,7 +265,7 @@ def explore(recorded: Recording, scratch: Path, without: str | None = None, each
     return len(recovery.states)
 
 
-def test_every_write_is_recorded_and_the_model_ends_with_what_is_there(recorded: Callable[[str], Recording]) -> None:
+def test_every_write_is_recorded_and_the_disk_model_matches_the_disk(recorded: Callable[[str], Recording]) -> None:
     """Nothing a run writes goes past `storage`, and the modelled disk holds the bytes of the real one."""
     for name in SCENARIOS:
         recording = recorded(name)
@@ -275,7 +275,7 @@ def test_every_write_is_recorded_and_the_model_ends_with_what_is_there(recorded:
         assert now(root) == now(read(recording.root)), name
 
 
-def test_power_loss_at_any_instant_loses_nothing_that_was_promised(
+def test_power_loss_at_any_instant_loses_nothing_durable(
     recorded: Callable[[str], Recording], scratch: Path, tried: Tried
 ) -> None:
     counts = {name: explore(recorded(name), scratch / str(i)) for i, name in enumerate(SCENARIOS)}
@@ -283,15 +283,13 @@ def test_power_loss_at_any_instant_loses_nothing_that_was_promised(
     assert sum(counts.values()) >= 1000, counts
 
 
-def test_every_fsync_is_in_the_table(recorded: Callable[[str], Recording]) -> None:
+def test_every_fsync_is_listed(recorded: Callable[[str], Recording]) -> None:
     places = {place for name in SCENARIOS for call, _, _, place in recorded(name).operations if call == "fsync"}
     assert places == set(FSYNCS)
 
 
 @pytest.mark.parametrize("fsync", FSYNCS)
-def test_without_any_one_fsync_something_is_lost(
-    fsync: str, recorded: Callable[[str], Recording], scratch: Path, tried: Tried
-) -> None:
+def test_each_fsync_is_necessary(fsync: str, recorded: Callable[[str], Recording], scratch: Path, tried: Tried) -> None:
     tried("power loss: an fsync left out is noticed")
     with pytest.raises((AssertionError, UserError)):
         explore(recorded(FSYNCS[fsync]), scratch / "run", without=fsync)
@@ -299,7 +297,7 @@ def test_without_any_one_fsync_something_is_lost(
 
 @pytest.mark.stress
 @pytest.mark.parametrize("kill_at", range(45))
-def test_a_kill_and_then_power_loss(kill_at: int, trained: Path, tmp_path: Path, scratch: Path, tried: Tried) -> None:
+def test_kill_followed_by_power_loss(kill_at: int, trained: Path, tmp_path: Path, scratch: Path, tried: Tried) -> None:
     recording = Recording(tmp_path / "home")
     recording.root.mkdir()
     killed_at(kill_at, 50)(recording, trained)
@@ -308,7 +306,7 @@ def test_a_kill_and_then_power_loss(kill_at: int, trained: Path, tmp_path: Path,
 
 @pytest.mark.stress
 @pytest.mark.parametrize("name", ["a new run", "the best so far", "not the best"])
-def test_each_state_is_recovered_from_also_where_they_differ_in_nothing_that_is_read(
+def test_every_crash_state_recovers_even_if_only_unread_files_differ(
     name: str, recorded: Callable[[str], Recording], scratch: Path, tried: Tried
 ) -> None:
     states = explore(recorded(name), scratch / "run", each=True)

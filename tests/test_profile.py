@@ -1,4 +1,4 @@
-"""`microgpt train profile=true`: the phases and operations of a step, and the trace that is left."""
+"""`microgpt train profile=true`: the phases and operations of a step, and the trace."""
 
 import gzip
 import json
@@ -26,7 +26,7 @@ CPU, CUDA = torch.autograd.DeviceType.CPU, torch.autograd.DeviceType.CUDA
 
 @dataclass
 class Average:
-    """A row of what torch calls `key_averages`."""
+    """A row of torch's `key_averages`."""
 
     key: str
     device_type: object
@@ -54,14 +54,14 @@ def marks(trace: bytes) -> Iterable[str]:
     return (event["name"] for event in json.loads(trace)["traceEvents"] if event.get("cat") == "user_annotation")
 
 
-def test_phases_and_operations_both_make_up_the_steps(found: Profile) -> None:
+def test_phases_and_operations_each_sum_to_the_step_time(found: Profile) -> None:
     assert list(found.phases) == [*PHASES, "the rest"]
     assert all(seconds > 0 for seconds in found.phases.values())
     assert found.seconds == pytest.approx(sum(found.phases.values()), rel=0.02)
     assert [row.seconds for row in found.operations] == sorted((row.seconds for row in found.operations), reverse=True)
 
 
-def test_each_operation_is_counted(found: Profile) -> None:
+def test_operations_are_counted(found: Profile) -> None:
     calls = {row.name: row.calls / found.steps for row in found.operations}
     assert calls["aten::_fused_adamw_"] >= 1
     assert calls["aten::index_add_"] == 2  # micro-batches
@@ -69,7 +69,7 @@ def test_each_operation_is_counted(found: Profile) -> None:
     assert head.flops > 0
 
 
-def test_what_is_made_in_c_is_counted_too() -> None:
+def test_native_kernels_are_counted() -> None:
     settings = cli.load_config("train", [*TINY, "optim=adamw"])
     compute = choose("cpu", "float32", threads=1, trained=settings.model)
     if not compute.native:
@@ -82,13 +82,13 @@ def test_what_is_made_in_c_is_counted_too() -> None:
     assert list(seen.phases) == [*PHASES, "the rest"]
 
 
-def test_the_trace_shows_each_step_and_its_phases(found: Profile) -> None:
+def test_trace_contains_each_step_and_its_phases(found: Profile) -> None:
     names = list(marks(found.trace))
     assert names.count(STEP) == names.count("windows") == names.count("optimizer") == found.steps
     assert names.count("forward") == names.count("backward") == 2 * found.steps
 
 
-def test_on_a_gpu_kernels_count_and_what_launches_or_marks_them_does_not() -> None:
+def test_on_a_gpu_only_kernels_are_counted() -> None:
     rows = [
         Average("aten::mm", CPU, self_device_time_total=5e6),
         Average("sm90_gemm", CUDA, self_device_time_total=5e6, count=3),
@@ -107,7 +107,7 @@ def test_on_a_gpu_kernels_count_and_what_launches_or_marks_them_does_not() -> No
     assert profile.phases_of(replayed, True, 12.0) == {}
 
 
-def test_the_table_adds_up_and_keeps_to_the_screen() -> None:
+def test_table_sums_to_100_percent_and_fits_the_terminal() -> None:
     rows = [Operation(f"aten::made_up_operation_{number}", 2.0**-number, 10, 0) for number in range(1, 20)]
     shown = command.table(Profile(10, False, 0.1, 0.2, rows, {}, b""), 60)
     assert len(shown) == 1 + command.SHOWN + 2  # a head, the others, all
@@ -116,7 +116,7 @@ def test_the_table_adds_up_and_keeps_to_the_screen() -> None:
     assert sum(shares[:-1]) == pytest.approx(shares[-1], abs=1)
 
 
-def test_the_command_leaves_a_trace_and_no_run(
+def test_profile_writes_a_trace_and_no_run(
     microgpt: Run, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "100")
@@ -134,7 +134,7 @@ def test_the_command_leaves_a_trace_and_no_run(
     assert not (tmp_path / "outputs" / "latest").exists()
 
 
-def test_a_large_trace_is_compressed(
+def test_large_trace_is_compressed(
     microgpt: Run, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(command, "LARGE_BYTES", 1000)
@@ -143,7 +143,7 @@ def test_a_large_trace_is_compressed(
     assert STEP in marks(gzip.decompress((tmp_path / "there" / "it" / "trace.json.gz").read_bytes()))
 
 
-def test_what_it_does_not_go_with_costs_a_line_and_writes_nothing(
+def test_invalid_combinations_print_one_line_and_write_nothing(
     microgpt: Run, trained: Path, text_file: Path, tmp_path: Path
 ) -> None:
     before = sorted(tmp_path.rglob("*"))
@@ -152,8 +152,8 @@ def test_what_it_does_not_go_with_costs_a_line_and_writes_nothing(
         ((f"resume={trained}",), "it begins with fresh weights"),
         (("lr_find=true",), "one at a time"),
         (("-m", "seed=1,2"), "profile without -m"),
-        ((f"out_dir={trained}",), "holds a run"),
-        ((f"out_dir={text_file}",), "that is a file"),
+        ((f"out_dir={trained}",), "contains a run"),
+        ((f"out_dir={text_file}",), "not a folder"),
     ):
         ran = microgpt(*words, *more)
         assert ran.status == 2, more

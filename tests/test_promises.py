@@ -240,10 +240,13 @@ def test_verify_finds_damage_and_repeats_training_to_the_bit(trained: Path, micr
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     ran = microgpt("verify", str(run), "replay=10")
     assert ran.status == 0, ran.err
-    assert "10 steps from step 20 give the run's own step 30 to the bit" in ran.out
+    assert "10 steps from step 20 are bit-identical to the run's step 30" in ran.out
     ran = microgpt("verify", str(run / "ckpt" / "step-00000020"), "replay=5")
-    assert "give the same steps once more to the bit" in ran.out
-    assert "the run ends 0 steps after" in microgpt("verify", str(run / "ckpt" / "step-00000030"), "replay=5").err
+    assert "are bit-identical to a second replay" in ran.out
+    assert (
+        "can't replay 5 steps from step 30: the run ends at 30"
+        in microgpt("verify", str(run / "ckpt" / "step-00000030"), "replay=5").err
+    )
     path = run / "ckpt" / "step-00000030" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     ran = microgpt("verify", str(run))

@@ -1,4 +1,4 @@
-"""`microgpt replay`: a film on a terminal, plain text everywhere else, and its end whenever one likes."""
+"""`microgpt replay`: typed playback on a terminal, plain text elsewhere, and keys that control it."""
 
 import os
 import select
@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from conftest import Run
 
-from microgpt_cli.runs.replay_frames import CHARACTERS_PER_SEC, LONGEST_SEC, PAUSES_SEC, film
+from microgpt_cli.runs.replay_frames import CHARACTERS_PER_SEC, MAX_PAUSES_SEC, MAX_TYPING_SEC, replay_frames
 from microgpt_cli.runs.samples import Sample, append_sample, read_samples
 
 
-def test_a_film_shows_every_sample_whole_and_in_order() -> None:
+def test_frames_contain_every_sample_in_order() -> None:
     samples = [Sample(10, "xq\n\nz"), Sample(1000, "To be, or")]
-    frames = list(film(samples, {10: 3.0, 900: 1.5}))
+    frames = list(replay_frames(samples, {10: 3.0, 900: 1.5}))
     assert "".join(frame.text for frame in frames) == (
         "step    10  val_loss 3.0000\nxq\n\nz\n\nstep 1,000  val_loss 1.5000 at step 900\nTo be, or\n"
     )
@@ -25,26 +25,26 @@ def test_a_film_shows_every_sample_whole_and_in_order() -> None:
     assert all(frame.seconds > 0 for frame in frames)
 
 
-def test_a_step_before_the_first_evaluation_has_no_loss() -> None:
-    assert next(film([Sample(5, "a")], {10: 3.0})).text == "step 5\n"
-    assert next(film([Sample(5, "a")], {})).text == "step 5\n"
+def test_header_before_the_first_evaluation_has_no_loss() -> None:
+    assert next(replay_frames([Sample(5, "a")], {10: 3.0})).text == "step 5\n"
+    assert next(replay_frames([Sample(5, "a")], {})).text == "step 5\n"
 
 
-def test_a_film_of_many_samples_is_no_longer_than_its_reader_has_time() -> None:
-    short = list(film([Sample(1, "a" * 90)], {}))
+def test_total_duration_is_limited() -> None:
+    short = list(replay_frames([Sample(1, "a" * 90)], {}))
     assert sum(frame.seconds for frame in short if len(frame.text) == 1 and frame.text == "a") == pytest.approx(
         90 / CHARACTERS_PER_SEC
     )
-    long = film([Sample(step, "a" * 500) for step in range(1000)], {})
-    assert sum(frame.seconds for frame in long) < LONGEST_SEC + 2 * PAUSES_SEC
+    long = replay_frames([Sample(step, "a" * 500) for step in range(1000)], {})
+    assert sum(frame.seconds for frame in long) < MAX_TYPING_SEC + 2 * MAX_PAUSES_SEC
 
 
-def test_a_terminal_is_given_nothing_to_obey() -> None:
-    text = "".join(frame.text for frame in film([Sample(1, "a\x1b[2J\x07\x9b\u202eb\té\n")], {}))
+def test_control_characters_are_escaped() -> None:
+    text = "".join(frame.text for frame in replay_frames([Sample(1, "a\x1b[2J\x07\x9b\u202eb\té\n")], {}))
     assert text == "step 1\na\\x1b[2J\\x07\\x9b\\u202eb\té\n\n"
 
 
-def test_piped_it_prints_all_at_once_without_escape_codes(microgpt: Run, trained: Path) -> None:
+def test_piped_output_is_plain_text(microgpt: Run, trained: Path) -> None:
     ran = microgpt("replay", str(trained))
     assert (ran.status, ran.err) == (0, "")
     assert "\x1b" not in ran.out
@@ -55,7 +55,7 @@ def test_piped_it_prints_all_at_once_without_escape_codes(microgpt: Run, trained
     assert microgpt("replay", str(trained), "speed=100").out == ran.out
 
 
-def test_a_run_without_samples_gets_a_clear_line(microgpt: Run, trained: Path, tmp_path: Path) -> None:
+def test_run_without_samples_is_an_error(microgpt: Run, trained: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     (run / "samples.txt").unlink()
     ran = microgpt("replay", str(run))
@@ -64,9 +64,9 @@ def test_a_run_without_samples_gets_a_clear_line(microgpt: Run, trained: Path, t
 
 
 def play(run: Path, pressed: bytes, *words: str) -> tuple[int, str, bool]:
-    """Play on a terminal, and press keys when the first sample begins.
+    """Replay on a pseudo-terminal and press keys when the first sample starts.
 
-    Returns: exit status, what was on the screen, and whether the terminal is as it was before.
+    Returns: exit status, screen contents, and whether the terminal settings were restored.
     """
     import pty
     import termios
@@ -75,9 +75,9 @@ def play(run: Path, pressed: bytes, *words: str) -> tuple[int, str, bool]:
     before = termios.tcgetattr(theirs)
     own_terminal = (
         "import fcntl, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)"  # which may have been ignored where pytest began
+        "signal.signal(signal.SIGINT, signal.default_int_handler)"  # pytest may run with SIGINT ignored
     )
-    code = f"{own_terminal}; from microgpt_cli import cli; sys.exit(cli.main(sys.argv[1:]))"
+    code = f"{own_terminal}; from microgpt_cli.cli import main as cli; sys.exit(cli.main(sys.argv[1:]))"
     process = subprocess.Popen(
         [sys.executable, "-c", code, "replay", str(run), *words],
         stdin=theirs,
@@ -105,7 +105,7 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.skipif(os.name != "posix", reason="needs a terminal of Unix")
+@pytest.mark.skipif(os.name != "posix", reason="needs a Unix terminal")
 @pytest.mark.parametrize(
     ("pressed", "speed", "status", "first", "second"),
     [
@@ -115,9 +115,11 @@ def run(tmp_path: Path) -> Path:
         (b"  nq", "0.01", 0, True, False),
         (b"+" * 30, "0.01", 0, True, True),
     ],
-    ids=["to the end", "quit", "Ctrl-C", "halt, go on, next, quit", "faster"],
+    ids=["to the end", "quit", "Ctrl-C", "pause, continue, next, quit", "faster"],
 )
-def test_on_a_terminal(pressed: bytes, speed: str, status: int, first: bool, second: bool, run: Path) -> None:
+def test_keys_control_playback_on_a_terminal(
+    pressed: bytes, speed: str, status: int, first: bool, second: bool, run: Path
+) -> None:
     returned, screen, same = play(run, pressed, f"speed={speed}")
     assert same
     assert returned == status, screen

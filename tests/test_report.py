@@ -1,4 +1,4 @@
-"""`microgpt report`: what a run came to, on one page, as a real browser shows it."""
+"""The page of `microgpt report` in a real browser."""
 
 import dataclasses
 import json
@@ -16,9 +16,9 @@ from conftest import Run
 
 from microgpt_cli.cli import main as cli
 from microgpt_cli.errors import UserError
-from microgpt_cli.insight.pages.report import MOST_POINTS, Chart, Curve, thinned
+from microgpt_cli.insight.pages.report import MAX_POINTS, Chart, Curve, thinned
 from microgpt_cli.runs import layout
-from microgpt_cli.runs.run_summary import read_about
+from microgpt_cli.runs.run_summary import read_run_summary
 from microgpt_cli.runs.samples import Sample, append_sample
 
 OVERFIT = [(step, 3 - step / 100 if step <= 100 else 1.5 + step / 200) for step in range(20, 401, 20)]
@@ -26,7 +26,7 @@ OVERFIT = [(step, 3 - step / 100 if step <= 100 else 1.5 + step / 200) for step 
 
 @pytest.fixture
 def run(trained: Path, tmp_path: Path) -> Path:
-    """A run that overfits from step 100 on, with three samples, one of which is hostile."""
+    """A run that overfits from step 100 on, with three samples, one of which contains HTML."""
     folder = Path(shutil.copytree(trained, tmp_path / "a run"))
     lines = [{"step": step, "tokens": step, "val_loss": loss} for step, loss in OVERFIT]
     for step in range(5, 401, 5):
@@ -46,12 +46,12 @@ def report(microgpt: Run, folder: Path, *words: str) -> Path:
     return folder / "report.html"
 
 
-def test_the_page_has_what_a_reader_wants(microgpt: Run, run: Path) -> None:
+def test_page_contains_all_sections(microgpt: Run, run: Path) -> None:
     page = report(microgpt, run).read_text(encoding="utf-8")
-    for part in ("What differs from the defaults", "Where the parameters are", "Where the time went", "What to type"):
+    for part in ("Settings that differ from the defaults", "Parameters by module", "Time by activity", "Commands"):
         assert part in page
     assert "Overfitting since step 100" in page
-    assert "counting pairs of characters" in page
+    assert "the bigram baseline" in page
     for name in ("token_embedding_table", "position_embedding_table", "blocks", "ln_f", "lm_head"):
         assert name in page
     for work in ("training steps", "evaluating", "sampling", "saving"):
@@ -59,7 +59,7 @@ def test_the_page_has_what_a_reader_wants(microgpt: Run, run: Path) -> None:
     assert "model.n_embd" in page
 
 
-def test_the_command_to_reproduce_gives_the_same_config(microgpt: Run, run: Path) -> None:
+def test_reproducing_command_gives_the_same_config(microgpt: Run, run: Path) -> None:
     page = report(microgpt, run).read_text(encoding="utf-8")
     typed = re.findall(r"<code>microgpt (.*?)</code>", page)
     again = next(shlex.split(words.replace("&#x27;", "'")) for words in typed if "data.path" in words)
@@ -73,16 +73,16 @@ def test_the_command_to_reproduce_gives_the_same_config(microgpt: Run, run: Path
         assert microgpt(verb, *rest, "--cfg", "job").status == 0
 
 
-def test_what_was_typed_is_shown_only_if_it_still_gives_the_run(microgpt: Run, run: Path) -> None:
+def test_original_overrides_are_shown_only_if_they_reproduce_the_run(microgpt: Run, run: Path) -> None:
     typed = run / ".hydra" / "overrides.yaml"
 
     def shown() -> str:
         return re.findall(r"<code>(microgpt train .*?)</code>", report(microgpt, run).read_text(encoding="utf-8"))[-1]
 
     words = typed.read_text()
-    assert shown().startswith("microgpt train model.n_layer=1 model.n_head=2")  # as it was typed
+    assert shown().startswith("microgpt train model.n_layer=1 model.n_head=2")  # the original overrides
     assert "out_dir" not in shown()
-    for lie in (
+    for changed in (
         f"{words}- max_steps=31\n",
         f"{words}- zzz=1\n",
         f"{words}- seed=${{oc.env:HOME}}\n",
@@ -91,18 +91,18 @@ def test_what_was_typed_is_shown_only_if_it_still_gives_the_run(microgpt: Run, r
         "- " * 30_000,  # PyYAML would recurse
         f"{words}- model=x\n",
     ):
-        typed.write_text(lie)
+        typed.write_text(changed)
         assert "max_steps=30" in shown()
         assert "oc.env" not in shown()
         assert "zzz" not in shown()
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
-def test_in_a_browser(microgpt: Run, run: Path, browser: Browser, width: int, dark: bool) -> None:
+def test_run_page_in_a_browser(microgpt: Run, run: Path, browser: Browser, width: int, dark: bool) -> None:
     with browser.open(report(microgpt, run), width=width, dark=dark) as tab:
         assert tab.overflow() <= 0
         assert tab.js("document.querySelectorAll('.chart-box svg').length") == 4
-        assert "overfitting from here" in tab.js("document.querySelector('#loss svg').textContent")
+        assert "overfitting" in tab.js("document.querySelector('#loss svg').textContent")
         names = tab.js(
             "[...document.querySelectorAll('#loss .level-name')].map((name) => name.textContent.split(' ')[0])"
         )
@@ -112,7 +112,7 @@ def test_in_a_browser(microgpt: Run, run: Path, browser: Browser, width: int, da
         assert tab.js("document.images.length") == 0
 
 
-def test_values_follow_mouse_finger_and_keys(microgpt: Run, run: Path, browser: Browser) -> None:
+def test_readout_follows_mouse_touch_and_keys(microgpt: Run, run: Path, browser: Browser) -> None:
     page = report(microgpt, run)
     with browser.open(page) as tab:
         assert "step" not in tab.text("#loss .readout")
@@ -125,7 +125,7 @@ def test_values_follow_mouse_finger_and_keys(microgpt: Run, run: Path, browser: 
         tab.press("Home")
         assert tab.js(items) == ["step 5", "train 2.975"]
         tab.press("End")
-        assert tab.js(items) == ["step 400", "held out 3.5", "train 1"]
+        assert tab.js(items) == ["step 400", "validation 3.5", "train 1"]
         tab.press("ArrowLeft")
         assert tab.js(items)[0] == "step 395"
     with browser.open(page, width=390) as tab:
@@ -133,7 +133,7 @@ def test_values_follow_mouse_finger_and_keys(microgpt: Run, run: Path, browser: 
         assert "gradient norm" in tab.text("#norm .readout")
 
 
-def test_the_film_slides_and_plays(microgpt: Run, run: Path, browser: Browser) -> None:
+def test_sample_player_slides_and_plays(microgpt: Run, run: Path, browser: Browser) -> None:
     with browser.open(report(microgpt, run)) as tab:
         tab.js("document.getElementById('frame').focus()")
         tab.press("ArrowLeft")
@@ -141,36 +141,36 @@ def test_the_film_slides_and_plays(microgpt: Run, run: Path, browser: Browser) -
         assert tab.text("#frame-name").startswith("step 200")
         tab.press("Home")
         assert tab.text("#sample") == "first"
-        tab.js("window.setInterval = (f) => { f(); f(); return 1; }")  # no test waits for a clock
+        tab.js("window.setInterval = (f) => { f(); f(); return 1; }")  # run two steps at once instead of waiting
         tab.click("#play")
         assert tab.text("#sample") == "the last"
 
 
-def test_on_paper_charts_are_drawn_for_the_sheet_and_nothing_slides(microgpt: Run, run: Path, browser: Browser) -> None:
+def test_print_layout(microgpt: Run, run: Path, browser: Browser) -> None:
     with browser.open(report(microgpt, run)) as tab:
         tab.js("dispatchEvent(new Event('beforeprint'))")
         tab.call("Emulation.setEmulatedMedia", media="print")
         assert tab.js("document.querySelector('#loss svg').viewBox.baseVal.width") == 700
-        assert tab.js("getComputedStyle(document.querySelector('.film')).display") == "none"
+        assert tab.js("getComputedStyle(document.querySelector('.player')).display") == "none"
         assert "first" in tab.text(".paper")
         assert tab.call("Page.printToPDF")["data"]
 
 
-def test_a_name_is_text(microgpt: Run, run: Path, browser: Browser) -> None:
+def test_run_name_is_escaped(microgpt: Run, run: Path, browser: Browser) -> None:
     hostile = run.rename(run.with_name("<b onclick=alert(1)>$x"))
     with browser.open(report(microgpt, hostile)) as tab:
         assert tab.text("h1") == "<b onclick=alert(1)>$x"
 
 
-def test_a_run_that_is_older_or_has_hardly_begun_has_a_page_too(microgpt: Run, run: Path, browser: Browser) -> None:
+def test_run_with_missing_files_has_a_page(microgpt: Run, run: Path, browser: Browser) -> None:
     for name in (layout.ABOUT, layout.METRICS, layout.TIMINGS, layout.SAMPLES, layout.RESULT):
         (run / name).unlink()
         with browser.open(report(microgpt, run)) as tab:
             assert tab.text("h1") == "a run"
-            assert "What to type" in tab.text("main")
+            assert "Commands" in tab.text("main")
 
 
-def test_a_damaged_about_is_one_line(microgpt: Run, run: Path) -> None:
+def test_damaged_about_file_prints_one_line(microgpt: Run, run: Path) -> None:
     about = json.loads((run / layout.ABOUT).read_text())
     for change in ({"unit": 3}, {"train_tokens": -1}, {"baselines": {"uniform": 1.0}}, {"parts": {"a": "b"}}):
         (run / layout.ABOUT).write_text(json.dumps(about | change))
@@ -178,17 +178,17 @@ def test_a_damaged_about_is_one_line(microgpt: Run, run: Path) -> None:
         assert (ran.status, ran.err.count("\n")) == (2, 1)
         assert "about.json: damaged" in ran.err
     with pytest.raises(UserError):
-        read_about(run)
+        read_run_summary(run)
 
 
-def test_the_page_goes_where_it_is_asked_to(microgpt: Run, trained: Path, tmp_path: Path) -> None:
+def test_page_is_written_to_out(microgpt: Run, trained: Path, tmp_path: Path) -> None:
     before = sorted(trained.iterdir())
     assert microgpt("report", str(trained), f"out={tmp_path}/r.html").status == 0
     assert (tmp_path / "r.html").stat().st_size < 100_000
     assert sorted(trained.iterdir()) == before
 
 
-def test_a_sweep_has_its_table_its_curves_and_its_settings(
+def test_sweep_page_has_table_curves_and_settings(
     microgpt: Run, trained: Path, tmp_path: Path, browser: Browser
 ) -> None:
     for number, (rate, width, loss) in enumerate([(1e-3, 16, 2.5), (1e-2, 16, 2.4), (1e-2, 32, 2.3)]):
@@ -207,21 +207,35 @@ def test_a_sweep_has_its_table_its_curves_and_its_settings(
         assert tab.js("document.querySelectorAll('#loss polyline').length") == 3
 
 
-def test_a_long_curve_is_thinned_to_means() -> None:
+def test_axis_labels_have_as_many_digits_as_the_ticks_need(microgpt: Run, run: Path, browser: Browser) -> None:
+    with browser.open(report(microgpt, run)) as tab:
+        for ticks, labels in (
+            ("[2.35, 2.375, 2.4, 2.425]", ["2.35", "2.375", "2.4", "2.425"]),
+            ("[1.401, 1.403, 1.405]", ["1.401", "1.403", "1.405"]),
+            ("[0, 500, 1000, 1500]", ["0", "500", "1k", "1.5k"]),
+            ("[0.0001, 0.001, 0.01]", ["1e-4", "0.001", "0.01"]),
+            ("[0.0123456, 0.0456789]", ["0.0123", "0.0457"]),
+            ("[1]", ["1"]),
+        ):
+            assert tab.js(f"axisLabels({ticks})") == labels
+
+
+def test_long_curve_is_averaged() -> None:
     assert thinned([(1, 2.0), (2, 4.0)]) == [[1, 2.0], [2, 4.0]]
-    many = thinned([(step, float(step % 2)) for step in range(10 * MOST_POINTS)])
-    assert len(many) == MOST_POINTS
+    many = thinned([(step, float(step % 2)) for step in range(10 * MAX_POINTS)])
+    assert len(many) == MAX_POINTS
     assert {y for _, y in many} == {0.5}
 
 
-def test_one_outlier_does_not_press_a_curve_flat() -> None:
+def test_outlier_does_not_change_the_axis_range() -> None:
     points = [(step, 2.0 + step % 7 / 10) for step in range(200)]
     calm = Chart("c", "c", [Curve("", "--c1", points)]).data()["high"]
     assert Chart("c", "c", [Curve("", "--c1", [*points, (201, 1e6)])]).data()["high"] == calm
 
 
-def test_it_does_not_import_torch(trained: Path, tmp_path: Path) -> None:
-    code = f"import sys; from microgpt_cli import cli; cli.main(['report', {str(trained)!r}, 'out={tmp_path}/r.html'])"
+def test_report_does_not_import_torch(trained: Path, tmp_path: Path) -> None:
+    words = ["report", str(trained), f"out={tmp_path}/r.html"]
+    code = f"import sys; from microgpt_cli.cli import main as cli; cli.main({words!r})"
     done = subprocess.run(
         [sys.executable, "-c", f"{code}; print(*sys.modules)"],
         capture_output=True,
@@ -233,8 +247,8 @@ def test_it_does_not_import_torch(trained: Path, tmp_path: Path) -> None:
     assert "torch" not in done.stdout.split()
 
 
-def test_a_run_costs_little_for_its_report(trained: Path) -> None:
-    """Beside the log of its steps a run notes one line a pause, and one file."""
+def test_files_for_the_report_are_small(trained: Path) -> None:
+    """In addition to the log of steps, one line per pause and one file."""
     pauses = [line for line in (trained / layout.TIMINGS).read_text().splitlines() if "tokens_per_sec" not in line]
-    assert len(pauses) == 3 + 3 + 2  # evaluations, checkpoints, samples on the way
+    assert len(pauses) == 3 + 3 + 2  # evaluations, checkpoints, samples
     assert (trained / layout.ABOUT).stat().st_size < 2000

@@ -1,4 +1,4 @@
-"""samples.txt: what is read is what was written, whatever the model wrote."""
+"""samples.txt: reading returns what was written, for any text."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ TEXTS = st.lists(LINES).map("\n".join) | st.text(st.characters(exclude_categorie
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=st.lists(TEXTS, max_size=5))
-def test_what_is_read_is_what_was_written(texts: list[str], tmp_path: Path) -> None:
+def test_samples_round_trip_for_any_text(texts: list[str], tmp_path: Path) -> None:
     (tmp_path / "samples.txt").unlink(missing_ok=True)
     written = [Sample(10 * step, text) for step, text in enumerate(texts)]
     for sample in written:
@@ -25,19 +25,19 @@ def test_what_is_read_is_what_was_written(texts: list[str], tmp_path: Path) -> N
     assert read_samples(tmp_path) == written[:3]
 
 
-def test_a_sample_is_written_for_people_to_read(tmp_path: Path) -> None:
+def test_sample_file_format(tmp_path: Path) -> None:
     append_sample(tmp_path, Sample(5, "To be"))
     assert (tmp_path / "samples.txt").read_bytes() == b"=== step 5 ===\nTo be\n\n"
 
 
-def test_in_a_file_that_quotes_nothing_steps_only_rise(tmp_path: Path) -> None:
+def test_file_without_quoting_is_split_at_increasing_steps(tmp_path: Path) -> None:
     text = "=== step 10 ===\na\n=== step 11 ===\n\n=== step 4 ===\nb\n\n=== step 20 ===\nc\n\n"
     (tmp_path / "samples.txt").write_text(text)
     assert read_samples(tmp_path) == [Sample(10, "a\n=== step 11 ===\n\n=== step 4 ===\nb"), Sample(20, "c")]
 
 
 @pytest.mark.parametrize("torn", range(1, 37))
-def test_a_torn_end_costs_the_last_sample_alone(torn: int, tmp_path: Path) -> None:
+def test_truncated_file_loses_only_the_last_sample(torn: int, tmp_path: Path) -> None:
     for step in (10, 20):
         append_sample(tmp_path, Sample(step, "ré"))
     whole = (tmp_path / "samples.txt").read_bytes()
@@ -50,7 +50,7 @@ def test_a_torn_end_costs_the_last_sample_alone(torn: int, tmp_path: Path) -> No
     assert found.get(10, "ré") == "ré" or torn > 21
 
 
-def test_a_run_without_samples_has_none(tmp_path: Path) -> None:
+def test_run_without_samples_returns_an_empty_list(tmp_path: Path) -> None:
     assert read_samples(tmp_path) == []
     drop_samples_after(tmp_path, 0)
     (tmp_path / "samples.txt").mkdir()

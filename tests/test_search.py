@@ -1,4 +1,4 @@
-"""`hydra/sweeper=optuna`: what is typed, what is drawn and launched, and what is left after a kill."""
+"""`hydra/sweeper=optuna`: parsing, sampling and launching, and resuming after a kill."""
 
 import json
 import shutil
@@ -9,10 +9,10 @@ import pytest
 from conftest import TINY, Run, instead
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from hydra_plugins.microgpt_sweeper.search import axis_of
+from hydra_plugins.microgpt_sweeper.search import dimension_of
 from microgpt_cli.errors import UserError
 from microgpt_cli.sweeps import record
-from microgpt_cli.sweeps.study import JOURNAL, Axis, first_rung
+from microgpt_cli.sweeps.study import JOURNAL, Dimension, first_rung
 
 pytest.importorskip("optuna")
 
@@ -21,28 +21,28 @@ STATE_SET, EVALUATED, RUNNING = 6, 7, 0  # in the lines of Optuna's journal
 SHORT = ["max_steps=24", "eval_interval=4", "eval_tokens=64", "optim.warmup_steps=0", "checkpoint_interval=0"]
 
 
-def axis(word: str) -> Axis:
+def dimension(word: str) -> Dimension:
     [override] = OverridesParser.create().parse_overrides([word])
-    return axis_of(override)
+    return dimension_of(override)
 
 
 @pytest.mark.parametrize(
     ("word", "expected"),
     [
-        ("lr=tag(log,interval(1e-4,1e-1))", Axis("lr", (), 1e-4, 1e-1, None, True)),
-        ("lr=interval(0,1)", Axis("lr", (), 0.0, 1.0)),
-        ("n=int(interval(2,8))", Axis("n", (), 2, 8)),
-        ("n=tag(log,int(interval(1,64)))", Axis("n", (), 1, 64, None, True)),
-        ("n=range(2,9,3)", Axis("n", ("2", "5", "8"), 2, 8, 3)),
-        ("n=range(3)", Axis("n", ("0", "1", "2"), 0, 2, 1)),
-        ("x=range(0,0.3,0.1)", Axis("x", ("0.0", "0.1", "0.2"), 0.0, 0.2, 0.1)),
-        ("model=micro,mini", Axis("model", ("micro", "mini"))),
-        ("model=choice(micro,mini)", Axis("model", ("micro", "mini"))),
-        ("lr=1e-3,3e-3", Axis("lr", ("0.001", "0.003"))),
+        ("lr=tag(log,interval(1e-4,1e-1))", Dimension("lr", (), 1e-4, 1e-1, None, True)),
+        ("lr=interval(0,1)", Dimension("lr", (), 0.0, 1.0)),
+        ("n=int(interval(2,8))", Dimension("n", (), 2, 8)),
+        ("n=tag(log,int(interval(1,64)))", Dimension("n", (), 1, 64, None, True)),
+        ("n=range(2,9,3)", Dimension("n", ("2", "5", "8"), 2, 8, 3)),
+        ("n=range(3)", Dimension("n", ("0", "1", "2"), 0, 2, 1)),
+        ("x=range(0,0.3,0.1)", Dimension("x", ("0.0", "0.1", "0.2"), 0.0, 0.2, 0.1)),
+        ("model=micro,mini", Dimension("model", ("micro", "mini"))),
+        ("model=choice(micro,mini)", Dimension("model", ("micro", "mini"))),
+        ("lr=1e-3,3e-3", Dimension("lr", ("0.001", "0.003"))),
     ],
 )
-def test_what_is_searched_over_is_typed_in_hydras_grammar(word: str, expected: Axis) -> None:
-    found = axis(word)
+def test_dimensions_are_parsed_from_hydras_grammar(word: str, expected: Dimension) -> None:
+    found = dimension(word)
     assert (found.key, found.values, found.log) == (expected.key, expected.values, expected.log)
     assert (found.low, found.high, found.step) == pytest.approx((expected.low, expected.high, expected.step))
     assert found.is_integer == expected.is_integer
@@ -51,20 +51,20 @@ def test_what_is_searched_over_is_typed_in_hydras_grammar(word: str, expected: A
 @pytest.mark.parametrize(
     ("word", "says"),
     [
-        ("lr=interval(1,0)", "the lower end comes first"),
-        ("n=range(5,1)", "no numbers in it"),
-        ("lr=tag(log,interval(0,1))", "numbers are above 0"),
-        ("n=tag(log,range(2,9,2))", "without a step"),
-        ("lr=tag(log,choice(1,2))", "a list has no logarithm"),
+        ("lr=interval(1,0)", "give the lower bound first"),
+        ("n=range(5,1)", "contains no numbers"),
+        ("lr=tag(log,interval(0,1))", "needs numbers above 0"),
+        ("n=tag(log,range(2,9,2))", "and no step"),
+        ("lr=tag(log,choice(1,2))", "a list can.t be logarithmic"),
         ("lr=tag(lgo,interval(1,2))", "unknown tag lgo"),
     ],
 )
-def test_ends_that_are_none_are_refused(word: str, says: str) -> None:
+def test_invalid_dimensions_are_rejected(word: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
-        axis(word)
+        dimension(word)
 
 
-def test_nothing_is_pruned_in_the_warm_up_unless_it_lasts_to_the_end() -> None:
+def test_first_rung_is_after_the_warm_up() -> None:
     assert first_rung(2000, 250, 50) == 250
     assert first_rung(300, 25, 50) == 50
     assert first_rung(300, 25, 60) == 75
@@ -78,7 +78,7 @@ def words(text_file: Path) -> list[str]:
 
 
 def outcome(sweep: Path) -> list[tuple[list[str], str, int, float]]:
-    """Of each job its overrides, status, step and best loss."""
+    """The overrides, status, step and best loss of each job."""
     found = []
     for number, job in enumerate(record.read(sweep).jobs):
         result = json.loads((sweep / str(number) / "result.json").read_text())
@@ -86,9 +86,7 @@ def outcome(sweep: Path) -> list[tuple[list[str], str, int, float]]:
     return found
 
 
-def test_a_search_prunes_reports_draws_and_can_be_cut_off_gone_on_with_and_made_longer(
-    microgpt: Run, words: list[str], tmp_path: Path
-) -> None:
+def test_search_prunes_reports_resumes_and_extends(microgpt: Run, words: list[str], tmp_path: Path) -> None:
     ran = microgpt("train", "-m", RATES, "arch=article,modern", "sweep.n_trials=6", *words, "hydra.sweep.dir=whole")
     assert ran.status == 0, ran.err
     whole = outcome(tmp_path / "whole")
@@ -132,7 +130,7 @@ def test_a_search_prunes_reports_draws_and_can_be_cut_off_gone_on_with_and_made_
     assert "sweep.pruner asha → median" in refused.err
 
 
-def test_a_grid_is_searched_whole_and_two_at_a_time(microgpt: Run, words: list[str], tmp_path: Path) -> None:
+def test_grid_search_runs_every_combination_two_at_a_time(microgpt: Run, words: list[str], tmp_path: Path) -> None:
     grid = ("sweep.sampler=grid", "optim.learning_rate=1e-3,1e-2", "model.n_layer=range(1,3)")
     ran = microgpt("train", "-m", *instead(words, *grid, "sweep.at_once=2", "hydra.sweep.dir=grid"))
     assert ran.status == 0, ran.err
@@ -145,19 +143,19 @@ def test_a_grid_is_searched_whole_and_two_at_a_time(microgpt: Run, words: list[s
 @pytest.mark.parametrize(
     ("typed", "says"),
     [
-        (["sweep.n_trials=3"], "nothing to search over"),
-        ([RATES, "sweep.sampler=grid"], "optim.learning_rate: sweep.sampler=grid needs values"),
+        (["sweep.n_trials=3"], "the search space is empty"),
+        ([RATES, "sweep.sampler=grid"], "optim.learning_rate: sweep.sampler=grid needs a list of values"),
         ([RATES, "sweep.pruner=ahsa"], "sweep.pruner=ahsa: did you mean 'asha'?"),
         ([RATES, "sweep.n_trials=0"], "sweep.n_trials=0: must be at least 1"),
         ([RATES, "sweep.n_trails=3"], "did you mean 'sweep.n_trials'?"),
-        ([RATES, "eval_interval=0"], "gives no evaluation before max_steps=24; take eval_interval=2"),
+        ([RATES, "eval_interval=0"], "gives no evaluation before max_steps=24; use eval_interval=2"),
         (["optim.learning_rate=tag(log,interval(1e-4,1e-1))", "optim.min_learning_rate=1e-3"], "above optim.learning_"),
         (["model.n_head=range(1,4)", "sweep.n_trials=2"], "cannot be split over model.n_head=3"),
         (["model=micro,minni", "sweep.n_trials=2"], "minni"),
         (["lr_find=true", "seed=1,2"], "find a rate without -m"),
     ],
 )
-def test_a_mistake_costs_a_line_and_leaves_nothing(
+def test_invalid_input_prints_one_line_and_writes_nothing(
     microgpt: Run, words: list[str], tmp_path: Path, typed: list[str], says: str
 ) -> None:
     ran = microgpt("train", "-m", *instead(words, *typed))
@@ -167,7 +165,7 @@ def test_a_mistake_costs_a_line_and_leaves_nothing(
     assert not (tmp_path / "outputs").exists()
 
 
-def test_without_optuna_one_line_says_what_to_install(
+def test_missing_optuna_prints_the_install_command(
     microgpt: Run, words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)

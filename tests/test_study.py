@@ -1,4 +1,4 @@
-"""A search's study: what it draws, what it prunes, and what of it survives a kill."""
+"""The study of a search: sampling, pruning, and resuming after a kill."""
 
 import itertools
 import json
@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from microgpt_cli.cli import main as cli
 from microgpt_cli.commands import Invocation, train
 from microgpt_cli.errors import UserError
-from microgpt_cli.sweeps.study import JOURNAL, Axis, Judge, Settings, Study, grid, judge_of
+from microgpt_cli.sweeps.study import JOURNAL, Dimension, Settings, Study, TrialPruner, grid, trial_pruner
 
 pytest.importorskip("optuna")
 
-RATE = Axis("optim.learning_rate", low=1e-4, high=1e-1, log=True)
-SIZE = Axis("model", ("micro", "mini", "small"))
-WIDTH = Axis("model.n_embd", ("32", "48", "64"), 32, 64, 16)
+RATE = Dimension("optim.learning_rate", low=1e-4, high=1e-1, log=True)
+SIZE = Dimension("model", ("micro", "mini", "small"))
+WIDTH = Dimension("model.n_embd", ("32", "48", "64"), 32, 64, 16)
 STEPS, INTERVAL = 360, 30
 
 
@@ -30,7 +30,7 @@ def settings(**changes: object) -> Settings:
 
 
 def loss_at(overrides: list[str], step: int) -> float:
-    """A held-out loss that falls to its best for a rate of 5e-3 and `mini`, and not equally fast everywhere."""
+    """A validation loss that is lowest for a learning rate of 5e-3 and `mini`, and decreases at different speeds."""
     values = dict(word.split("=") for word in overrides)
     miss = abs(math.log10(float(values.get(RATE.key, "5e-3")) / 5e-3))
     worse = {"micro": 0.2, "mini": 0.0, "small": 0.3}[values.get(SIZE.key, "mini")]
@@ -38,15 +38,15 @@ def loss_at(overrides: list[str], step: int) -> float:
 
 
 def run(study: Study, sweep: Path, most: int = 10**6) -> int:
-    """Draw and run trials, at most so many; the steps that they took."""
+    """Sample and run at most this many trials; returns the number of steps."""
     steps = 0
-    while study.begun < study.n_trials and most > 0:
+    while study.sampled < study.n_trials and most > 0:
         number, overrides = study.ask()
-        judge, status, loss = Judge(sweep / str(number)), "finished", math.inf
+        pruner, status, loss = TrialPruner(sweep / str(number)), "finished", math.inf
         for step in range(INTERVAL, STEPS + 1, INTERVAL):
             loss = min(loss, loss_at(overrides, step))
             steps += INTERVAL
-            if judge.prunes(step, loss) and step < STEPS:
+            if pruner.should_prune(step, loss) and step < STEPS:
                 status = "pruned"
                 break
         study.tell(number, status, loss)
@@ -55,8 +55,8 @@ def run(study: Study, sweep: Path, most: int = 10**6) -> int:
 
 
 @given(st.floats(1e-9, 1e9), st.floats(1.001, 1e6), st.floats(0, 1))
-def test_a_drawn_number_is_typed_shortly_and_lies_between_the_ends(low: float, times: float, where: float) -> None:
-    axis = Axis("optim.eps", low=low, high=low * times, log=True)
+def test_sampled_numbers_are_rounded_within_their_bounds(low: float, times: float, where: float) -> None:
+    axis = Dimension("optim.eps", low=low, high=low * times, log=True)
     value = low * times**where
     text = axis.text(value)
     assert low <= float(text) <= low * times
@@ -64,14 +64,14 @@ def test_a_drawn_number_is_typed_shortly_and_lies_between_the_ends(low: float, t
     assert len(text) <= 10 or not low <= float(f"{value:.4g}") <= low * times
 
 
-def test_what_a_range_draws_is_what_it_lists(tmp_path: Path) -> None:
+def test_range_samples_only_its_listed_values(tmp_path: Path) -> None:
     study = Study(tmp_path, [WIDTH], settings(sampler="random", pruner="none", n_trials=12))
     drawn = {study.ask()[1][0] for _ in range(12)}
     assert drawn == {f"{WIDTH.key}={text}" for text in WIDTH.values}
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_grid_holds_every_point_once_in_an_order_drawn_by_lot(tmp_path: Path, seed: int) -> None:
+def test_grid_contains_every_combination_once_in_random_order(tmp_path: Path, seed: int) -> None:
     study = Study(tmp_path, [SIZE, WIDTH], settings(sampler="grid", n_trials=None, seed=seed))
     assert study.n_trials == 9
     points = [tuple(study.ask()[1]) for _ in range(9)]
@@ -81,15 +81,15 @@ def test_a_grid_holds_every_point_once_in_an_order_drawn_by_lot(tmp_path: Path, 
     assert grid([SIZE, WIDTH], seed) != grid([SIZE, WIDTH], seed + 1)
 
 
-def test_a_grid_of_an_interval_is_refused() -> None:
-    with pytest.raises(UserError, match=r"optim.learning_rate: sweep.sampler=grid needs values"):
+def test_grid_rejects_intervals_and_too_many_combinations() -> None:
+    with pytest.raises(UserError, match=r"optim.learning_rate: sweep.sampler=grid needs a list of values"):
         grid([SIZE, RATE], 0)
     with pytest.raises(UserError, match="a grid of 531,441 trials"):
         grid([SIZE] * 12, 0)
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
-def test_a_search_that_was_cut_off_anywhere_draws_what_it_would_have_drawn(tmp_path: Path, sampler: str) -> None:
+def test_interrupted_search_samples_the_same_trials(tmp_path: Path, sampler: str) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     for folder in (whole, cut):
         folder.mkdir()
@@ -103,7 +103,7 @@ def test_a_search_that_was_cut_off_anywhere_draws_what_it_would_have_drawn(tmp_p
 
 
 def test_asha_finds_the_best_of_a_grid_in_a_third_of_its_steps(tmp_path: Path) -> None:
-    rates = Axis(RATE.key, ("1e-4", "3e-4", "1e-3", "2e-3", "5e-3", "1e-2", "3e-2", "1e-1"))
+    rates = Dimension(RATE.key, ("1e-4", "3e-4", "1e-3", "2e-3", "5e-3", "1e-2", "3e-2", "1e-1"))
     best = min(loss_at([f"{rates.key}={a}", f"model={b}"], STEPS) for a in rates.values for b in SIZE.values)
     steps = 0
     for seed in range(2):
@@ -116,7 +116,7 @@ def test_asha_finds_the_best_of_a_grid_in_a_third_of_its_steps(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("pruner", "least", "most"), [("none", 0, 0), ("median", 2, 9), ("asha", 6, 11)])
-def test_pruners_prune_as_much_as_they_are_meant_to(tmp_path: Path, pruner: str, least: int, most: int) -> None:
+def test_pruned_fraction_is_in_the_expected_range(tmp_path: Path, pruner: str, least: int, most: int) -> None:
     study = Study(tmp_path, [RATE, SIZE], settings(pruner=pruner, sampler="random"))
     run(study, tmp_path)
     pruned = [trial for trial in study.trials() if trial.state == "pruned"]
@@ -132,11 +132,11 @@ def test_nothing_is_pruned_before_min_steps(tmp_path: Path) -> None:
     assert min(pruned) >= 90
 
 
-def test_a_run_that_diverged_is_a_bad_setting_and_one_that_met_a_full_disk_is_open(tmp_path: Path) -> None:
+def test_failure_after_an_evaluation_counts_as_pruned_and_an_earlier_one_stays_open(tmp_path: Path) -> None:
     study = Study(tmp_path, [RATE], settings())
     for _ in range(3):
         study.ask()
-    Judge(tmp_path / "0").prunes(10, 9.0)
+    TrialPruner(tmp_path / "0").should_prune(10, 9.0)
     study.tell(0, "failed", 9.0)
     study.tell(1, "failed", None)
     study.tell(2, "waiting", None)
@@ -146,7 +146,7 @@ def test_a_run_that_diverged_is_a_bad_setting_and_one_that_met_a_full_disk_is_op
 
 
 @pytest.mark.parametrize("torn", [b'{"op_code":5,"worker_id":"torn', b"[" * 100_000 + b"\n"])
-def test_a_torn_journal_is_mended(torn: bytes, tmp_path: Path) -> None:
+def test_incomplete_journal_lines_are_removed(torn: bytes, tmp_path: Path) -> None:
     run(Study(tmp_path, [RATE], settings()), tmp_path, 4)
     before = Study(tmp_path, [RATE], settings()).trials()
     journal = tmp_path / JOURNAL
@@ -156,24 +156,24 @@ def test_a_torn_journal_is_mended(torn: bytes, tmp_path: Path) -> None:
     assert [json.loads(line) for line in journal.read_bytes().splitlines()]
 
 
-def test_tpe_is_not_misled_by_a_bad_trial_that_went_to_the_end_because_it_was_the_first(tmp_path: Path) -> None:
+def test_tpe_is_not_misled_by_a_bad_complete_first_trial(tmp_path: Path) -> None:
     study = Study(tmp_path, [RATE], settings(n_trials=40))
     drawn = []
     for number in range(40):
         _, overrides = study.ask()
         miss = abs(math.log10(float(overrides[0].partition("=")[2]) / 5e-3))
         drawn.append(miss)
-        judge, is_bad = Judge(tmp_path / str(number)), miss > 1
-        judge.prunes(INTERVAL, 3 + miss)
+        pruner, is_bad = TrialPruner(tmp_path / str(number)), miss > 1
+        pruner.should_prune(INTERVAL, 3 + miss)
         if is_bad:
-            judge.prunes(STEPS, 2.9 + miss)
+            pruner.should_prune(STEPS, 2.9 + miss)
         study.tell(number, "finished" if is_bad else "pruned", 3 + miss)
     early, late = sorted(drawn[:10]), sorted(drawn[20:])
     assert late[len(late) // 2] < early[len(early) // 2]
 
 
-def test_the_keys_that_matter_are_told_from_those_that_do_not(tmp_path: Path) -> None:
-    nothing = Axis("threads", ("1", "2", "3", "4"))
+def test_importance_ranks_the_keys_that_matter_first(tmp_path: Path) -> None:
+    nothing = Dimension("threads", ("1", "2", "3", "4"))
     study = Study(tmp_path, [nothing, RATE], settings(sampler="random", n_trials=24))
     assert study.importance() == (None, {})
     run(study, tmp_path)
@@ -184,11 +184,11 @@ def test_the_keys_that_matter_are_told_from_those_that_do_not(tmp_path: Path) ->
     assert sum(shares.values()) == pytest.approx(1)
 
 
-def test_a_sweep_without_a_study_has_no_judge_and_a_study_needs_keys_and_optuna(
+def test_pruner_needs_a_study_and_a_study_needs_keys_and_optuna(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert judge_of(tmp_path / "0") is None
-    with pytest.raises(UserError, match="nothing to search over"):
+    assert trial_pruner(tmp_path / "0") is None
+    with pytest.raises(UserError, match="the search space is empty"):
         Study(tmp_path, [], settings())
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(UserError, match=r"pip install 'microgpt-cli\[sweep\]'"):
@@ -196,16 +196,14 @@ def test_a_sweep_without_a_study_has_no_judge_and_a_study_needs_keys_and_optuna(
     assert not (tmp_path / JOURNAL).exists()
 
 
-def test_a_run_that_is_pruned_ends_with_everything_saved_and_can_be_gone_on_with(
-    microgpt: Run, text_file: Path, tmp_path: Path
-) -> None:
+def test_pruned_run_is_saved_and_can_be_resumed(microgpt: Run, text_file: Path, tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
     sweep.mkdir()
     study = Study(sweep, [RATE], settings())
     for number in range(2):
         study.ask()
         (sweep / str(number)).mkdir()
-    assert not Judge(sweep / "0").prunes(30, 0.01)  # a trial that will not be beaten
+    assert not TrialPruner(sweep / "0").should_prune(30, 0.01)  # a trial that will not be beaten
     words = [*TINY, f"data.path={text_file}", "max_steps=90", "eval_interval=15", "checkpoint_interval=0"]
     config = cli.load_config("train", words)
     train.run(config, Invocation(sweep_dir=sweep / "1"))

@@ -1,4 +1,4 @@
-"""What a sweep notes about itself: read back as written, and compared with what is asked for later."""
+"""The record of a sweep: round trip, and comparison with a later command."""
 
 import json
 from pathlib import Path
@@ -19,19 +19,21 @@ def a_record(**changes: object) -> Record:
     return Record(**(values | {"texts": {"my.txt": "0" * 64}, "jobs": jobs} | changes))  # type: ignore[arg-type]
 
 
-def test_a_record_is_read_as_it_was_written_and_does_not_differ_from_itself(tmp_path: Path) -> None:
+def test_record_round_trips_without_differences(tmp_path: Path) -> None:
     a_record().write(tmp_path)
     assert record.read(tmp_path) == a_record()
     assert a_record().differences(a_record()) == []
 
 
 @pytest.mark.parametrize("key", ["model.n_layer", "optim.learning_rate", "device", "seed"])
-def test_every_setting_is_compared_but_where_to_compute(key: str) -> None:
+def test_every_setting_is_compared_except_hardware_and_paths(key: str) -> None:
     new = a_record(settings=a_record().settings | {key: LARGEST_INT})
-    assert bool(a_record().differences(new)) == (key not in ("device", "seed"))  # seed is swept: told there
+    assert bool(a_record().differences(new)) == (
+        key not in ("device", "seed")
+    )  # seed is swept, so it is compared there
 
 
-def test_what_a_choice_sets_for_a_later_job_is_compared_too() -> None:
+def test_settings_of_later_jobs_are_compared() -> None:
     new = a_record(jobs=[Job(["seed=1"]), Job(["seed=2"], {"seed": 2, "model.n_layer": 5})])
     assert a_record().differences(new) == ["model.n_layer of job 1 (not given) → 5"]
 
@@ -39,13 +41,13 @@ def test_what_a_choice_sets_for_a_later_job_is_compared_too() -> None:
 @pytest.mark.parametrize(
     "data", [b"{", b"[]", b"{}", b'{"format": 2}', storage.json_bytes({"format": 1, "sweeper": 3})], ids=repr
 )
-def test_a_record_that_is_none_is_refused(data: bytes, tmp_path: Path) -> None:
+def test_invalid_record_is_rejected(data: bytes, tmp_path: Path) -> None:
     (tmp_path / record.RECORD).write_bytes(data)
     with pytest.raises(UserError, match=r"sweep\.json"):
         record.read(tmp_path)
 
 
-def test_a_record_with_a_part_of_the_wrong_type_is_refused(tmp_path: Path) -> None:
+def test_record_with_a_wrong_type_is_rejected(tmp_path: Path) -> None:
     a_record().write(tmp_path)
     good = json.loads((tmp_path / record.RECORD).read_bytes())
     for name in good:

@@ -1,4 +1,4 @@
-"""Sweeps: the grid, what is shown, jobs that fail, going on after an interruption. Kills: killing_sweeps.py."""
+"""Sweeps: the grid, its output, failing jobs, and resuming. Kills are tested by killing_sweeps.py."""
 
 import errno
 import gc
@@ -26,7 +26,7 @@ SHORT = [*TINY, "data.path=my.txt", "max_steps=4", "threads=1", "checkpoint_inte
 
 @pytest.fixture(autouse=True)
 def _quick(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A text to learn from, and no plots and long samples, which take most of a short job's time."""
+    """A text, and no plots and long samples, which take most of a short job's time."""
     monkeypatch.setattr(plots, "draw_loss", lambda *_: None)
     monkeypatch.setattr(train_command, "LAST_SAMPLE_TOKENS", 5)
 
@@ -46,7 +46,7 @@ def only_sweep(where: Path) -> Path:
     return sweep.relative_to(where)
 
 
-def test_the_grid_runs_with_a_line_a_job_and_ends_with_the_table(microgpt: Run, tmp_path: Path) -> None:
+def test_grid_prints_one_line_per_job_and_the_table(microgpt: Run, tmp_path: Path) -> None:
     ran = microgpt("train", "-m", *SHORT, "optim.learning_rate=1e-3,1e-1", "tokenizer=char,byte", "seed=range(1,2)")
     assert (ran.status, ran.err) == (0, "")
     sweep = only_sweep(tmp_path)
@@ -70,18 +70,18 @@ def test_the_grid_runs_with_a_line_a_job_and_ends_with_the_table(microgpt: Run, 
     rows = [line.split()[0] for line in ran.out.partition("best val loss")[2].splitlines()[1:5]]
     assert rows == sorted(rows, key=lambda number: losses[int(number)])
     assert ran.out.endswith(f"next      microgpt sample ckpt={sweep}/{rows[0]}\n")
-    assert "text      my.txt" not in ran.out, "what a job says goes to its log"
+    assert "text      my.txt" not in ran.out, "the output of a job goes to its log"
     assert layout.find_run("latest", "ckpt") == sweep / "3"
 
 
-def test_a_job_of_a_sweep_is_what_the_same_run_alone_is(microgpt: Run, tmp_path: Path) -> None:
+def test_job_of_a_sweep_equals_a_single_run(microgpt: Run, tmp_path: Path) -> None:
     assert microgpt("train", "-m", *SHORT, "seed=1,2").status == 0
     assert microgpt("train", *SHORT, "seed=2", "out_dir=alone").status == 0
     assert outcome(only_sweep(tmp_path) / "1") == outcome(Path("alone"))
 
 
 def fail_at(monkeypatch: pytest.MonkeyPatch, seed: int, error: Exception) -> None:
-    """Let the jobs with this seed fail when they evaluate."""
+    """Make the jobs with this seed fail at their evaluation."""
     original = Trainer._evaluate
 
     def evaluate(trainer: Trainer) -> object:
@@ -93,7 +93,7 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, seed: int, error: Exception) -> Non
 
 
 @pytest.mark.parametrize("error", [ValueError("boom\n\x1b[2J"), storage.UserError("no such thing")])
-def test_a_job_that_fails_is_told_and_kept_and_the_others_go_on(
+def test_failed_job_is_reported_and_the_others_continue(
     error: Exception, microgpt: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -112,7 +112,7 @@ def test_a_job_that_fails_is_told_and_kept_and_the_others_go_on(
     assert result["status"] == "failed"
     assert said.partition("\\")[0] in result["error"]
     assert "in evaluate" in (sweep / "1" / "traceback.txt").read_text()
-    assert [job.look(sweep / n).status for n in "012"] == ["finished", "failed", "finished"]
+    assert [job.read_status(sweep / n).status for n in "012"] == ["finished", "failed", "finished"]
     assert "\x1b" not in ran.out
     # It may have been a passing trouble.
     before = everything(sweep / "0")
@@ -120,10 +120,10 @@ def test_a_job_that_fails_is_told_and_kept_and_the_others_go_on(
     assert again.status == 0, again.err
     assert everything(sweep / "0") == before
     assert not (sweep / "1" / "traceback.txt").exists()
-    assert [job.look(sweep / n).status for n in "012"] == ["finished"] * 3
+    assert [job.read_status(sweep / n).status for n in "012"] == ["finished"] * 3
 
 
-def test_a_job_that_fails_before_its_run_begins_is_a_row_too(microgpt: Run, tmp_path: Path) -> None:
+def test_job_that_fails_before_its_run_starts_is_in_the_table(microgpt: Run, tmp_path: Path) -> None:
     Path("latin1.txt").write_bytes(b"caf\xe9" * 1000)
     ran = microgpt("train", "-m", *instead(SHORT, "data.path=latin1.txt,my.txt"))
     sweep = only_sweep(tmp_path)
@@ -131,15 +131,15 @@ def test_a_job_that_fails_before_its_run_begins_is_a_row_too(microgpt: Run, tmp_
     assert "FAILED: latin1.txt: not UTF-8 text" in ran.out
     assert "damaged" not in ran.out
     assert f"(traceback: {sweep}/0/traceback.txt)" in ran.out
-    assert job.look(sweep / "1").status == "finished"
+    assert job.read_status(sweep / "1").status == "finished"
 
 
-def test_fail_fast_begins_no_further_job(microgpt: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fail_fast_starts_no_further_job(microgpt: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fail_at(monkeypatch, 2, ValueError("boom"))
     ran = microgpt("train", "-m", *SHORT, "seed=1,2,3,4", "sweep.fail_fast=true")
     sweep = only_sweep(tmp_path)
     assert ran.status == 1
-    assert "1 of 4 jobs failed (1), 2 did not run to an end" in ran.err
+    assert "1 of 4 jobs failed (1), 2 did not finish" in ran.err
     assert not (sweep / "2").exists() or not (sweep / "2" / "config.json").exists()
 
 
@@ -168,16 +168,16 @@ def cut(microgpt: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     sweep = only_sweep(tmp_path)
     assert ran.status == 128 + signal.SIGTERM
     assert ran.err == (
-        f"microgpt train: stopped with 1 of 3 jobs done; go on with: microgpt train -m sweep.resume={sweep}\n"
+        f"microgpt train: stopped with 1 of 3 jobs done; resume with: microgpt train -m sweep.resume={sweep}\n"
     )
-    assert [job.look(sweep / n).status for n in "012"] == ["finished", "interrupted", "waiting"]
+    assert [job.read_status(sweep / n).status for n in "012"] == ["finished", "interrupted", "waiting"]
     return sweep
 
 
-def test_a_signal_when_a_job_has_all_but_ended_cuts_nothing_of_it_and_stops_the_sweep(
+def test_signal_at_the_end_of_a_job_keeps_its_result_and_stops_the_sweep(
     microgpt: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After the last evaluation there is nothing to interrupt: the last sample is whole, and no further job begins."""
+    """A signal after the last evaluation interrupts nothing: the last sample is complete, and no further job starts."""
     assert microgpt("train", "-m", *SHORT, "seed=1,2,3", "hydra.sweep.dir=whole").status == 0
     original = Trackers.log
 
@@ -190,26 +190,26 @@ def test_a_signal_when_a_job_has_all_but_ended_cuts_nothing_of_it_and_stops_the_
         patch.setattr(Trackers, "log", log)
         ran = microgpt("train", "-m", *SHORT, "seed=1,2,3", "hydra.sweep.dir=cut")
     assert ran.status == 128 + signal.SIGTERM
-    assert "stopped with 2 of 3 jobs done; go on with: microgpt train -m sweep.resume=cut" in ran.err
-    assert [job.look(Path("cut") / n).status for n in "012"] == ["finished", "finished", "waiting"]
+    assert "stopped with 2 of 3 jobs done; resume with: microgpt train -m sweep.resume=cut" in ran.err
+    assert [job.read_status(Path("cut") / n).status for n in "012"] == ["finished", "finished", "waiting"]
     assert (Path("cut/1") / layout.SAMPLES).read_bytes() == (Path("whole/1") / layout.SAMPLES).read_bytes()
     assert microgpt("train", "-m", "sweep.resume=cut").status == 0
     assert all(outcome(Path("cut") / n) == outcome(Path("whole") / n) for n in "012")
 
 
 @pytest.mark.parametrize(("words", "difference"), OTHERS)
-def test_another_sweep_is_shown_as_a_difference_and_refused(
+def test_resuming_with_another_sweep_reports_the_difference(
     words: list[str], difference: str, cut: Path, microgpt: Run
 ) -> None:
     before = everything(Path())
     ran = microgpt("train", "-m", *instead(SHORT, *words), f"sweep.resume={cut}")
     assert ran.status == 2
-    assert f"another sweep was begun there: {difference}" in ran.err
+    assert f"this folder contains a different sweep: {difference}" in ran.err
     assert ran.err.count("\n") == 1
     assert everything(Path()) == before
 
 
-def test_another_text_under_the_same_name_is_refused(cut: Path, microgpt: Run, text_file: Path) -> None:
+def test_resuming_with_a_changed_text_is_rejected(cut: Path, microgpt: Run, text_file: Path) -> None:
     text_file.write_text("Another text. " * 300)
     ran = microgpt("train", "-m", *SHORT, "seed=1,2,3", "sweep.resume=latest")
     assert ran.status == 2
@@ -217,11 +217,13 @@ def test_another_text_under_the_same_name_is_refused(cut: Path, microgpt: Run, t
 
 
 @pytest.mark.parametrize("words", [[*SHORT, "seed=1,2,3", "data.folder=elsewhere"], []])
-def test_the_same_command_or_none_goes_on_from_the_checkpoint(words: list[str], cut: Path, microgpt: Run) -> None:
+def test_sweep_resumes_from_the_checkpoint_with_or_without_its_command(
+    words: list[str], cut: Path, microgpt: Run
+) -> None:
     finished = everything(cut / "0")
     ran = microgpt("train", "-m", *words, "sweep.resume=latest")
     assert (ran.status, ran.err) == (0, "")
-    assert "resumed   1 done, 1 begun, 1 to begin" in ran.out
+    assert "resumed   1 done, 1 started, 1 waiting" in ran.out
     assert everything(cut / "0") == finished
     assert "from step 2" in (cut / "1" / "train.log").read_text()
     for number in "012":
@@ -230,7 +232,7 @@ def test_the_same_command_or_none_goes_on_from_the_checkpoint(words: list[str], 
     assert [path.name for path in cut.parent.iterdir()] == [cut.name]
 
 
-def test_a_sweep_that_is_done_does_nothing_more(cut: Path, microgpt: Run) -> None:
+def test_resuming_a_finished_sweep_does_nothing(cut: Path, microgpt: Run) -> None:
     assert microgpt("train", "-m", f"sweep.resume={cut}").status == 0
     before = everything(cut / "0") | everything(cut / "1") | everything(cut / "2")
     ran = microgpt("train", "-m", f"sweep.resume={cut}")
@@ -239,20 +241,20 @@ def test_a_sweep_that_is_done_does_nothing_more(cut: Path, microgpt: Run) -> Non
     assert everything(cut / "0") | everything(cut / "1") | everything(cut / "2") == before
 
 
-def test_a_job_that_outlived_its_sweep_is_not_run_twice(cut: Path, microgpt: Run) -> None:
+def test_job_that_is_still_running_is_not_started_again(cut: Path, microgpt: Run) -> None:
     before = everything(cut)
     with layout.locked(cut / "1"):
         ran = microgpt("train", "-m", f"sweep.resume={cut}")
     assert ran.status == 2
-    assert "1: another process is still at work on this job; wait for it or stop it" in ran.err
+    assert "1: another process is still running this job; wait for it or stop it" in ran.err
     assert everything(cut) == before
 
 
 @pytest.mark.parametrize("instant", [30, *(pytest.param(n, marks=pytest.mark.stress) for n in (8, 60))])
-def test_a_full_disk_loses_no_job(
+def test_full_disk_loses_no_job(
     instant: int, microgpt: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tried: Tried
 ) -> None:
-    """From some write on there is no room; once there is, the sweep goes on to the same bits."""
+    """The disk is full from some write on; with free space again, the sweep resumes to the same bits."""
     original, writes = storage.write, 0
 
     def write(path: Path, descriptor: int, data: bytes) -> None:
@@ -280,7 +282,7 @@ def test_a_full_disk_loses_no_job(
 @pytest.mark.parametrize(
     ("tries", "kills", "seed"), [(1, 2, 0), *(pytest.param(5, 4, n, marks=pytest.mark.stress) for n in (1, 2, 3))]
 )
-def test_a_killed_sweep_goes_on_to_the_same_bits(tries: int, kills: int, seed: int, tried: Tried) -> None:
+def test_killed_sweep_resumes_to_the_same_bits(tries: int, kills: int, seed: int, tried: Tried) -> None:
     program = [sys.executable, HERE / "killing_sweeps.py", *map(str, (tries, kills, seed))]
     done = subprocess.run(program, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -317,7 +319,7 @@ def test_jobs_in_one_process_share_the_encoded_text(microgpt: Run, monkeypatch: 
     assert len(encoded) == 3
 
 
-def test_jobs_of_a_verb_that_leaves_nothing_write_only_what_they_say(microgpt: Run, trained: Path) -> None:
+def test_jobs_of_a_verb_without_run_folders_only_print(microgpt: Run, trained: Path) -> None:
     ran = microgpt("sample", "-m", f"ckpt={trained}", "max_new_tokens=3", "prompt=The,Pack", "stream=false")
     assert ran.status == 0
     texts = ran.out.splitlines()

@@ -1,4 +1,4 @@
-"""The table of runs: what is read of their folders, and what is made of it."""
+"""Reading runs from their folders, and the table of runs."""
 
 import csv
 import json
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from microgpt_cli.commands.runs import label
 from microgpt_cli.config import TrainConfig
 from microgpt_cli.config.schema import absent_values
 from microgpt_cli.errors import UserError
@@ -18,7 +19,7 @@ from microgpt_cli.runs.table import render, sort_runs
 
 
 def make_run(folder: Path, status: str | None = "finished", loss: float = 2.0, step: int = 20, **settings) -> Path:
-    """A run's folder as far as the table looks; `__` in a key stands for the dot."""
+    """A run's folder with the files that the table reads; `__` in a key stands for a dot."""
     config: dict = {"max_steps": 20, "seed": 1, "model": {"n_layer": 4}, "optim": {"learning_rate": 1e-3}}
     for key, value in settings.items():
         node, _, name = key.rpartition("__")
@@ -38,7 +39,7 @@ def make_run(folder: Path, status: str | None = "finished", loss: float = 2.0, s
     return folder
 
 
-def test_a_real_run_is_read_as_its_result_says(trained: Path) -> None:
+def test_read_run_matches_its_result_file(trained: Path) -> None:
     [run] = read_runs([trained.parent])
     result = json.loads((trained / "result.json").read_text())
     assert (run.path, run.status, run.problem) == (trained, "finished", None)
@@ -50,11 +51,11 @@ def test_a_real_run_is_read_as_its_result_says(trained: Path) -> None:
 
 
 @pytest.mark.parametrize("status", ["finished", "stopped_early", "interrupted", "failed"])
-def test_a_run_that_has_ended_has_the_status_of_its_result(status: str, tmp_path: Path) -> None:
+def test_status_of_an_ended_run_is_that_of_its_result(status: str, tmp_path: Path) -> None:
     assert read_run(make_run(tmp_path / "run", status)).status == status
 
 
-def test_a_running_a_killed_and_a_resumed_run_are_told_apart(tmp_path: Path) -> None:
+def test_running_killed_and_resumed_runs_are_distinguished(tmp_path: Path) -> None:
     killed = make_run(tmp_path / "killed", None, step=10)
     (killed / "ckpt" / "step-00000015").mkdir(parents=True)
     begun = make_run(tmp_path / "begun", None, step=0)
@@ -73,7 +74,7 @@ def test_a_running_a_killed_and_a_resumed_run_are_told_apart(tmp_path: Path) -> 
     assert "15 of 20" in render([run])
 
 
-def test_looking_at_a_run_does_not_stop_another_process_from_writing_to_it(tmp_path: Path) -> None:
+def test_checking_the_lock_does_not_block_a_writer(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", None)
     code = f"import fcntl, time; f = open({str(run / '.lock')!r}); fcntl.flock(f, fcntl.LOCK_SH); print(flush=True)"
     with subprocess.Popen([sys.executable, "-c", f"{code}; time.sleep(0.03)"], stdout=subprocess.PIPE) as looking:
@@ -91,7 +92,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize(("name", "data"), [(name, data) for name, all in DAMAGE.items() for data in all])
-def test_a_damaged_run_costs_a_word_and_no_row(name: str, data: bytes, tmp_path: Path) -> None:
+def test_damaged_run_is_listed_with_its_problem(name: str, data: bytes, tmp_path: Path) -> None:
     make_run(tmp_path / "good")
     bad = make_run(tmp_path / "bad", None if name == "config.json" else "finished")
     (bad / name).write_bytes(data)
@@ -103,7 +104,7 @@ def test_a_damaged_run_costs_a_word_and_no_row(name: str, data: bytes, tmp_path:
     assert f"damaged: {tmp_path}/bad: {name}: " in render(runs, width=1000)
 
 
-def test_wrong_numbers_and_hostile_words_do_no_harm(tmp_path: Path) -> None:
+def test_invalid_numbers_and_control_characters_are_handled(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run\x1b[2J", data__path="\x1b]0;x\x07" + "y" * 5000, seed=[1], model={"n_layer": {}})
     make_run(tmp_path / "other", max_steps="many")
     (run / "result.json").write_text(
@@ -120,7 +121,7 @@ def test_wrong_numbers_and_hostile_words_do_no_harm(tmp_path: Path) -> None:
         assert len(text) < 5000
 
 
-def test_folders_are_looked_through_and_links_are_not_followed(tmp_path: Path) -> None:
+def test_folders_are_searched_recursively_without_following_links(tmp_path: Path) -> None:
     for name in ("b", "sweeps/1/10", "sweeps/1/9", "a"):
         make_run(tmp_path / "outputs" / name)
     (tmp_path / "outputs" / "b" / "ckpt" / "step-00000020").mkdir(parents=True)
@@ -136,7 +137,7 @@ def test_folders_are_looked_through_and_links_are_not_followed(tmp_path: Path) -
         read_runs(["nope"])
 
 
-def test_only_settings_that_differ_are_shown_and_no_places(tmp_path: Path) -> None:
+def test_only_differing_settings_are_shown_and_no_paths(tmp_path: Path) -> None:
     make_run(tmp_path / "a", out_dir="x", data__cache_dir="x", data__url="u", data__file_name="f", seed=1)
     make_run(tmp_path / "b", out_dir="y", data__cache_dir="y", data__url="v", data__file_name="g", model__n_layer=8)
     runs = read_runs([tmp_path])
@@ -148,9 +149,7 @@ def test_only_settings_that_differ_are_shown_and_no_places(tmp_path: Path) -> No
     assert [row["new_key"] for row in csv.DictReader(render(runs, "csv").splitlines())] == ["", "", "True"]
 
 
-def test_a_key_younger_than_a_run_does_not_differ_from_what_that_run_had(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_key_newer_than_a_run_has_its_legacy_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "_absent", lambda: {"young": 3})
     make_run(tmp_path / "old")
     make_run(tmp_path / "new", young=3)
@@ -159,11 +158,11 @@ def test_a_key_younger_than_a_run_does_not_differ_from_what_that_run_had(
     assert table.differing(read_runs([tmp_path])) == ["young"]
 
 
-def test_what_older_runs_had_is_what_the_keys_say() -> None:
+def test_legacy_defaults_come_from_the_schema() -> None:
     assert {"from_run": None, "logger": []}.items() <= absent_values(TrainConfig).items()
 
 
-def test_rows_are_sorted_and_those_without_a_value_come_last(tmp_path: Path) -> None:
+def test_runs_without_a_value_are_sorted_last(tmp_path: Path) -> None:
     for name, loss in (("a", 2.0), ("b", 1.0), ("c", 3.0)):
         make_run(tmp_path / name, loss=loss, optim__learning_rate=1 / loss)
     make_run(tmp_path / "d", None, step=0)
@@ -181,11 +180,11 @@ def test_rows_are_sorted_and_those_without_a_value_come_last(tmp_path: Path) -> 
         names("losss")
 
 
-def test_seeds_of_a_configuration_are_one_row_with_their_spread(tmp_path: Path) -> None:
+def test_seeds_of_a_configuration_are_grouped_with_mean_and_sd(tmp_path: Path) -> None:
     for rate, losses in ((1e-3, (2.0, 2.02, 2.04)), (3e-3, (1.5, 1.51, 1.52))):
         for seed, loss in enumerate(losses):
             make_run(tmp_path / f"{rate}-{seed}", loss=loss, seed=seed, optim__learning_rate=rate, device=f"d{seed}")
-    make_run(tmp_path / "again", loss=1.51, seed=1, optim__learning_rate=3e-3)  # no new evidence
+    make_run(tmp_path / "again", loss=1.51, seed=1, optim__learning_rate=3e-3)  # not an independent sample
     make_run(tmp_path / "killed", None, loss=0.1, seed=9, optim__learning_rate=3e-3)
     runs = read_runs([tmp_path])
     first, second = table.configurations(runs)
@@ -194,33 +193,33 @@ def test_seeds_of_a_configuration_are_one_row_with_their_spread(tmp_path: Path) 
     assert (second.mean, second.sd) == (pytest.approx(2.02), pytest.approx(0.02))
     text = render(runs, width=1000)
     assert "1.5100 ± 0.0100" in text
-    assert "0.5100, is beyond seed noise (Welch's t-test: t = 39.5" in text
+    assert "0.5100 nats below the second, which is significant (Welch's t-test: t = 39.5" in text
     page = json.loads(render(runs, "json"))
     assert page["configurations"][0]["seeds"] == [0, 1, 2]
     assert page["verdict"] in text
 
 
-def test_one_within_the_noise_is_called_so_and_one_seed_says_nothing(tmp_path: Path) -> None:
+def test_verdict_needs_several_seeds_and_reports_insignificance(tmp_path: Path) -> None:
     make_run(tmp_path / "a", loss=1.0)
     make_run(tmp_path / "b", loss=2.0, model__n_layer=8)
     text = render(read_runs([tmp_path]))
-    assert "lead" not in text
+    assert "t-test" not in text
     assert "±" not in text
     make_run(tmp_path / "a2", loss=3.0, seed=2)
     make_run(tmp_path / "b2", loss=2.5, seed=2, model__n_layer=8)
-    assert "is not beyond seed noise" in render(read_runs([tmp_path]), width=1000)
+    assert "which is not significant" in render(read_runs([tmp_path]), width=1000)
 
 
-def test_losses_of_different_texts_are_not_ranked(tmp_path: Path) -> None:
+def test_losses_on_different_texts_have_no_verdict(tmp_path: Path) -> None:
     for seed in (1, 2):
         make_run(tmp_path / f"a{seed}", loss=1 + seed / 100, seed=seed, data__path="a")
         make_run(tmp_path / f"b{seed}", loss=2 + seed / 100, seed=seed, data__path="b")
     text = render(read_runs([tmp_path]), width=1000)
-    assert "Losses are comparable only between runs of equal data.path." in text
-    assert "lead" not in text
+    assert "Losses are comparable only between runs with the same data.path." in text
+    assert "t-test" not in text
 
 
-def test_the_table_folds_its_settings_where_the_terminal_is_narrow(tmp_path: Path) -> None:
+def test_settings_wrap_on_a_narrow_terminal(tmp_path: Path) -> None:
     for n in range(3):
         make_run(tmp_path / str(n), model__n_layer=n, model__n_embd=n, batch_size=n, optim__learning_rate=10.0**-n)
     runs = read_runs([tmp_path])
@@ -230,14 +229,47 @@ def test_the_table_folds_its_settings_where_the_terminal_is_narrow(tmp_path: Pat
     assert max(map(len, narrow.splitlines()[2:])) <= 72
 
 
-def test_markdown_is_a_table(tmp_path: Path) -> None:
+def test_markdown_escapes_pipes(tmp_path: Path) -> None:
     make_run(tmp_path / "a|b", seed=2)
     make_run(tmp_path / "c")
     lines = [line for line in render(read_runs([tmp_path]), "md").splitlines() if line.startswith("|")]
     assert {line.replace("\\|", "").count("|") for line in lines[:4]} == {8}
 
 
-def test_a_run_that_has_ended_costs_two_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def make_sweep(folder: Path, *choices: tuple[str, float]) -> None:
+    """A sweep over `arch` and the learning rate, with a run for each choice."""
+    jobs = []
+    for number, (arch, rate) in enumerate(choices):
+        norm, bias = ("layernorm", True) if arch == "article" else ("rmsnorm", False)
+        settings = {"model__norm": norm, "model__bias": bias, "optim__learning_rate": rate}
+        make_run(folder / str(number), loss=2 + number, **settings)
+        jobs.append({"overrides": [f"arch={arch}", f"optim.learning_rate={rate}", "max_steps=20"], "settings": {}})
+    space = {"arch": ["article", "modern"], "optim.learning_rate": ["0.01", "0.001"]}
+    (folder / "sweep.json").write_text(json.dumps({"space": space, "jobs": jobs}))
+
+
+def test_swept_group_replaces_the_settings_that_it_implies(tmp_path: Path) -> None:
+    make_sweep(tmp_path / "s", ("article", 0.01), ("modern", 0.01), ("article", 0.001), ("modern", 0.001))
+    runs = read_runs([tmp_path / "s"])
+    assert table.differing(runs) == ["model.norm", "model.bias", "optim.learning_rate"]
+    assert table.shown_keys(runs) == ["arch", "optim.learning_rate"]
+    lines = render(runs, width=200).splitlines()
+    assert lines[2].split()[:3] == ["run", "arch", "learning_rate"]
+    assert lines[4].split()[:3] == ["1", "modern", "0.01"]
+    assert [run.path.name for run in sort_runs(runs, "-arch")] == ["1", "3", "0", "2"]
+    assert label(runs[3], table.shown_keys(runs), tmp_path) == "s/3  arch=modern  learning_rate=0.001"
+    assert json.loads(render(runs, "json"))["runs"][0]["settings"].keys() == set(table.differing(runs))
+
+
+def test_swept_group_does_not_hide_settings_that_it_does_not_imply(tmp_path: Path) -> None:
+    make_sweep(tmp_path / "s", ("article", 0.01), ("modern", 0.01))
+    make_run(tmp_path / "s" / "2", model__norm="layernorm", model__bias=False)  # not in the record
+    assert table.shown_keys(read_runs([tmp_path / "s"])) == ["model.norm", "model.bias", "optim.learning_rate"]
+    (tmp_path / "s" / "sweep.json").write_text('{"space": 3, "jobs": [{}]}')
+    assert table.shown_keys(read_runs([tmp_path / "s"])) == ["model.norm", "model.bias", "optim.learning_rate"]
+
+
+def test_reading_an_ended_run_opens_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for n in range(20):
         make_run(tmp_path / str(n), loss=n)
     opened: list[Path] = []
@@ -249,11 +281,11 @@ def test_a_run_that_has_ended_costs_two_open_files(tmp_path: Path, monkeypatch: 
     assert len(opened) == 40
 
 
-def test_reading_and_writing_the_table_needs_neither_torch_nor_matplotlib(tmp_path: Path) -> None:
+def test_runs_imports_neither_torch_nor_matplotlib(tmp_path: Path) -> None:
     make_run(tmp_path / "outputs" / "a", loss=1.0)
     make_run(tmp_path / "outputs" / "b", None)
     code = (
-        "import sys; from microgpt_cli import cli; assert cli.main(['runs']) == 0;"
+        "import sys; from microgpt_cli.cli import main as cli; assert cli.main(['runs']) == 0;"
         "assert cli.main(['compare', 'outputs/a', 'outputs/b', 'sample=false', '--cfg', 'job']) == 0;"
         "assert not {'torch', 'matplotlib', 'numpy'} & set(sys.modules), sys.modules"
     )

@@ -1,4 +1,4 @@
-"""The trace is what ran: it adds up to what accounting.py says, and names sizes whatever numbers they share."""
+"""The trace matches accounting.py, and names dimensions even if their sizes are equal."""
 
 import dataclasses
 import re
@@ -32,7 +32,7 @@ def names(call: Call) -> list[tuple[str, ...]]:
     return [value.names for value in values(call)]
 
 
-def worth(name: str, sizes: dict[str, int]) -> int:
+def evaluated(name: str, sizes: dict[str, int]) -> int:
     """`3C` → 3 times the size of C."""
     if name.isdigit():
         return int(name)
@@ -46,7 +46,7 @@ def worth(name: str, sizes: dict[str, int]) -> int:
 
 @pytest.mark.parametrize("arch", ARCHES)
 @pytest.mark.parametrize("size", SIZES)
-def test_it_adds_up_to_what_accounting_says(size: str, arch: str) -> None:
+def test_parameters_and_flops_match_accounting(size: str, arch: str) -> None:
     model = meta_model(preset(size, arch, n_layer=2), 65)
     T = model.config.block_size
     call = trace(model, 2, T, backward=True)
@@ -56,7 +56,7 @@ def test_it_adds_up_to_what_accounting_says(size: str, arch: str) -> None:
 
 
 @pytest.mark.parametrize("arch", ARCHES)
-def test_a_real_pass_and_one_of_shapes_alone_are_the_same(arch: str) -> None:
+def test_trace_is_the_same_on_the_meta_device(arch: str) -> None:
     config = preset("micro", arch)
     real, meta = (trace(model, 3, 20) for model in (GPT(config, 65), meta_model(config, 65)))
     assert written(real) == written(meta)
@@ -73,7 +73,7 @@ def test_a_real_pass_and_one_of_shapes_alone_are_the_same(arch: str) -> None:
     more=st.sampled_from([0, 1]),
     V=st.integers(1, 9),
 )
-def test_a_name_does_not_depend_on_the_numbers_and_is_worth_its_number(
+def test_dimension_names_are_independent_of_sizes_and_evaluate_to_them(
     arch: str, H: int, half: int, B: int, T: int, more: int, V: int
 ) -> None:
     config = preset("micro", arch, n_layer=1, n_head=H, n_embd=2 * half * H, block_size=T + more)
@@ -82,10 +82,10 @@ def test_a_name_does_not_depend_on_the_numbers_and_is_worth_its_number(
     assert names(call) == names(apart)
     sizes = {"B": B, "T": T, "C": config.n_embd, "H": H, "D": 2 * half, "V": V, "block_size": T + more}
     for value in values(call):
-        assert tuple(worth(name, sizes) for name in value.names) == value.shape
+        assert tuple(evaluated(name, sizes) for name in value.names) == value.shape
 
 
-def test_sizes_that_coincide_are_told_apart() -> None:
+def test_equal_sizes_are_distinguished() -> None:
     """B, H, D and n_layer are 4, and C, T, V and block_size 16."""
     config = preset("micro", "article", n_head=4, n_embd=16, block_size=16)
     ops = list(trace(GPT(config, 16), 4, 16).ops())
@@ -95,18 +95,18 @@ def test_sizes_that_coincide_are_told_apart() -> None:
     assert ops[-1].outputs[0].names == ("B", "T", "V")
 
 
-def by_hand(self: CausalSelfAttention, x: Tensor) -> Tensor:
+def explicit_attention(self: CausalSelfAttention, x: Tensor) -> Tensor:
     q, k, v = self.project(x)
     scores = (q @ k.transpose(-2, -1)).mul_(q.size(-1) ** -0.5)  # (B, H, T, T)
     mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).tril()
     return self.merge(torch.matmul(F.softmax(scores.masked_fill(~mask, -torch.inf), -1), v))
 
 
-def test_it_follows_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attention written in another way is traced in that way, and its products are counted."""
+def test_trace_follows_a_changed_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A different implementation of attention is traced, and its matrix products are counted."""
     config = preset("micro", "article")
     before = trace(GPT(config, 65), 4, 32)
-    monkeypatch.setattr(CausalSelfAttention, "forward", by_hand)
+    monkeypatch.setattr(CausalSelfAttention, "forward", explicit_attention)
     after = trace(GPT(config, 65), 4, 32)
     called = [op.name for op in after.ops()]
     assert "scaled_dot_product_attention" not in called
@@ -115,10 +115,10 @@ def test_it_follows_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
     assert flops(after) == flops(before)
 
 
-def test_code_that_looks_at_sizes_still_has_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_that_branches_on_sizes_keeps_numeric_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     fused = CausalSelfAttention.forward
     monkeypatch.setattr(
-        CausalSelfAttention, "forward", lambda self, x: (by_hand if x.size(-1) == 64 else fused)(self, x)
+        CausalSelfAttention, "forward", lambda self, x: (explicit_attention if x.size(-1) == 64 else fused)(self, x)
     )
     call = trace(GPT(preset("micro", "article"), 65), 4, 32)
     softmax = next(op for op in call.ops() if op.name == "softmax")
@@ -127,7 +127,7 @@ def test_code_that_looks_at_sizes_still_has_its_numbers(monkeypatch: pytest.Monk
     assert [*call.ops()][-1].outputs[0].names == ("4", "32", "V")
 
 
-def test_gradients_come_back_in_the_shapes_of_what_they_belong_to() -> None:
+def test_gradients_have_the_shapes_of_their_tensors() -> None:
     model = GPT(preset("micro", "gpt2"), 65)
     call = trace(model, 2, 8, backward=True)
     seen: dict[str, tuple[int, ...] | None] = {}
@@ -141,7 +141,7 @@ def test_gradients_come_back_in_the_shapes_of_what_they_belong_to() -> None:
     assert not any(op.gradients or op.backward_flops for op in trace(model, 2, 8).ops())
 
 
-def test_equal_blocks_fold_and_others_do_not() -> None:
+def test_only_equal_blocks_are_grouped() -> None:
     model = GPT(preset("micro", "article"), 65)
     blocks = next(step for step in trace(model, 1, 4).steps if isinstance(step, Call) and step.name == "blocks")
     [folded] = fold(blocks.steps)
@@ -151,13 +151,13 @@ def test_equal_blocks_fold_and_others_do_not() -> None:
     assert [item.count for item in fold(blocks.steps)] == [2, 1, 1]
 
 
-def test_a_tied_head_reads_the_weights_of_the_table() -> None:
+def test_tied_head_reads_the_embedding_weights() -> None:
     call = trace(GPT(preset("micro", "gpt2"), 65), 1, 4)
     [head] = [op for op in call.ops() if op.outputs[0].names == ("B", "T", "V")]
     assert [(weight.name, weight.count) for weight in head.weights] == [("token_embedding_table.weight", 0)]
 
 
-def test_dropout_is_on_the_path_where_there_is_some() -> None:
+def test_active_dropout_is_traced() -> None:
     config = preset("micro", "article", dropout=0.1)
     model = GPT(config, 65)
     assert [op.name for op in trace(model, 1, 4).ops()].count("dropout") == 12
@@ -166,7 +166,7 @@ def test_dropout_is_on_the_path_where_there_is_some() -> None:
     assert "dropout" not in [op.name for op in trace(whole, 1, 4).ops()]
 
 
-def test_tracing_draws_nothing_and_changes_nothing() -> None:
+def test_tracing_changes_neither_rng_nor_weights() -> None:
     model = GPT(preset("micro", "article", dropout=0.5), 65)
     weights, state = [p.clone() for p in model.parameters()], torch.get_rng_state()
     trace(model, 2, 8, backward=True)

@@ -1,8 +1,8 @@
-"""Hydra sweepers whose jobs are run folders: they survive failures and kills, show their progress, end with a table.
+"""Hydra sweepers whose jobs have run folders: they can be resumed, show their progress and end with a table of runs.
 
-`core.py` is what they share; `grid.py` goes through a grid. Another sweeper is a subclass of `core.JobSweeper` in a
-module of its own here, with a dataclass in Hydra's ConfigStore beside it, as in `grid.py`.
+`core.py` is the common base class, `grid.py` a grid sweep and `search.py` an Optuna search. Another sweeper is a
+subclass of `core.JobSweeper` in its own module, with a dataclass in Hydra's ConfigStore, as in `grid.py`.
 
-Hydra imports every `hydra_plugins` module in whichever program uses Hydra, so nothing of ours is imported before a
-sweep begins.
+Hydra imports every `hydra_plugins` module in any program that uses Hydra, so microgpt_cli is imported only when a sweep
+starts.
 """

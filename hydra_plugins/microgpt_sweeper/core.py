@@ -1,16 +1,16 @@
-"""What sweepers of run folders share: a list of jobs → launched through any launcher → results read from the folders.
+"""The base class of sweepers: jobs are started by any Hydra launcher, and their results are read from their folders.
 
-Resuming, failures, signals, progress and the table of runs are dealt with here, once. A sweeper says three things:
+It implements resuming, failures, signals, progress and the table of runs. A sweeper defines
 
 - `KIND`: its name in `sweep.json`;
-- `plan(arguments)`: what the sweep consists of, checked before anything is written. When a sweep is gone on with, it is
-  compared with what the folder says (`Record.differences`), and another space, setting or text is refused;
-- `search()`: which jobs, when. `self.add(jobs)` notes new jobs durably and gives their numbers, `self.launch(numbers)`
-  runs them to their end and gives a `Look` for each. What `self.record.jobs` lists already was noted before the sweep
-  was interrupted. A job that is done is not run again, so launching what is there first is all that resuming takes.
+- `plan(arguments)`: the record of the sweep, checked before anything is written. On resume it is compared with the one
+  in the folder (`Record.differences`), and a different search space, setting or text is an error;
+- `search()`: which jobs to run, and when. `self.add(jobs)` records new jobs durably and returns their numbers,
+  `self.launch(numbers)` runs them and returns a `JobStatus` for each. `self.record.jobs` lists the jobs that were
+  recorded before an interruption. Completed jobs are not run again, so resuming means launching these first.
 
-It may use `self.compose(overrides)`, the checked config of a job, `self.sweep_folder`, and `self.options`, the typed
-`sweep.` keys: a dataclass of microgpt_cli/config.py.
+It may use `self.compose(overrides)`, the checked config of a job, `self.sweep_folder`, and `self.options`, the `sweep.`
+keys: a dataclass of microgpt_cli/config.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, JobStatus, run_job
+from hydra.core.utils import JobReturn, run_job
+from hydra.core.utils import JobStatus as HydraStatus
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -36,7 +37,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 if TYPE_CHECKING:
     from microgpt_cli.cli.multirun import Task
     from microgpt_cli.config import SweepConfig
-    from microgpt_cli.sweeps.job import Look
+    from microgpt_cli.sweeps.job import JobStatus
     from microgpt_cli.sweeps.progress import Plan
     from microgpt_cli.sweeps.record import Job, Record
 
@@ -44,10 +45,10 @@ SUBDIR = "${hydra.job.num}"
 
 
 class JobSweeper(Sweeper):
-    """A sweeper whose jobs each have a run's folder; of a verb that leaves nothing behind it just runs the jobs."""
+    """A sweeper whose jobs each have a run folder; for verbs without run folders it only runs the jobs."""
 
     KIND = ""
-    hydra_context: HydraContext  # set up before anything else is called
+    hydra_context: HydraContext  # set by `setup`
     config: DictConfig
     options: SweepConfig
 
@@ -55,9 +56,9 @@ class JobSweeper(Sweeper):
         self._options = options
         self._launcher: Launcher | None = None
         self._plans: dict[tuple[str, ...], Plan] = {}
-        self._composed: dict[tuple[str, ...], DictConfig] = {}  # of jobs that are to run in this process
-        self._stopped_by: int | None = None  # a signal
-        self._problem: Exception | None = None  # of the launcher
+        self._composed: dict[tuple[str, ...], DictConfig] = {}  # of jobs that run in this process
+        self._stopped_by: int | None = None  # signal number
+        self._problem: Exception | None = None  # raised by the launcher
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
@@ -72,54 +73,54 @@ class JobSweeper(Sweeper):
 
     @abstractmethod
     def plan(self, arguments: list[str]) -> Record:
-        """What the sweep consists of, checked. Raises `UserError` or Hydra's errors for what is wrong with it."""
+        """The checked record of the sweep. Raises `UserError` or Hydra's own errors."""
 
     @abstractmethod
     def search(self) -> None:
         """Add and launch jobs until the sweep is done."""
 
     def sweep(self, arguments: list[str]) -> None:
-        """Begin a sweep or go on with one, and drive it to its end.
+        """Start or resume a sweep, and run it to its end.
 
         Raises:
-            UserError: something is wrong with it, and nothing was written.
+            UserError: the sweep is invalid; nothing was written.
             RunStopped: jobs failed.
-            Interrupted: a signal stopped it.
+            Interrupted: a signal stopped the sweep.
         """
-        from microgpt_cli.commands import sweep as show
+        from microgpt_cli.commands import sweep as output
         from microgpt_cli.runs import layout, storage
         from microgpt_cli.sweeps import job
 
         if not self.task.makes_run_folder:
             self.record = self.plan(arguments)
-            self._run_plain()
+            self._run_without_folders()
             return
-        self._begin(arguments)
+        self._start(arguments)
         with read_write(self.config.hydra), open_dict(self.config.hydra):
-            self.config.hydra.sweep.dir = str(self.sweep_folder)  # launchers make it, and put files of theirs there
+            self.config.hydra.sweep.dir = str(self.sweep_folder)  # launchers create it and write their own files there
         with layout.locked(self.sweep_folder):
             for number in range(len(self.record.jobs)):
                 job.refuse_if_running(self._folder(number))
             storage.discard(self.sweep_folder / job.STOP)
             self.record.write(self.sweep_folder)
-            show.introduce(self.sweep_folder, self.record, self.count)
-            with show.Show(self.sweep_folder, self.count) as self._show, self._stop_signals():
+            output.print_header(self.sweep_folder, self.record, self.count)
+            with output.SweepDisplay(self.sweep_folder, self.count) as self._display, self._stop_signals():
                 try:
                     self.search()
                 except KeyboardInterrupt:
                     if self._stopped_by is None:
                         raise
-            show.conclude(self._show, self._go_on(), self._stopped_by, self._problem)
+            output.print_summary(self._display, self._resume_command(), self._stopped_by, self._problem)
 
-    def _begin(self, arguments: list[str]) -> None:
-        """Find or make the sweep's folder, and the record of what it consists of."""
+    def _start(self, arguments: list[str]) -> None:
+        """Find or create the sweep's folder, and set its record."""
         from microgpt_cli.errors import UserError
         from microgpt_cli.runs import storage
         from microgpt_cli.sweeps import record
 
         subdir = OmegaConf.to_container(self.config.hydra.sweep, resolve=False)["subdir"]  # type: ignore[index, call-overload]
         if subdir != SUBDIR:
-            raise UserError(f"hydra.sweep.subdir={subdir}: the jobs' folders are numbered; it can't be changed")
+            raise UserError(f"hydra.sweep.subdir={subdir}: not supported, because the jobs' folders are numbered")
         if self.options.resume is not None:
             self.sweep_folder = record.find(self.options.resume)
             old = record.read(self.sweep_folder)
@@ -130,7 +131,7 @@ class JobSweeper(Sweeper):
         self.sweep_folder = Path(str(self.config.hydra.sweep.dir))
         if (self.sweep_folder / record.RECORD).exists():
             raise UserError(
-                f"hydra.sweep.dir={self.sweep_folder}: holds a sweep; go on with it: sweep.resume={self.sweep_folder}"
+                f"hydra.sweep.dir={self.sweep_folder}: contains a sweep; resume it: sweep.resume={self.sweep_folder}"
             )
         try:
             storage.make_folders(self.sweep_folder)
@@ -143,43 +144,43 @@ class JobSweeper(Sweeper):
         return job_folder(self.sweep_folder, number)
 
     def add(self, jobs: Sequence[Job]) -> list[int]:
-        """Note new jobs in the sweep's folder; their numbers."""
+        """Record new jobs in the sweep's folder, and return their numbers."""
         self.record.jobs += jobs
         self.record.write(self.sweep_folder)
         return list(range(len(self.record.jobs) - len(jobs), len(self.record.jobs)))
 
-    def launch(self, numbers: Sequence[int]) -> list[Look]:
-        """Run jobs, those that are done left out; what became of each."""
+    def launch(self, numbers: Sequence[int]) -> list[JobStatus]:
+        """Run the jobs that are not completed, and return the status of each."""
         from microgpt_cli.sweeps import job
-        from microgpt_cli.sweeps.progress import Watched
+        from microgpt_cli.sweeps.progress import WatchedJob
 
-        todo = [n for n in numbers if job.look(self._folder(n)).status not in job.DONE]
+        todo = [n for n in numbers if job.read_status(self._folder(n)).status not in job.DONE]
         for number in todo:
-            job.forget(self._folder(number))
-        self._show.add(
+            job.clear_result(self._folder(number))
+        self._display.add(
             [
-                Watched(n, self._folder(n), self._label(n), self._plans.get(tuple(self.record.jobs[n].overrides)))
+                WatchedJob(n, self._folder(n), self._label(n), self._plans.get(tuple(self.record.jobs[n].overrides)))
                 for n in numbers
             ]
         )
         if todo and self._stopped_by is None and self._problem is None:
             self._launch(todo)
-        return [job.look(self._folder(number)) for number in numbers]
+        return [job.read_status(self._folder(number)) for number in numbers]
 
     @property
     def count(self) -> int:
-        """How many jobs the sweep will have in all."""
+        """The total number of jobs."""
         return len(self.record.jobs)
 
     @property
-    def goes_on(self) -> bool:
-        """Whether more jobs may begin: no signal came, the launcher works, and no failed job has stopped the sweep."""
+    def may_start_jobs(self) -> bool:
+        """Whether more jobs may start: no signal, no failure of the launcher, no failed job with `sweep.fail_fast`."""
         from microgpt_cli.sweeps import job
 
         return self._stopped_by is None and self._problem is None and not (self.sweep_folder / job.STOP).exists()
 
     def _label(self, number: int) -> str:
-        """What sets a job apart: its overrides of what is swept over."""
+        """The overrides of a job that are swept over."""
         swept = self.record.space
         return " ".join(word for word in self.record.jobs[number].overrides if word.partition("=")[0] in swept)
 
@@ -194,21 +195,21 @@ class JobSweeper(Sweeper):
                 returned: Sequence[JobReturn] = [self._run_here(number) for number in numbers]
             else:
                 returned = self._ready_launcher().launch(overrides, initial_job_idx=numbers[0])
-        except Exception as error:  # a worker that was killed, a queue that takes no jobs: the folders say the rest
+        except Exception as error:  # a killed worker, a failing queue: the state of each job is in its folder
             self._problem = error if self._stopped_by is None else None
             return
         for number, done in zip(numbers, returned, strict=True):
-            if done.status == JobStatus.FAILED:  # before the job's own code had it in hand
-                self._show.tell(number, job.note_failure(self._folder(number), done._return_value))
-            elif done.return_value.status == "failed":  # which a full disk may not have let it write down
-                self._show.tell(number, done.return_value)
+            if done.status == HydraStatus.FAILED:  # before `job.run` was called
+                self._display.report_end(number, job.record_failure(self._folder(number), done._return_value))
+            elif done.return_value.status == "failed":  # may be missing from the folder after a disk error
+                self._display.report_end(number, done.return_value)
 
     def _runs_here(self) -> bool:
-        """Whether the launcher is Hydra's basic one: the jobs one after the other in this process."""
+        """Whether the launcher is Hydra's basic one, which runs the jobs one after the other in this process."""
         return str(self.config.hydra.launcher._target_).endswith(".BasicLauncher")
 
     def _run_here(self, number: int) -> JobReturn:
-        """What Hydra's basic launcher does, but composing anew, which takes longer than anything else around a job."""
+        """Run a job as Hydra's basic launcher does, but reuse its composed config, because composing is slow."""
         words = self.record.jobs[number].overrides
         composed = self._composed.pop(tuple(words), None)
         if composed is None:
@@ -244,7 +245,7 @@ class JobSweeper(Sweeper):
         return config
 
     def texts(self, configs: Iterable[Any]) -> dict[str, str]:
-        """The texts that these configs learn from, name → sha256. Raises `UserError` if one is not there."""
+        """The texts that these configs train on, name → sha256. Raises `UserError` if one does not exist."""
         from microgpt_cli.commands.console import bytes_bar
         from microgpt_cli.data.corpus import open_corpus
 
@@ -257,12 +258,12 @@ class JobSweeper(Sweeper):
                 found[corpus.name] = corpus.sha256(progress)
         return found
 
-    def _run_plain(self) -> None:
-        """The jobs of a verb that leaves nothing behind."""
+    def _run_without_folders(self) -> None:
+        """Run the jobs of a verb without run folders."""
         from microgpt_cli.errors import UserError
 
         returned = self._ready_launcher().launch([job.overrides for job in self.record.jobs], initial_job_idx=0)
-        errors = [done._return_value for done in returned if done.status == JobStatus.FAILED]
+        errors = [done._return_value for done in returned if done.status == HydraStatus.FAILED]
         for error in errors:
             if not isinstance(error, UserError):
                 raise error
@@ -273,7 +274,7 @@ class JobSweeper(Sweeper):
 
     @contextlib.contextmanager
     def _stop_signals(self) -> Iterator[None]:
-        """Between jobs in this process, or while others run them: no further job begins, and those that run save."""
+        """On a signal, start no further job and let running jobs save and stop."""
         from microgpt_cli import signals
         from microgpt_cli.errors import Interrupted
         from microgpt_cli.sweeps import job
@@ -292,11 +293,11 @@ class JobSweeper(Sweeper):
         with signals.heard_by(stop):
             try:
                 yield
-            except Interrupted as stopped:  # a run in this process heard the signal and has saved
+            except Interrupted as stopped:  # a run in this process received the signal and has saved
                 self._stopped_by = stopped.exit_status - 128
 
-    def _go_on(self) -> str:
-        """What to type to go on with the sweep."""
+    def _resume_command(self) -> str:
+        """The command that resumes the sweep."""
         launcher = [
             word for word in self.config.hydra.overrides.hydra if word.startswith(("hydra/launcher", "hydra.launcher"))
         ]

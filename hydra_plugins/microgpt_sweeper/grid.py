@@ -1,6 +1,7 @@
-"""`hydra/sweeper=grid`, what `-m` does unless told otherwise: every combination of the values that were typed.
+"""`hydra/sweeper=grid`, the default of `-m`: every combination of the given values.
 
-Without `from __future__ import annotations`: Hydra runs a plugin's module before `dataclass` could look it up.
+No `from __future__ import annotations`: Hydra executes a plugin's module before it is in `sys.modules`, where
+`dataclass` would look up the annotations.
 """
 
 import dataclasses
@@ -18,13 +19,13 @@ if TYPE_CHECKING:
 
     from microgpt_cli.sweeps.record import Record
 
-MOST_JOBS = 10_000
-MOST_CHECKED = 64  # jobs that are all looked at before the first begins; of more, each value once
+MAX_JOBS = 10_000
+MAX_CHECKED = 64  # up to this many jobs are all composed before the first starts; beyond it, each value once
 
 
 @dataclass
 class GridConf:
-    """The `sweep.` keys; what they mean stands in microgpt_cli/config.py."""
+    """The `sweep.` keys, documented in microgpt_cli/config."""
 
     _target_: str = "hydra_plugins.microgpt_sweeper.grid.GridSweeper"
     resume: str | None = None
@@ -35,19 +36,20 @@ ConfigStore.instance().store(group="hydra/sweeper", name="grid", node=GridConf, 
 
 
 class GridSweeper(JobSweeper):
-    """Every combination of the values, the last key's changing fastest."""
+    """Every combination of the values; those of the last key vary fastest."""
 
     KIND = "grid"
 
     def plan(self, arguments: list[str]) -> "Record":
-        from microgpt_cli.sweeps.record import Job, Record, changes_of, flat
+        from microgpt_cli.config.schema import flatten
+        from microgpt_cli.sweeps.record import Job, Record, changes_of
 
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         columns = {override.get_key_element(): _words(override) for override in parser.parse_overrides(arguments)}
         self._check_size(columns)
         jobs = [list(words) for words in itertools.product(*columns.values())]
         configs = {i: self.compose(jobs[i]) for i in _checked(jobs, columns)}
-        settings = {i: flat(dataclasses.asdict(config)) for i, config in configs.items()}
+        settings = {i: flatten(dataclasses.asdict(config)) for i, config in configs.items()}
         changes = changes_of([settings.get(i) for i in range(len(jobs))])
         return Record(
             sweeper=self.KIND,
@@ -68,29 +70,29 @@ class GridSweeper(JobSweeper):
         for key, words in columns.items():
             count *= len(words)
             if count == 0:
-                raise UserError(f"{key}: a sweep over no values; give at least one")
-            if count > MOST_JOBS:
-                raise UserError(f"{key}: a sweep of more than {MOST_JOBS:,} jobs; take fewer values")
+                raise UserError(f"{key}: has no values; give at least one")
+            if count > MAX_JOBS:
+                raise UserError(f"{key}: the sweep exceeds the limit of {MAX_JOBS:,} jobs; use fewer values")
 
 
 def _words(override: "Override") -> list[str]:
-    """An override for each value that one stands for."""
+    """One override per value of a sweep override."""
     from microgpt_cli.errors import UserError
 
     key = override.get_key_element()
     if not override.is_sweep_override():
         return [f"{key}={override.get_value_element_as_str()}"]
     if not override.is_discrete_sweep():
-        raise UserError(f"{override.input_line}: a grid takes single values, as in {key}=1,2,3 or {key}=range(5)")
-    return [f"{key}={value}" for value in itertools.islice(override.sweep_string_iterator(), MOST_JOBS + 1)]
+        raise UserError(f"{override.input_line}: a grid needs single values, as in {key}=1,2,3 or {key}=range(5)")
+    return [f"{key}={value}" for value in itertools.islice(override.sweep_string_iterator(), MAX_JOBS + 1)]
 
 
 def _checked(jobs: list[list[str]], columns: dict[str, list[str]]) -> list[int]:
-    """The jobs to look at beforehand: all if they are few, else the first, and each other value in its place."""
-    if len(jobs) <= MOST_CHECKED:
+    """The jobs to compose before the sweep starts: all if they are few, else the first, and each other value once."""
+    if len(jobs) <= MAX_CHECKED:
         return list(range(len(jobs)))
     numbers, stride = [0], len(jobs)
     for words in columns.values():
         stride //= len(words)
-        numbers += [stride * index for index in range(1, len(words))][:MOST_CHECKED]
+        numbers += [stride * index for index in range(1, len(words))][:MAX_CHECKED]
     return numbers

@@ -78,7 +78,7 @@ def save(
     parent = run / layout.CHECKPOINTS
     final = parent / layout.step_name(step)
     if parent.exists():
-        storage.sweep(parent)
+        storage.remove_stale_folders(parent)
     else:
         storage.make_folder(parent)
     if final.exists():
@@ -107,7 +107,7 @@ def take_over(run: Path, best: int | None) -> None:
     """Finish a save that stopped after it had published its checkpoint, which the run now goes on from."""
     parent = run / layout.CHECKPOINTS
     storage.sync_folder(parent)  # its name must be durable before anything relies on it
-    storage.sweep(parent)
+    storage.remove_stale_folders(parent)
     _keep(parent, best)
 
 

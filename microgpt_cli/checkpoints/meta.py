@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from microgpt_cli.config import LARGEST_STEP
 from microgpt_cli.config.schema import LARGEST_INT
 from microgpt_cli.errors import UserError
+from microgpt_cli.runs.storage import LARGEST_NUMBER
 
 FORMAT = 1
 
@@ -26,7 +27,7 @@ class Number(NamedTuple):
 
 
 COUNT, STEP = Number(int, 0, LARGEST_INT), Number(int, 0, LARGEST_STEP)
-FLOAT = Number(float, -1e60, 1e60)  # beyond any float32, and far from where sums of them overflow
+FLOAT = Number(float, -LARGEST_NUMBER, LARGEST_NUMBER)
 STATE = {
     "step": STEP,
     "tokens": COUNT,

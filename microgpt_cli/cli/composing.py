@@ -15,8 +15,9 @@ from typing import Any
 
 from microgpt_cli.cli import overrides
 from microgpt_cli.cli.verb import Verb
-from microgpt_cli.config.schema import Leaf
+from microgpt_cli.config.schema import Leaf, flatten
 from microgpt_cli.errors import UserError
+from microgpt_cli.runs import escape
 
 HERE = Path(__file__).resolve().parent.parent
 LONGEST_LINE = 2000  # characters of an error that are shown
@@ -80,17 +81,7 @@ def select(composed: Any) -> dict[str, Any]:
     """Dotted key → value of everything in a composed config but its `hydra` node."""
     from omegaconf import OmegaConf
 
-    flat: dict[str, Any] = {}
-
-    def walk(node: dict[str, Any], prefix: str) -> None:
-        for name, value in node.items():
-            if isinstance(value, dict):
-                walk(value, f"{prefix}{name}.")
-            else:
-                flat[prefix + name] = value
-
-    walk(OmegaConf.to_container(_without_hydra(composed), resolve=True), "")  # type: ignore[arg-type]
-    return flat
+    return flatten(OmegaConf.to_container(_without_hydra(composed), resolve=True))  # type: ignore[arg-type]
 
 
 def _without_hydra(composed: Any) -> Any:
@@ -169,6 +160,6 @@ def explained(error: Exception, verb: str, words: overrides.Words, schema: dict[
 
 
 def one_line(error: BaseException) -> str:
-    """An error as one line, with nothing in it that a terminal would obey: a hostile file may have chosen the words."""
-    line = "".join(char if char.isprintable() else repr(char)[1:-1] for char in " ".join(str(error).split()))
+    """An error as one line, escaped for a terminal: parts of it may come from an untrusted file."""
+    line = escape.one_line(str(error))
     return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]} …"

@@ -21,7 +21,7 @@ from microgpt_cli.config import SearchConfig, SweepConfig
 from microgpt_cli.config.schema import leaves
 from microgpt_cli.errors import RunStopped, UserError
 from microgpt_cli.sweeps import job, record
-from microgpt_cli.sweeps.job import Driver
+from microgpt_cli.sweeps.job import SweepProcess
 
 # Our own sweepers say what there is to say: Hydra's lines are not for people, and a job's log is its own.
 SWEEP_DEFAULTS = {"hydra/hydra_logging": "none", "hydra/job_logging": "none"}
@@ -34,7 +34,7 @@ class Task:
     verb: str
     spec: Verb
     typed: tuple[str, ...]
-    driver: Driver
+    sweep_process: SweepProcess
 
     @property
     def makes_run_folder(self) -> bool:
@@ -59,13 +59,13 @@ class Task:
             if resume is not None:
                 config.resume = str(resume)
             try:
-                worker = None if self.driver.is_here() else partial(job.worker_number, folder.parent)
+                worker = None if self.sweep_process.is_this_process() else partial(job.worker_number, folder.parent)
                 self.spec.run(config, typed=self.typed, sweep_dir=folder, worker=worker)
             except Exception:
                 job.keep_config(folder, settings)
                 raise
 
-        end = job.run(folder, train, self.driver, bool(hydra.sweeper.get("fail_fast", False)))
+        end = job.run(folder, train, self.sweep_process, bool(hydra.sweeper.get("fail_fast", False)))
         if hydra.sweeper._target_.startswith("hydra_plugins.microgpt"):
             return end  # whoever drives the sweep reads the folders
         if end.status == "failed":
@@ -109,7 +109,7 @@ def hydra_main(verbs: Mapping[str, Verb], verb: str, words: overrides.Words) -> 
         typed = {word.partition("=")[0] for word in words.overrides}
         quiet = [f"{key}={value}" for key, value in defaults.items() if key not in typed]
         sys.argv = [sys.argv[0], *words.flags, *quiet, *words.overrides]
-        task = Task(verb, verbs[verb], words.typed, Driver.this_process())
+        task = Task(verb, verbs[verb], words.typed, SweepProcess.this_process())
         hydra.main(config_path=str(composing.CONF), config_name=verb, **composing.version_base())(task)()
 
 

@@ -1,4 +1,4 @@
-"""`microgpt compare`: runs side by side: what differs, their curves and losses, and what each makes of one prompt."""
+"""`microgpt compare`: runs side by side: settings that differ, curves, losses, and continuations of one prompt."""
 
 import os
 import shutil
@@ -12,14 +12,15 @@ from microgpt_cli.runs import layout, plots, reading, storage, table, terminal_p
 
 PLOT = "compare.png"
 PLOT_HEIGHT = 16  # lines
-MOST = len(terminal_plot.LETTERS)
+MAX_RUNS = len(terminal_plot.LETTERS)
 
 
 def run(config: CompareConfig, invocation: Invocation) -> None:
-    """Print all that there is to compare, and draw the curves on one plot."""
-    if len(config.paths) > MOST:
-        raise UserError(f"{len(config.paths)} runs: at most {MOST} can be compared; microgpt runs lists more")
-    runs = [reading.read_run(layout.find_run_folder(path, "paths")) for path in config.paths]
+    """Print the comparison, and draw the curves in one plot."""
+    if len(config.paths) > MAX_RUNS:
+        raise UserError(f"{len(config.paths)} runs: at most {MAX_RUNS} can be compared; microgpt runs lists more")
+    folders = [layout.find_run_folder(path, "paths") for path in config.paths]
+    runs = [run for folder in folders for run in reading.read_runs([folder])]
     letters = terminal_plot.LETTERS[: len(runs)]
     width = shutil.get_terminal_size().columns
     drawn = _draw(runs, letters, config.out)
@@ -42,8 +43,8 @@ def run(config: CompareConfig, invocation: Invocation) -> None:
 
 
 def _draw(runs: list[reading.Run], letters: str, out: str | None) -> str:
-    """Where the plot is now. Runs of others need not lie where one may write: then the rest is printed all the same."""
-    names = table.differing(runs)
+    """Draw the plot and return its path; if the runs' folder is not writable, the reason instead of the path."""
+    names = table.shown_keys(runs)
     curves = {
         f"{letter}  {label(run, names)}": reading.val_curve(run) for letter, run in zip(letters, runs, strict=True)
     }
@@ -64,7 +65,7 @@ def _draw(runs: list[reading.Run], letters: str, out: str | None) -> str:
 
 
 def _continuations(config: CompareConfig) -> list[str]:
-    """What each run writes after the prompt, or why it can't. Only here is torch needed."""
+    """The continuation of the prompt by each run, or the reason that there is none. Imports torch."""
     from microgpt_cli.checkpoints import checkpoint
     from microgpt_cli.compute import choose
     from microgpt_cli.data.tokenizers import unpack

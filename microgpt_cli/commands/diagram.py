@@ -1,4 +1,4 @@
-"""`microgpt diagram`: the architecture of a model as a picture, drawn from one forward pass."""
+"""`microgpt diagram`: draw the architecture of a model, from the trace of a forward pass."""
 
 import sys
 
@@ -13,7 +13,7 @@ from microgpt_cli.runs import plots, storage
 
 
 def run(config: DiagramConfig, invocation: Invocation) -> None:
-    """Draw the model that the groups describe, or the one of a run: on the terminal, and to a file if one is named."""
+    """Draw the model given by the config groups or by a run, on the terminal and to `out`."""
     target = None if config.out is None else file_to_write(config.out)
     missing = plots.missing() if target is not None and target.suffix.lower() == ".png" else ""
     if missing:

@@ -24,8 +24,8 @@ from microgpt_cli.data.corpus import Corpus, open_corpus
 from microgpt_cli.data.dataset import IN_MEMORY_BYTES, Splits, build_tokenizer, encode, split
 from microgpt_cli.data.tokenizers import Tokenizer
 from microgpt_cli.errors import RunStopped, UserError
-from microgpt_cli.insight.overlap import copied
-from microgpt_cli.insight.text_stats import Survey, beginning, survey
+from microgpt_cli.insight.overlap import find_overlap
+from microgpt_cli.insight.text_stats import TextStats, beginning, text_stats
 from microgpt_cli.model.accounting import memory, meta_model, total_parameters
 from microgpt_cli.runs import layout
 from microgpt_cli.training import probe
@@ -67,9 +67,9 @@ def run(config: TrainConfig, invocation: Invocation) -> None:
         print(f"go        {_command(config, invocation)}")
 
 
-def _survey(corpus: Corpus, tokenizer: Tokenizer) -> Survey | None:
+def _survey(corpus: Corpus, tokenizer: Tokenizer) -> TextStats | None:
     try:
-        return survey(corpus)
+        return text_stats(corpus)
     except UserError:
         if tokenizer.kind != "byte":
             raise
@@ -103,7 +103,7 @@ def _missing_compiler(device: torch.device) -> str:
     return "" if any(name and shutil.which(name) for name in names) else "none: no g++ or clang++ on the path"
 
 
-def _text(whole: Corpus, corpus: Corpus, found: Survey | None, tokenizer: Tokenizer, splits: Splits) -> None:
+def _text(whole: Corpus, corpus: Corpus, found: TextStats | None, tokenizer: Tokenizer, splits: Splits) -> None:
     """What the text is, and what is odd about it."""
     unit = tokenizer.unit
     files = f" in {len(whole.sources):,} files" if len(whole.sources) > 1 else ""
@@ -115,13 +115,13 @@ def _text(whole: Corpus, corpus: Corpus, found: Survey | None, tokenizer: Tokeni
         print("          not UTF-8, so it is taken as bytes")
     else:
         print(
-            f"          {found.characters:,} characters, {found.different:,} different, {found.rare:,} of them fewer "
+            f"          {found.characters:,} characters, {found.distinct:,} different, {found.rare:,} of them fewer "
             f"than 5 times; {found.lines:,} lines"
         )
-        for odd in found.odd[:MOST_ODD]:
-            print(f"odd       {odd.name}, {f'{odd.count:,} times' if odd.count > 1 else 'once'}: {odd.what}")
-        if len(found.odd) > MOST_ODD:
-            print(f"odd       and {len(found.odd) - MOST_ODD} characters more")
+        for odd in found.unusual[:MOST_ODD]:
+            print(f"odd       {odd.name}, {f'{odd.count:,} times' if odd.count > 1 else 'once'}: {odd.kind}")
+        if len(found.unusual) > MOST_ODD:
+            print(f"odd       and {len(found.unusual) - MOST_ODD} characters more")
         if found.repeated > MUCH_REPEATED:
             print(f"repeated  {found.repeated:.0%} of it are lines that stand there before")
     print(
@@ -134,7 +134,7 @@ def _text(whole: Corpus, corpus: Corpus, found: Survey | None, tokenizer: Tokeni
         print(
             f"unseen    {len(unseen)} of them only in the held-out part, where nothing can be learnt of them: {shown}"
         )
-    again = copied(splits.val[:COPIED_VAL], splits.train[-COPIED_TRAIN:], 0, COPIED_TOKENS).share
+    again = find_overlap(splits.val[:COPIED_VAL], splits.train[-COPIED_TRAIN:], 0, COPIED_TOKENS).share
     if again > 0.01:
         print(
             f"copied    {again:.0%} of the held-out part stands in the other in passages of {COPIED_TOKENS} {unit} "

@@ -13,9 +13,8 @@ from tqdm import tqdm
 
 from microgpt_cli.checkpoints import checkpoint
 from microgpt_cli.commands import Invocation
-from microgpt_cli.commands.console import bytes_bar, duration
-from microgpt_cli.commands.pages import page_path
-from microgpt_cli.commands.token_losses import WORST, Read, tell
+from microgpt_cli.commands.console import bytes_bar, duration, file_to_write
+from microgpt_cli.commands.token_losses import WORST, Evaluated, report_token_losses
 from microgpt_cli.compute import Compute, choose
 from microgpt_cli.config import DataConfig, EvalConfig
 from microgpt_cli.data.baselines import baselines
@@ -23,7 +22,7 @@ from microgpt_cli.data.corpus import open_corpus
 from microgpt_cli.data.dataset import encode, split
 from microgpt_cli.data.tokenizers import CharTokenizer, Tokenizer
 from microgpt_cli.errors import UserError
-from microgpt_cli.insight.token_losses import Surprise, token_losses
+from microgpt_cli.insight.token_losses import LossBreakdown, token_losses
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.runs import layout
 from microgpt_cli.training.trainer import evaluate
@@ -34,7 +33,7 @@ COUNT_TOKENS = 1 << 20  # looked at in one piece
 def run(config: EvalConfig, invocation: Invocation) -> None:
     """Print nats, perplexity, bits a character and bits a byte, with the baselines beside them."""
     path = layout.find_checkpoint(config.ckpt)
-    page = page_path(config.out) if config.per_token else None
+    page = None if config.out is None else file_to_write(config.out) if config.per_token else None
     compute = choose(config.device, config.dtype, threads=config.threads)
     loaded = checkpoint.load(path)
     tokenizer, block_size = loaded.tokenizer, loaded.config.model.block_size
@@ -52,17 +51,19 @@ def run(config: EvalConfig, invocation: Invocation) -> None:
     splits = split(ids, loaded.config.data.val_fraction, block_size) if trained_on else None
     counted = splits.train if splits else part
     model = checkpoint.build_model(loaded, compute.device).eval()
-    surprise = Surprise(tokenizer.vocab_size, block_size, config.shown_tokens, WORST) if config.per_token else None
+    breakdown = (
+        LossBreakdown(tokenizer.vocab_size, block_size, config.shown_tokens, WORST) if config.per_token else None
+    )
     nats, tokens, began = 0.0, 0, time.perf_counter()
     with tqdm(total=len(part) - 1, unit="token", unit_scale=True, disable=None, leave=False, delay=0.5) as bar:
-        for nats_here, count in _losses(model, part, compute, config.batch_size, surprise):
+        for nats_here, count in _losses(model, part, compute, config.batch_size, breakdown):
             nats, tokens = nats + nats_here, tokens + count
             bar.update(count)
     seconds = time.perf_counter() - began
     loss = nats / tokens
     characters, size = _characters_and_bytes(part[1:], tokenizer)
     compare = baselines(counted, part, tokenizer.vocab_size)
-    what = {"val": "the held-out split", "train": "the training split", "all": "the whole text"}[which]
+    what = {"val": "the validation split", "train": "the training split", "all": "the whole text"}[which]
     print(f"from {path}, step {loaded.step:,}", file=sys.stderr)
     print(f"text                {corpus.name}, {what}")
     print(f"predicted           {tokens:,} tokens, context {block_size}, in {duration(seconds)}")
@@ -74,9 +75,9 @@ def run(config: EvalConfig, invocation: Invocation) -> None:
     print(f"counting tokens     {compare.unigram:.4f} nats a token, counted on {source}")
     print(f"counting pairs      {compare.bigram:.4f}")
     print(f"guessing            {compare.uniform:.4f}")
-    if surprise is not None:
+    if breakdown is not None:
         run_folder = path.parent.parent if path.parent.name == layout.CHECKPOINTS else path
-        read = Read(part, tokenizer, what, splits, which == "val", run_folder, compare)
+        text = Evaluated(part, tokenizer, what, splits, which == "val", run_folder, compare)
         summary = [
             ("loss", f"{loss:.4f} nats"),
             ("perplexity", f"{math.exp(min(loss, 700)):.3f}"),
@@ -85,19 +86,19 @@ def run(config: EvalConfig, invocation: Invocation) -> None:
             ("tokens", f"{tokens:,}"),
             ("step", f"{loaded.step:,}"),
         ]
-        tell(surprise, read, f"{corpus.name}, {what}, read by {path}", summary, page)
+        report_token_losses(breakdown, text, f"{corpus.name}, {what}, read by {path}", summary, page)
 
 
 def _losses(
-    model: GPT, part: Tensor, compute: Compute, batch_size: int, surprise: Surprise | None
+    model: GPT, part: Tensor, compute: Compute, batch_size: int, breakdown: LossBreakdown | None
 ) -> Iterator[tuple[float, int]]:
-    """The nats of some windows and how many tokens they predict; `surprise` takes in each token of them."""
-    if surprise is None:
+    """The nats of some windows and how many tokens they predict; `breakdown` takes in each token of them."""
+    if breakdown is None:
         for nats, count in evaluate(model, part, compute, batch_size):
             yield nats.item(), count
         return
     for piece in token_losses(model, part, compute, batch_size):
-        surprise.add(piece)
+        breakdown.add(piece)
         yield piece.losses.double().sum().item(), piece.losses.numel()
 
 

@@ -1,4 +1,4 @@
-"""Where a prompt comes from, and the tokens that a model sees of it."""
+"""Read a prompt and encode it."""
 
 import os
 from pathlib import Path
@@ -9,16 +9,16 @@ from microgpt_cli.runs import storage
 
 
 def read_prompt(prompt: str, prompt_file: str | None) -> str:
-    """The prompt that was typed, or the text of a file."""
+    """The prompt itself, or the text of the prompt file."""
     if prompt_file is None:
         return prompt
     data = storage.read_bytes(Path(os.path.expanduser(prompt_file)))
-    # What is not UTF-8 stays, as in words from the command line, and is refused by tokenizers that need characters.
+    # Bytes that are not UTF-8 are kept as surrogates, as on the command line; the char tokenizer rejects them.
     return data.decode("utf-8", "surrogateescape")
 
 
 def encode_prompt(prompt: str, tokenizer: Tokenizer, context: int) -> tuple[list[int], int]:
-    """The last `context` token ids, and how many there are in all; a prompt of nothing begins a new line."""
+    """The last `context` token ids, and the total number of ids; an empty prompt starts a new line."""
     if prompt == "":
         return [tokenizer.start_id], 1
     try:

@@ -1,4 +1,4 @@
-"""`microgpt replay`: what a model wrote as it learnt, played again from gibberish to text."""
+"""`microgpt replay`: play back the samples that a run wrote during training."""
 
 import contextlib
 import os
@@ -12,31 +12,31 @@ from microgpt_cli.commands import Invocation
 from microgpt_cli.config import ReplayConfig
 from microgpt_cli.errors import UserError
 from microgpt_cli.runs import layout
-from microgpt_cli.runs.replay_frames import Frame, film
+from microgpt_cli.runs.replay_frames import Frame, replay_frames
 from microgpt_cli.runs.samples import read_samples
 from microgpt_cli.training import metrics
 
-FASTER = 1.5
+SPEED_STEP = 1.5
 BOLD, QUIET, PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[0m"
 
 
-class Waits(Protocol):
-    """Lets time pass, and says which key was pressed meanwhile, if any."""
+class Wait(Protocol):
+    """Wait for some seconds, and return the key that was pressed, if any."""
 
     def __call__(self, seconds: float | None, /) -> str: ...
 
 
 def run(config: ReplayConfig, invocation: Invocation) -> None:
-    """Type the samples of a run on a terminal; print them where standard output is none."""
+    """Play the samples of a run on a terminal, or print them if standard output is not a terminal."""
     folder = layout.find_run(config.run, "run")
     samples = read_samples(folder)
     if not samples:
         raise UserError(
             f"run={config.run}: no samples in this folder; a run writes them every sample_interval steps "
-            "and at its end: give the folder of one that has, as in outputs/train/…"
+            "and at its end: give a run's folder, as in outputs/train/…"
         )
     losses = {line["step"]: line["val_loss"] for line in metrics.read(folder / layout.METRICS) if "val_loss" in line}
-    frames = film(samples, losses)
+    frames = replay_frames(samples, losses)
     if not sys.stdout.isatty():
         sys.stdout.writelines(frame.text for frame in frames)
         return
@@ -47,9 +47,9 @@ def run(config: ReplayConfig, invocation: Invocation) -> None:
             sys.stdout.write(PLAIN)
 
 
-def _play(frames: Iterator[Frame], speed: float, wait: Waits) -> None:
-    """Show a film; + and - change its speed, space halts it, n goes on to the next sample, q ends it."""
-    print(f"{QUIET}+ faster, - slower, space halt, n next, q quit{PLAIN}\n")
+def _play(frames: Iterator[Frame], speed: float, wait: Wait) -> None:
+    """Play frames; + and - change the speed, space pauses, n skips to the next sample, q quits."""
+    print(f"{QUIET}+ faster, - slower, space pause, n next, q quit{PLAIN}\n")
     skipped = -1
     for frame in frames:
         sys.stdout.write(f"{BOLD}{frame.text}{PLAIN}" if frame.is_header else frame.text)
@@ -58,7 +58,7 @@ def _play(frames: Iterator[Frame], speed: float, wait: Waits) -> None:
         if key == " ":
             key = wait(None)
         if key in ("+", "=", "-"):
-            speed *= 1 / FASTER if key == "-" else FASTER
+            speed *= 1 / SPEED_STEP if key == "-" else SPEED_STEP
         elif key == "n":
             skipped = frame.sample
         elif key in ("q", "\x04"):
@@ -67,8 +67,8 @@ def _play(frames: Iterator[Frame], speed: float, wait: Waits) -> None:
 
 
 @contextlib.contextmanager
-def _keys() -> Iterator[Waits]:
-    """A way to wait that notices keys at once, where standard input is a terminal that can tell."""
+def _keys() -> Iterator[Wait]:
+    """A `Wait` that reacts to keys if standard input is a terminal."""
     try:
         import termios
         import tty

@@ -1,4 +1,4 @@
-"""`microgpt report`: one HTML page of a run, or of the runs of a sweep."""
+"""`microgpt report`: an HTML page about a run, or about the runs of a sweep."""
 
 import contextlib
 import shlex
@@ -10,34 +10,37 @@ import yaml
 
 from microgpt_cli.cli import own_configs
 from microgpt_cli.commands import Invocation
-from microgpt_cli.commands.pages import page_path, write_page
+from microgpt_cli.commands.console import file_to_write
+from microgpt_cli.commands.pages import write_page
 from microgpt_cli.commands.runs import label
 from microgpt_cli.config import ReportConfig, TrainConfig
 from microgpt_cli.config.schema import from_json, leaves
 from microgpt_cli.errors import UserError
 from microgpt_cli.insight.pages.report import Chart, Curve, Verdict, run_page, sweep_page
 from microgpt_cli.runs import layout, reading, storage, table
-from microgpt_cli.runs.diagnose import Finding, judge
-from microgpt_cli.runs.run_summary import read_about, setting_of
+from microgpt_cli.runs.diagnose import Finding, diagnose
+from microgpt_cli.runs.run_summary import read_run_summary, run_context
 from microgpt_cli.runs.samples import read_samples
 
 PAGE = "report.html"
 COLOURS = ("--c1", "--c2", "--c3", "--c4", "--c5")
 GROUPS = {"model", "arch", "data", "tokenizer", "optim", "experiment"}
-MOST_CURVES = 60  # of a sweep
-WIDE = 8  # times the smallest value of a setting: from there on its axis is logarithmic
-GOOD, BAD = {"improving", "settled"}, {"spikes", "stuck", "slow", "overfitting"}
+MAX_CURVES = 60  # of a sweep
+LOG_RATIO = 8  # largest to smallest value of a setting; from this ratio on its axis is logarithmic
+GOOD, BAD = {"improving", "plateau"}, {"spikes", "stuck", "slow", "overfitting"}
 WORK = {"evaluating_seconds": "evaluating", "sampling_seconds": "sampling", "saving_seconds": "saving"}
 Lines = Sequence[Mapping[str, Any]]
 
 
 def run(config: ReportConfig, invocation: Invocation) -> None:
-    """Write the page, beside the run unless told otherwise."""
-    target = page_path(config.out)
+    """Write the page, by default into the run's folder."""
+    target = None if config.out is None else file_to_write(config.out)
     folder = layout.find_run(config.run, "run")
     runs = reading.read_runs([folder])
     if not runs:
-        raise UserError(f"run={config.run}: no run in this folder; give a run's, as in outputs/train/…, or a sweep's")
+        raise UserError(
+            f"run={config.run}: no run in this folder; give the folder of a run, as in outputs/train/…, or of a sweep"
+        )
     alone = len(runs) == 1 and runs[0].path == folder
     page = _of_run(runs[0], invocation) if alone else _of_sweep(folder, runs)
     print(write_page(target or folder / PAGE, page))
@@ -47,7 +50,7 @@ def _of_run(run: reading.Run, invocation: Invocation) -> str:
     folder = run.path
     metrics = reading.read_log(folder)
     timings = reading.read_log(folder, layout.TIMINGS)
-    about = read_about(folder)
+    about = read_run_summary(folder)
     findings = _findings(folder, metrics, about)
     losses = dict(_points(metrics, "val_loss"))
     samples = [
@@ -64,51 +67,51 @@ def _of_run(run: reading.Run, invocation: Invocation) -> str:
         _charts(metrics, timings, about, findings),
         samples,
         changed,
-        [[name, table.shown(value)] for name, value in run.settings.items()],
+        [[name, table.format_value(value)] for name, value in run.settings.items()],
         [(name, count, f"{count:,}") for name, count in about["parts"].items()] if about else [],
         _times(timings),
-        _commands(run, _again(run, changed, invocation), place),
+        _commands(run, _reproducing_overrides(run, changed, invocation), place),
     )
 
 
 def _findings(folder: Path, metrics: Lines, about: dict[str, Any] | None) -> list[Finding]:
-    """What the numbers of a run say; nothing of one that is older than `about.json`."""
+    """The diagnosis of a run; empty for runs without `about.json`."""
     if about is None:
         return []
     where = folder / layout.CONFIG
     config = from_json(TrainConfig, storage.parse_json(storage.read_bytes(where), str(where)), str(where))
-    return judge(metrics, config, setting_of(about))
+    return diagnose(metrics, config, run_context(about))
 
 
 def _subtitle(run: reading.Run, about: Mapping[str, Any] | None) -> str:
-    words = {"finished": "finished", "stopped_early": "stopped early, as it was told to"}.get(run.status, run.status)
-    where = f", {about['machine'].get('device', '')}" if about else ""
-    text = f", {table.printable(about['text'])}" if about else ""
-    return f"A run of microgpt train: {words}{text}{where}"
+    parts = [f"status: {run.status.replace('_', ' ')}"]
+    if about:
+        parts += [f"data: {table.printable(about['text'])}", f"device: {about['machine'].get('device', '')}"]
+    return " · ".join(parts)
 
 
 def _summary(run: reading.Run, about: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """What a reader wants to know first."""
-    facts = table.facts(run)
+    """Names and values at the top of the page."""
+    facts = table.result_cells(run)
     found = [
         (f"best val_loss, step {facts['at step']}", facts["best val loss"]),
         ("last val_loss", facts["last val loss"]),
         ("steps", facts["steps"]),
-        ("time in steps", facts["time"]),
+        ("training time", facts["time"]),
         ("tokens/s", facts["tokens/s"]),
     ]
     if about:
         found += [
             ("parameters", f"{about['parameters']:,}"),
-            (f"{table.printable(about['unit'])} to learn from", f"{about['train_tokens']:,}"),
+            (f"training {table.printable(about['unit'])}", f"{about['train_tokens']:,}"),
             ("vocabulary", f"{about['vocab_size']:,}"),
         ]
     return found
 
 
 def _verdict(finding: Finding, run: reading.Run, place: str) -> Verdict:
-    """A finding as a sentence, with the whole command that would help."""
-    text = f"its best held-out loss is {finding.text}" if finding.kind == "bigram" else finding.text
+    """A finding as a sentence, with the complete command that addresses it."""
+    text = f"the best validation loss is {finding.text}" if finding.kind == "bigram" else finding.text
     text = f"{text[0].upper()}{text[1:]}."
     tone = "good" if finding.kind in GOOD else "bad" if finding.kind in BAD else ""
     if not finding.overrides:
@@ -120,18 +123,18 @@ def _verdict(finding: Finding, run: reading.Run, place: str) -> Verdict:
 def _charts(
     metrics: Lines, timings: Lines, about: Mapping[str, Any] | None, findings: Sequence[Finding]
 ) -> list[Chart]:
-    """The loss, and what else was logged at each step."""
-    held_out, training = _points(metrics, "val_loss"), _points(metrics, "loss")
-    if not (held_out or training):
+    """The loss, and the other logged values, against the step."""
+    validation, training = _points(metrics, "val_loss"), _points(metrics, "loss")
+    if not (validation or training):
         return []
-    best = min(held_out, key=lambda point: point[1], default=None)
+    best = min(validation, key=lambda point: point[1], default=None)
     overfits = any(finding.kind == "overfitting" for finding in findings)
     loss = Chart(
         "loss",
-        "Loss, nats a token",
-        [Curve("held out", "--c2", held_out, dots=True), Curve("train", "--c1", training, faint=True)],
+        "Loss, nats per token",
+        [Curve("validation", "--c2", validation, dots=True), Curve("train", "--c1", training, faint=True)],
         levels=about["baselines"] if about else {},
-        marks={"overfitting from here": best[0]} if best and overfits else {},
+        marks={"overfitting": best[0]} if best and overfits else {},
     )
     others = [
         ("rate", "Learning rate", "--c3", _points(metrics, "learning_rate")),
@@ -150,24 +153,26 @@ def _points(lines: Lines, key: str) -> list[tuple[int, float]]:
 
 
 def _latest(losses: Mapping[int, float], step: int) -> float | None:
-    """The held-out loss that was known when a sample was written."""
+    """The val_loss of the last evaluation before a sample."""
     return next((loss for at, loss in sorted(losses.items(), reverse=True) if at <= step), None)
 
 
 def _changed(run: reading.Run, invocation: Invocation) -> list[list[str]]:
-    """The settings that are not the defaults: (key, value, default, meaning)."""
+    """The settings that differ from the defaults: (key, value, default, meaning)."""
     if invocation.compose is None:  # in a sweep
         return []
-    usual = invocation.compose("train", ())
+    defaults = invocation.compose("train", ())
     return [
-        [leaf.name, table.shown(run.settings[leaf.name]), table.shown(usual[leaf.name]), leaf.meaning]
+        [leaf.name, table.format_value(run.settings[leaf.name]), table.format_value(defaults[leaf.name]), leaf.meaning]
         for leaf in leaves(TrainConfig)
-        if leaf.name in run.settings and leaf.name not in table.PLACES and run.settings[leaf.name] != usual[leaf.name]
+        if leaf.name in run.settings
+        and leaf.name not in table.PATH_SETTINGS
+        and run.settings[leaf.name] != defaults[leaf.name]
     ]
 
 
 def _times(timings: Lines) -> list[tuple[str, float, str]]:
-    """Seconds in steps, and beside them as far as they were logged."""
+    """Seconds of each activity, as logged."""
     seconds = {"training steps": max((line["seconds"] for line in timings if "seconds" in line), default=0.0)}
     for key, name in WORK.items():
         seconds[name] = sum(line[key] for line in timings if key in line)
@@ -175,24 +180,24 @@ def _times(timings: Lines) -> list[tuple[str, float, str]]:
     return [(name, spent, f"{spent:,.1f} s, {spent / total:.0%}") for name, spent in seconds.items() if spent > 0]
 
 
-def _again(run: reading.Run, changed: Sequence[Sequence[str]], invocation: Invocation) -> list[str]:
-    """What to type for the same run: what was typed for it, if that still gives its settings, else all that differs."""
-    typed = _typed(run.path)
+def _reproducing_overrides(run: reading.Run, changed: Sequence[Sequence[str]], invocation: Invocation) -> list[str]:
+    """The overrides that reproduce a run: the original ones if they still give its settings, else all differences."""
+    typed = _original_overrides(run.path)
     if typed is not None and invocation.compose is not None:
         with contextlib.suppress(UserError):
             given = invocation.compose("train", typed)
-            if all(given.get(name) == value for name, value in run.settings.items() if name not in table.PLACES):
-                # the file has the words as Hydra quotes them, and microgpt takes them without
+            if all(given.get(name) == value for name, value in run.settings.items() if name not in table.PATH_SETTINGS):
+                # the file contains Hydra's quotes, which microgpt does not need
                 names = [word.partition("=")[0] for word in typed]
                 return [
-                    f"{name}={table.shown(run.settings[name])}" if name in run.settings else word
+                    f"{name}={table.format_value(run.settings[name])}" if name in run.settings else word
                     for name, word in zip(names, typed, strict=True)
                 ]
     return [f"{name}={value}" for name, value, *_ in changed]
 
 
-def _typed(folder: Path) -> list[str] | None:
-    """What was typed for a run, but for where; None if that can't be told, or is nothing that train takes."""
+def _original_overrides(folder: Path) -> list[str] | None:
+    """The original overrides of a run without paths; None if unknown or not valid for train."""
     try:
         text = storage.read_bytes(folder / layout.HYDRA / "overrides.yaml", own_configs.FILE_BYTES).decode()
         words = None if own_configs.too_much(text) else yaml.safe_load(text)
@@ -204,17 +209,17 @@ def _typed(folder: Path) -> list[str] | None:
     keys = {leaf.name for leaf in leaves(TrainConfig)}
     if "from_run" in names or not names <= keys | GROUPS:
         return None
-    return [word for word in words if word.partition("=")[0] not in table.PLACES]
+    return [word for word in words if word.partition("=")[0] not in table.PATH_SETTINGS]
 
 
 def _commands(run: reading.Run, again: Sequence[str], place: str) -> list[tuple[str, str]]:
     more = f" max_steps={2 * run.step}" if run.status == "finished" and run.step else ""
     return [
-        ("write text with it", f"microgpt sample ckpt={place}"),
-        ("measure it on the whole held-out text", f"microgpt eval ckpt={place}"),
-        ("go on where it stopped", f"microgpt train resume={place}{more}"),
-        ("the same run again, from its folder", f"microgpt train from_run={place}"),
-        ("the same run again, without its folder", " ".join(["microgpt train", *map(shlex.quote, again)])),
+        ("generate text", f"microgpt sample ckpt={place}"),
+        ("evaluate on the whole validation text", f"microgpt eval ckpt={place}"),
+        ("resume", f"microgpt train resume={place}{more}"),
+        ("repeat the run from its folder", f"microgpt train from_run={place}"),
+        ("repeat the run without its folder", " ".join(["microgpt train", *map(shlex.quote, again)])),
     ]
 
 
@@ -223,26 +228,26 @@ def _of_sweep(folder: Path, runs: Sequence[reading.Run]) -> str:
     head, rows = table.cells(runs, folder)
     scored = [(run, run.best_val_loss) for run in runs if run.best_val_loss is not None]
     found = table.configurations(runs)
-    said = table.verdict(found)
+    significance = table.verdict(found)
     place = shlex.quote(str(folder))
-    typed = [("the same table in the terminal", f"microgpt runs {place}")]
+    next_commands = [("show this table in the terminal", f"microgpt runs {place}")]
     summary = [("runs", f"{len(runs):,}"), ("finished", f"{sum(run.status in reading.CONCLUDED for run in runs):,}")]
     if scored:
         best, loss = scored[0]
-        typed.append(("write text with the best", f"microgpt sample ckpt={shlex.quote(str(best.path))}"))
-        typed.append(("its own report", f"microgpt report {shlex.quote(str(best.path))}"))
+        next_commands.append(("generate text with the best run", f"microgpt sample ckpt={shlex.quote(str(best.path))}"))
+        next_commands.append(("report of the best run", f"microgpt report {shlex.quote(str(best.path))}"))
         summary += [("best val_loss", f"{loss:.4f}"), ("best run", table.printable(best.path.name))]
     if len(scored) > 1:
         names = " ".join(shlex.quote(str(run.path)) for run, _ in scored[:2])
-        typed.append(("the best two side by side", f"microgpt compare {names}"))
-    verdicts = [Verdict(said, "")] if said else []
+        next_commands.append(("compare the best two runs", f"microgpt compare {names}"))
+    verdicts = [Verdict(significance, "")] if significance else []
     if scored:
         best = scored[0][0]
-        for finding in _findings(best.path, reading.read_log(best.path), read_about(best.path)):
+        for finding in _findings(best.path, reading.read_log(best.path), read_run_summary(best.path)):
             verdict = _verdict(finding, best, shlex.quote(str(best.path)))
-            told = f"Of the best run, {table.printable(best.path.name)}: {verdict.text[0].lower()}{verdict.text[1:]}"
-            verdicts.append(Verdict(told, verdict.command, verdict.tone))
-    order = [0, 3, *range(6, len(head)), 1, 2, 4, 5]  # the loss and the settings before what is the same for most
+            text = f"Best run, {table.printable(best.path.name)}: {verdict.text[0].lower()}{verdict.text[1:]}"
+            verdicts.append(Verdict(text, verdict.command, verdict.tone))
+    order = [0, 3, *range(6, len(head)), 1, 2, 4, 5]  # loss and settings first
     return sweep_page(
         table.printable(folder.resolve().name),
         f"{len(runs):,} runs of microgpt train",
@@ -252,31 +257,31 @@ def _of_sweep(folder: Path, runs: Sequence[reading.Run]) -> str:
         [[row[i] for i in order] for row in rows],
         range(1, len(head)),
         _sweep_charts(runs, scored),
-        typed,
+        next_commands,
     )
 
 
 def _sweep_charts(runs: Sequence[reading.Run], scored: Sequence[tuple[reading.Run, float]]) -> list[Chart]:
-    """The held-out curves, the best in colour, and the best loss against each setting that differs and is a number."""
-    curves, names = [], table.differing(runs)
-    for rank, run in enumerate(runs[:MOST_CURVES]):
+    """The validation losses, the best in colour, and the best loss against each numeric setting that differs."""
+    curves, names, where = [], table.shown_keys(runs), table.common_folder(runs)
+    for rank, run in enumerate(runs[:MAX_CURVES]):
         points = reading.val_curve(run)
         if points:
             top = rank < len(COLOURS)
             colour = COLOURS[rank] if top else "--quiet"
-            curves.append(Curve(label(run, names) if top else "", colour, points, faint=not top, dots=top))
-    charts = [Chart("loss", "Held-out loss, nats a token", curves)] if curves else []
-    for number, name in enumerate(table.differing([run for run, _ in scored])):
+            curves.append(Curve(label(run, names, where) if top else "", colour, points, faint=not top, dots=top))
+    charts = [Chart("loss", "Validation loss, nats per token", curves)] if curves else []
+    for number, name in enumerate(table.shown_keys([run for run, _ in scored])):
         swept = [(value, loss, run.path.name) for run, loss in scored if (value := _number(run, name)) is not None]
         values = [value for value, *_ in swept]
         if len(set(values)) > 1 and name not in table.NO_EFFECT:
-            wide = min(values) > 0 and max(values) / min(values) >= WIDE
+            wide = min(values) > 0 and max(values) / min(values) >= LOG_RATIO
             curve = Curve("", "--c1", sorted((x, y, table.printable(of)) for x, y, of in swept), scatter=True)
             charts.append(Chart(f"swept-{number}", f"Best val_loss against {name}", [curve], x=name, log_x=wide))
     return charts
 
 
 def _number(run: reading.Run, name: str) -> int | float | None:
-    """A setting that can be an axis."""
+    """The value of a numeric setting, else None."""
     value = run.settings.get(name)
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -1,4 +1,4 @@
-"""`microgpt runs`: the table of runs, the best first, and their curves."""
+"""`microgpt runs`: the table of runs, best first, and plots of their losses."""
 
 import os
 import shlex
@@ -12,21 +12,21 @@ from microgpt_cli.runs import layout, plots, reading, storage, table
 from microgpt_cli.runs.filters import matching
 
 CURVES_PLOT, SWEPT_PLOT = "runs.png", "swept.png"
-UNLIMITED = 1 << 20  # columns, where a program reads and no terminal folds lines
-MOST_COLOURED, MOST_PANELS = 10, 12
+UNLIMITED = 1 << 20  # columns, if standard output is not a terminal
+MAX_COLOURED, MAX_PANELS = 10, 12
 
 
 def run(config: RunsConfig, invocation: Invocation) -> None:
-    """Print the table, and draw what it is asked to."""
+    """Print the table, and draw the plots if requested."""
     if "paths" not in invocation.typed and not layout.OUTPUTS.is_dir():
-        raise UserError(f"no run under {layout.OUTPUTS}/ yet; make one: microgpt train")
+        raise UserError(f"no run in {layout.OUTPUTS}/ yet; start one: microgpt train")
     every = reading.read_runs(config.paths)
     if not every:
-        raise UserError(f"no run in {', '.join(config.paths)}; make one: microgpt train")
+        raise UserError(f"no run in {', '.join(config.paths)}; start one: microgpt train")
     runs = matching(every, config.filter) if config.filter is not None else every
     runs = table.sort_runs(runs, config.sort)
     if not runs:
-        print(f"none of {len(every):,} runs matches filter={config.filter}", file=sys.stderr)
+        print(f"none of the {len(every):,} runs matches filter={config.filter}", file=sys.stderr)
     drawn = _draw(runs, config.out) if config.plot and runs else {}
     if runs or config.format != "table":
         print(table.render(runs, config.format, None if sys.stdout.isatty() else UNLIMITED))
@@ -38,27 +38,27 @@ def run(config: RunsConfig, invocation: Invocation) -> None:
 
 
 def _draw(runs: list[reading.Run], out: str | None) -> dict[str, Path]:
-    """Val loss against the step, and against each setting that differs: what was drawn → where."""
+    """Plot the validation loss against the step and against each setting that differs; returns name → path."""
     folder = plot_folder(runs, out)
     missing = plots.missing()
     if missing:
         raise UserError(f"plot=true: {missing}")
-    names = table.differing(runs)
+    names, where = table.shown_keys(runs), table.common_folder(runs)
     curves: dict[str, plots.Points] = {}
     grey: list[plots.Points] = []
     for run in table.sort_runs(runs):
         points = reading.val_curve(run)
-        if points and len(curves) < MOST_COLOURED:
-            curves[label(run, names)] = points
+        if points and len(curves) < MAX_COLOURED:
+            curves[label(run, names, where)] = points
         elif points:
             grey.append(points)
     drawn = {}
     title = f"{len(runs):,} runs" + (f", the best {len(curves)} in colour" if grey else "")
     scored = [(run, run.best_val_loss) for run in runs if run.best_val_loss is not None]
-    swept = [name for name in table.differing([run for run, _ in scored]) if name not in table.NO_EFFECT]
+    swept = [name for name in table.shown_keys([run for run, _ in scored]) if name not in table.NO_EFFECT]
     panels = {
-        name: [(run.settings[name], loss) for run, loss in scored if name in run.settings]
-        for name in swept[:MOST_PANELS]
+        name: [(table.value_of(run, name), loss) for run, loss in scored if name in run.settings or name in run.swept]
+        for name in swept[:MAX_PANELS]
     }
     try:
         plots.draw_curves(folder / CURVES_PLOT, curves, title, grey)
@@ -72,7 +72,7 @@ def _draw(runs: list[reading.Run], out: str | None) -> dict[str, Path]:
 
 
 def plot_folder(runs: list[reading.Run], out: str | None) -> Path:
-    """Where plots go: the folder that was asked for, or the one that the runs lie in."""
+    """The folder for plots: the requested one, or the one that contains the runs."""
     if out is None:
         return table.common_folder(runs)
     folder = Path(os.path.expanduser(out))
@@ -81,10 +81,11 @@ def plot_folder(runs: list[reading.Run], out: str | None) -> Path:
     return folder
 
 
-def label(run: reading.Run, names: list[str]) -> str:
-    """A run in a legend: its name and what is different about it."""
-    told = [
-        f"{short}={table.shown(run.settings.get(name))}"
+def label(run: reading.Run, names: list[str], where: Path | None = None) -> str:
+    """The label of a run in a legend: its path relative to `where`, or its name, and the settings that differ."""
+    path = os.path.relpath(run.path, where) if where else run.path.name
+    settings = [
+        f"{short}={table.format_setting(run, name)}"
         for name, short in zip(names, table.short_names(names), strict=True)
     ]
-    return "  ".join([table.printable(run.path.name), *told[:4]])
+    return "  ".join([table.printable(path), *settings[:4]])

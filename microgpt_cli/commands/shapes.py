@@ -1,4 +1,4 @@
-"""`microgpt shapes`: every operation of one forward pass, with the shapes that go in and come out."""
+"""`microgpt shapes`: every operation of a forward pass, with the shapes of its inputs and outputs."""
 
 import itertools
 import json
@@ -11,12 +11,13 @@ from typing import Any
 from microgpt_cli.commands import Invocation
 from microgpt_cli.commands.model_source import described, traced
 from microgpt_cli.config import ShapesConfig
+from microgpt_cli.insight.diagram import format_shape
 from microgpt_cli.insight.trace import Call, Folded, Op, Step, Value, Weight, backward_flops, flops, fold, parameters
 from microgpt_cli.model.accounting import total_parameters
 from microgpt_cli.model.gpt import GPT
 
 INDENT = "  "
-UNBOUNDED = 1 << 30  # columns of a file
+UNBOUNDED = 1 << 30  # columns, if standard output is not a terminal
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Row:
 
 
 def run(config: ShapesConfig, invocation: Invocation) -> None:
-    """Trace the model that the groups describe, or the one of a run."""
+    """Trace the model given by the config groups or by a run."""
     model, call = traced(described(config, invocation), config.batch, config.time, config.device, config.backward)
     if config.format == "json":
         print(json.dumps(_json(model, call, config), indent=2, ensure_ascii=False))
@@ -41,8 +42,8 @@ def run(config: ShapesConfig, invocation: Invocation) -> None:
 def _page(model: GPT, call: Call, config: ShapesConfig, screen: int) -> Iterator[str]:
     size, device = model.config, model.token_embedding_table.weight.device.type
     B, T = call.inputs[0].shape
-    where = {"cpu": "on the CPU", "meta": "on the meta device (shapes without numbers)"}[device]
-    yield f"What one forward pass calls, in order; {B} sequences of {T} tokens, {where}"
+    where = {"cpu": "on the CPU", "meta": "on the meta device (shapes without data)"}[device]
+    yield f"Operations of one forward pass, in order; {B} sequences of {T} tokens, {where}"
     yield (
         f"B batch {B}, T time {T}, C n_embd {size.n_embd}, H heads {size.n_head}, D head size "
         f"{size.n_embd // size.n_head}, V vocabulary {model.vocab_size}"
@@ -51,7 +52,7 @@ def _page(model: GPT, call: Call, config: ShapesConfig, screen: int) -> Iterator
     rows = [
         (
             INDENT * row.level + row.label,
-            _shapes(_given(row.step)),
+            _shapes(_inputs(row.step)),
             _shapes(row.step.outputs),
             _count(parameters(row.step)),
             _count(flops(row.step)),
@@ -61,25 +62,28 @@ def _page(model: GPT, call: Call, config: ShapesConfig, screen: int) -> Iterator
     yield from _table(("operation", "in", "out", "parameters", "FLOPs"), rows, screen)
     forward, tokens = flops(call), B * T
     yield ""
-    yield f"{total_parameters(model):,} parameters; {forward:,} FLOPs in matrix products, {forward // tokens:,} a token"
+    products = f"{forward:,} FLOPs in matrix products, {forward // tokens:,} per token"
+    yield f"{total_parameters(model):,} parameters; {products}"
     if config.backward:
         yield from _back(call, config, screen)
         both = forward + backward_flops(call)
         yield ""
-        yield f"{both:,} FLOPs forward and back, {both // tokens:,} a token"
+        yield f"{both:,} FLOPs forward and backward, {both // tokens:,} per token"
 
 
 def _back(call: Call, config: ShapesConfig, screen: int) -> Iterator[str]:
-    yield from ("", "Back from the loss: a gradient has the shape of what it is the gradient of", "")
+    yield from ("", "Backward pass: a gradient has the shape of its tensor", "")
     rows = [
         (
             INDENT * row.level + row.label,
-            _shapes(_arrived(row.step)),
-            ", ".join(f"{name.rpartition('.')[2]} {_shape(gradient)}" for name, gradient in _moved(row.step)),
+            _shapes(_output_gradients(row.step)),
+            ", ".join(
+                f"{name.rpartition('.')[2]} {format_shape(gradient)}" for name, gradient in _weight_gradients(row.step)
+            ),
             _count(backward_flops(row.step)),
         )
         for row in _rows([Folded(call, call)], config.depth, reverse=True)
-        if _arrived(row.step)
+        if _output_gradients(row.step)
     ]
     yield from _table(("operation", "gradient", "of weights", "FLOPs"), rows, screen)
 
@@ -87,7 +91,7 @@ def _back(call: Call, config: ShapesConfig, screen: int) -> Iterator[str]:
 def _rows(
     folded: Sequence[Folded], depth: int | None, reverse: bool = False, level: int = 0, path: str = ""
 ) -> Iterator[Row]:
-    """The lines of the table: a module that makes one call shares its line with it."""
+    """The lines of the table; a module with a single operation shares its line with it."""
     for item in reversed(folded) if reverse else folded:
         step, times = item.step, "" if item.count == 1 else f" × {item.count}"
         if isinstance(step, Op):
@@ -106,7 +110,7 @@ def _rows(
 
 
 def _of(weights: Sequence[Weight], path: str) -> str:
-    """The weights that are read, where the name of the line does not say it."""
+    """The weights that are read, unless the label of the line names them."""
     names = [weight.name.removeprefix(f"{path}.") for weight in weights]
     return f" ({', '.join(names)})" if names else ""
 
@@ -115,36 +119,30 @@ def _ops(step: Step) -> list[Op]:
     return [step] if isinstance(step, Op) else list(step.ops())
 
 
-def _given(step: Step) -> list[Value]:
-    """What goes in: tensors that were computed, or else the weight that an operation begins with."""
+def _inputs(step: Step) -> list[Value]:
+    """The input tensors, or the weights of an operation without inputs."""
     return step.inputs or [weight.value for op in _ops(step) for weight in op.weights]
 
 
-def _arrived(step: Step) -> list[Value]:
-    """The gradients of what a step gave on."""
+def _output_gradients(step: Step) -> list[Value]:
+    """The gradients of a step's outputs."""
     if isinstance(step, Op):
         return step.gradients
     numbers = {value.number for value in step.outputs}
     return [g for op in step.ops() for value in op.outputs if value.number in numbers for g in op.gradients]
 
 
-def _moved(step: Step) -> Iterator[tuple[str, Value]]:
-    """The gradients of the weights that a single operation reads."""
+def _weight_gradients(step: Step) -> Iterator[tuple[str, Value]]:
+    """The gradients of the weights, if the step is a single operation."""
     ops = _ops(step)
     for weight in ops[0].weights if len(ops) == 1 else []:
         if weight.gradient is not None:
             yield weight.name, replace(weight.value, shape=weight.gradient)
 
 
-def _shape(value: Value) -> str:
-    """`(B, T, C) = (4, 32, 64)`."""
-    names, numbers = (f"({', '.join(map(str, sizes))})" for sizes in (value.names, value.shape))
-    return names if names == numbers else f"{names} = {numbers}"
-
-
 def _shapes(values: Sequence[Value]) -> str:
-    """Shapes side by side, equal ones once."""
-    texts = [_shape(value) for value in values]
+    """Formatted shapes, with consecutive equal ones grouped."""
+    texts = [format_shape(value) for value in values]
     groups = [(text, len(list(same))) for text, same in itertools.groupby(texts)]
     return ", ".join(text if count == 1 else f"{count} × {text}" for text, count in groups)
 
@@ -154,7 +152,7 @@ def _count(number: int) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], screen: int) -> Iterator[str]:
-    """Columns, the last two to the right; on a narrow screen the shapes take lines of their own."""
+    """Columns, the last two right-aligned; on a narrow terminal the shapes are on separate lines."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     wide = sum(widths) + 2 * (len(widths) - 1) <= screen
     for row in [head, *rows]:
@@ -172,7 +170,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], screen: int) -> I
 
 
 def _json(model: GPT, call: Call, config: ShapesConfig) -> dict[str, Any]:
-    """The whole of it, no block left out."""
+    """The complete trace, without grouping of equal blocks."""
     return {
         "device": model.token_embedding_table.weight.device.type,
         "batch": call.inputs[0].shape[0],

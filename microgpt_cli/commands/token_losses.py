@@ -1,4 +1,4 @@
-"""What `microgpt eval per_token=true` tells beyond the loss: where it lies, on the screen and on a page."""
+"""The output of `microgpt eval per_token=true`: the loss by token and context, on the terminal and as a page."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,35 +7,35 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from microgpt_cli.commands.colours import alarm, padded, wanted
+from microgpt_cli.commands.colours import has_colours, padded, shade_loss
 from microgpt_cli.commands.pages import write_page
 from microgpt_cli.data.baselines import Baselines
 from microgpt_cli.data.dataset import Splits
 from microgpt_cli.data.tokenizers import Tokenizer, unpack, visible
 from microgpt_cli.errors import UserError
-from microgpt_cli.insight.overlap import LEAST, Copied, copied
-from microgpt_cli.insight.pages.token_losses import Cost, Found, Map, Place, surprise_page
-from microgpt_cli.insight.token_losses import Group, Surprise
+from microgpt_cli.insight.overlap import MIN_LENGTH, Overlap, find_overlap
+from microgpt_cli.insight.pages.token_losses import LossReport, OverlapReport, TokenRow, WorstToken, token_loss_page
+from microgpt_cli.insight.token_losses import LossBreakdown, TokenGroup
 from microgpt_cli.runs.samples import read_samples
 
-WORST = 20  # places that are kept
+WORST = 20  # tokens with the highest loss
 ROWS_ON_PAGE, ROWS_ON_SCREEN = 15, 5
 ON_SCREEN = 1200  # tokens of the text
-BEFORE, AFTER = 24, 12  # tokens shown around a place
+BEFORE, AFTER = 24, 12  # tokens shown around a token with a high loss
 PASSAGES = 10
-LOOKED_UP = 1 << 22  # tokens of a text whose passages are looked for
-LONG_PASSAGE = 300  # tokens of a passage that are shown
+MAX_SEARCHED = 1 << 22  # tokens of a text that are compared with the training text
+MAX_SHOWN = 300  # tokens of a passage
 
 
 @dataclass(frozen=True)
-class Read:
-    """What was evaluated."""
+class Evaluated:
+    """The evaluated text."""
 
     part: Tensor  # (M,) token ids
     tokenizer: Tokenizer
-    what: str  # "the held-out split"
-    splits: Splits | None  # of the run's own text, where it is the one that was evaluated
-    is_held_out: bool
+    what: str  # "the validation split"
+    splits: Splits | None  # of the run's own text, if it was evaluated
+    is_validation: bool
     run_folder: Path
     baselines: Baselines
 
@@ -46,159 +46,162 @@ class Read:
         return "".join(map(self.name, ids.tolist()))
 
 
-def tell(found: Surprise, read: Read, subtitle: str, summary: list[tuple[str, str]], page: Path | None) -> None:
-    """Print a summary, and write the page if one is wanted."""
-    read_before = [*_read_before(read)]
-    by_token, hardest, by_context = _costs(found, read.name)
-    places = [_place(place, loss, expected, read) for place, loss, expected in found.places()]
+def report_token_losses(
+    found: LossBreakdown, text: Evaluated, subtitle: str, summary: list[tuple[str, str]], page: Path | None
+) -> None:
+    """Print a summary, and write the page if requested."""
+    overlaps = [*_overlaps(text)]
+    by_token, hardest, by_context = _token_rows(found, text.name)
+    worst_tokens = [_worst_token(position, loss, best, text) for position, loss, best in found.worst_tokens()]
     context = _context(found)
-    shown = min(len(read.part), len(found.losses) + 1)
-    rest = "All of it is shown." if shown == len(read.part) else f"Shown are the first {shown:,} of {len(read.part):,} "
-    told = Map(
+    shown = min(len(text.part), len(found.losses) + 1)
+    rest = "All of it is shown." if shown == len(text.part) else f"Shown are the first {shown:,} of {len(text.part):,} "
+    report = LossReport(
         subtitle=subtitle,
         summary=summary,
         shown=rest if rest.endswith(".") else f"{rest}tokens (shown_tokens=).",
-        data=_data(found, read, shown),
+        data=_data(found, text, shown),
         by_token=by_token,
         hardest=hardest,
         by_context=by_context,
-        places=places,
+        worst_tokens=worst_tokens,
         by_position=found.by_position(),
-        levels={"counting tokens": read.baselines.unigram, "counting pairs": read.baselines.bigram},
+        levels={"unigram": text.baselines.unigram, "bigram": text.baselines.bigram},
         context=context,
-        copied=read_before,
+        overlaps=overlaps,
     )
-    written = write_page(page, surprise_page(told)) if page is not None else None
-    _print_text(found, read)
-    print(f"\nloss after so many tokens of context\n{_stretches(found)}\n{context}")
-    for title, costs in (("tokens that cost most", by_token), ("after which most is lost", by_context)):
+    written = write_page(page, token_loss_page(report)) if page is not None else None
+    _print_text(found, text)
+    print(f"\nloss by tokens of context\n{_context_lengths(found)}\n{context}")
+    for title, rows in (
+        ("tokens with the highest total loss", by_token),
+        ("preceding tokens with the highest total loss", by_context),
+    ):
         print(f"\n{title}")
-        for cost in costs[:ROWS_ON_SCREEN]:
-            print(f"  {padded(cost.name, 4)}{cost.count:>9,} times {cost.loss:7.3f} nats {cost.share:6.1%} of the loss")
-    print("\nthe worst places")
-    for place in places[:ROWS_ON_SCREEN]:
-        words = f"{place.before}[{place.token}]{place.after}"
-        print(f"  {place.loss:5.2f} nats at {place.number:>9,}  {words}  expected {place.expected}")
-    for one in read_before:
-        print(f"\n{one.text}: {one.sentence}")
-        for words, count, here, there in one.rows[:ROWS_ON_SCREEN]:
+        for row in rows[:ROWS_ON_SCREEN]:
+            print(f"  {padded(row.name, 4)}{row.count:>9,} times {row.loss:7.3f} nats {row.share:6.1%} of the loss")
+    print("\ntokens with the highest loss")
+    for worst in worst_tokens[:ROWS_ON_SCREEN]:
+        words = f"{worst.before}[{worst.token}]{worst.after}"
+        print(f"  {worst.loss:5.2f} nats at {worst.number:>9,}  {words}  predicted {worst.predicted}")
+    for overlap in overlaps:
+        print(f"\n{overlap.text}: {overlap.sentence}")
+        for words, count, here, there in overlap.rows[:ROWS_ON_SCREEN]:
             print(f"  {count} tokens at {here}, in training at {there}: {words[:80]}")
     if written is not None:
         print(f"\n{written}")
 
 
-def _data(found: Surprise, read: Read, shown: int) -> dict[str, object]:
-    ids = read.part[:shown].tolist()
-    guesses = [[tokens, [round(prob, 3) for prob in probs]] for tokens, probs in found.guesses]
-    used = {*ids, *(token for tokens, _ in found.guesses for token in tokens)}
-    names = {str(token): read.name(token) for token in sorted(used)}
-    return {"ids": ids, "losses": [round(loss, 3) for loss in found.losses], "guesses": guesses, "names": names}
+def _data(found: LossBreakdown, text: Evaluated, shown: int) -> dict[str, object]:
+    ids = text.part[:shown].tolist()
+    predictions = [[tokens, [round(prob, 3) for prob in probs]] for tokens, probs in found.predictions]
+    used = {*ids, *(token for tokens, _ in found.predictions for token in tokens)}
+    names = {str(token): text.name(token) for token in sorted(used)}
+    return {"ids": ids, "losses": [round(loss, 3) for loss in found.losses], "predictions": predictions, "names": names}
 
 
-def _costs(found: Surprise, name: Callable[[int], str]) -> tuple[list[Cost], list[Cost], list[Cost]]:
-    """By token: those that cost most in all, those that cost most each time; by context: after which most is lost."""
+def _token_rows(
+    found: LossBreakdown, name: Callable[[int], str]
+) -> tuple[list[TokenRow], list[TokenRow], list[TokenRow]]:
+    """The tokens with the highest total and mean loss, and the preceding tokens with the highest total loss."""
 
-    def told(groups: Sequence[Group]) -> list[Cost]:
+    def rows(groups: Sequence[TokenGroup]) -> list[TokenRow]:
         kept = groups[:ROWS_ON_PAGE]
-        return [Cost(name(group.token), group.count, group.loss, group.nats / found.nats) for group in kept]
+        return [TokenRow(name(group.token), group.count, group.loss, group.nats / found.nats) for group in kept]
 
     by_token = found.by_token()
-    often = [group for group in by_token if group.count >= max(5, found.tokens / 2000)]
-    hardest = sorted(often, key=lambda group: -group.loss)
-    return told(by_token), told(hardest), told(found.by_context())
+    frequent = [group for group in by_token if group.count >= max(5, found.tokens / 2000)]
+    hardest = sorted(frequent, key=lambda group: -group.loss)
+    return rows(by_token), rows(hardest), rows(found.by_context())
 
 
-def _place(place: int, loss: float, expected: int, read: Read) -> Place:
-    before, after = read.part[max(0, place - BEFORE) : place], read.part[place + 1 : place + 1 + AFTER]
-    words = read.words(before), read.name(int(read.part[place])), read.words(after)
-    return Place(place + 1, *words, loss, read.name(expected))
+def _worst_token(position: int, loss: float, predicted: int, text: Evaluated) -> WorstToken:
+    before = text.part[max(0, position - BEFORE) : position]
+    after = text.part[position + 1 : position + 1 + AFTER]
+    words = text.words(before), text.name(int(text.part[position])), text.words(after)
+    return WorstToken(position + 1, *words, loss, text.name(predicted))
 
 
-def _context(found: Surprise) -> str:
-    """Whether the model makes use of its context to the end, in one sentence."""
-    gain, all_stretches = found.gain(), found.by_stretch()
-    if gain is None or len(all_stretches) < 2:
-        return "Too few whole contexts were read to say whether a longer one helps."
-    before, last = all_stretches[-2:]
-    what = f"tokens with {last.first} to {last.last} before them"
-    than = f"those with {_span(before.first, before.last)}"
+def _context(found: LossBreakdown) -> str:
+    """Whether the last doubling of the context reduces the loss, in one sentence."""
+    gain, ranges = found.gain(), found.by_context_length()
+    if gain is None or len(ranges) < 2:
+        return "Too few complete windows to measure whether longer context helps."
+    before, last = ranges[-2:]
+    compared = f"with {last.first} to {last.last} tokens of context than with {_span(before.first, before.last)}"
+    difference = f"{abs(gain.nats):.3f} ± {gain.error:.3f} nats {'lower' if gain.nats > 0 else 'higher'} {compared}"
     if gain.nats > 2 * gain.error:
-        return f"Longer context helps to the end: {what} cost {gain.nats:.3f} ± {gain.error:.3f} nats less than {than}."
+        return f"Longer context helps: the loss is {difference}."
     if gain.nats < -2 * gain.error:
-        return (
-            f"Longer context hurts at the end: {what} cost {-gain.nats:.3f} ± {gain.error:.3f} nats more than {than}."
-        )
-    return (
-        f"Longer context does not help measurably at the end: {what} cost {gain.nats:+.3f} ± {gain.error:.3f} nats "
-        f"less than {than}."
-    )
+        return f"Longer context hurts: the loss is {difference}."
+    return f"Longer context does not help significantly: the loss is {difference}."
 
 
 def _span(first: int, last: int) -> str:
     return f"{first}" if first == last else f"{first} to {last}"
 
 
-def _stretches(found: Surprise) -> str:
-    rows = found.by_stretch()
+def _context_lengths(found: LossBreakdown) -> str:
+    rows = found.by_context_length()
     most = max(row.loss for row in rows)
     return "\n".join(
         f"  {_span(row.first, row.last):>14}  {row.loss:.3f}  {'█' * round(40 * row.loss / most)}" for row in rows
     )
 
 
-def _print_text(found: Surprise, read: Read) -> None:
-    """The beginning of the text on grounds as red as its losses; nothing where no colour can be shown."""
-    if not wanted() or not found.losses:
+def _print_text(found: LossBreakdown, text: Evaluated) -> None:
+    """The beginning of the text, with backgrounds that show the loss; nothing on a terminal without colours."""
+    if not has_colours() or not found.losses:
         return
     count = min(ON_SCREEN, len(found.losses))
-    print(f"\nthe first {count:,} tokens of {read.what}, the redder the less expected\n")
-    for token, loss in zip(read.part[1 : count + 1].tolist(), found.losses, strict=False):
-        name = read.name(token).replace("␣", " ")
-        print(alarm(name, loss, True), end="\n" if name.endswith("↵") else "")
+    print(f"\nthe first {count:,} tokens of {text.what}; the redder, the higher the loss\n")
+    for token, loss in zip(text.part[1 : count + 1].tolist(), found.losses, strict=False):
+        name = text.name(token).replace("␣", " ")
+        print(shade_loss(name, loss, True), end="\n" if name.endswith("↵") else "")
     print()
 
 
-def _read_before(read: Read) -> list[Found]:
-    """What of the held-out text and of the run's samples stands in its training text."""
-    if read.splits is None:
-        sentence = "Not looked for: this is not the text that the run was trained on. Leave data.path= out to look."
-        return [Found("passages of the training text", sentence, [])]
-    told = []
-    if read.is_held_out:
-        told.append(_found("the held-out text", read.part[:LOOKED_UP], len(read.part), read))
+def _overlaps(text: Evaluated) -> list[OverlapReport]:
+    """The passages of the validation text and of the run's samples that are in the training text."""
+    if text.splits is None:
+        sentence = "Not searched, because this is not the text that the run was trained on. Omit data.path= to search."
+        return [OverlapReport("overlap with the training text", sentence, [])]
+    found = []
+    if text.is_validation:
+        found.append(_overlap("the validation text", text.part[:MAX_SEARCHED], len(text.part), text))
     pieces = []
-    for sample in read_samples(read.run_folder):
+    for sample in read_samples(text.run_folder):
         try:
-            ids = unpack(read.tokenizer.encode(sample.text), read.tokenizer.itemsize)
+            ids = unpack(text.tokenizer.encode(sample.text), text.tokenizer.itemsize)
         except UserError:
-            continue  # torn by a crash: a character that no text of the run has
+            continue  # incomplete after a crash: has a character that is not in the vocabulary
         pieces += [torch.tensor([*ids, -1], dtype=torch.long)]
     if pieces:
-        text = torch.cat(pieces)
-        told.append(_found("the samples that the run wrote", text[:LOOKED_UP], len(text), read))
-    return told
+        samples = torch.cat(pieces)
+        found.append(_overlap("the samples of the run", samples[:MAX_SEARCHED], len(samples), text))
+    return found
 
 
-def _found(text: str, ids: Tensor, count: int, read: Read) -> Found:
-    assert read.splits is not None
-    found: Copied = copied(ids, read.splits.train, PASSAGES)
-    part = f" (looked for in its first {len(ids):,} tokens)" if len(ids) < count else ""
+def _overlap(name: str, ids: Tensor, count: int, text: Evaluated) -> OverlapReport:
+    assert text.splits is not None
+    found: Overlap = find_overlap(ids, text.splits.train, PASSAGES)
+    part = f" (searched in its first {len(ids):,} tokens)" if len(ids) < count else ""
     if not found.passages:
-        sentence = f"no passage of {LEAST} tokens or more stands in the training text{part}."
+        sentence = f"no passage of {MIN_LENGTH} or more tokens is in the training text{part}."
     else:
         sentence = (
-            f"{found.share:.1%} of it lies in passages of {LEAST} tokens or more that stand in the training text too; "
-            f"the longest has {found.passages[0].length:,}{part}."
+            f"{found.share:.1%} of it is in passages of {MIN_LENGTH} or more tokens that the training text has too; "
+            f"the longest has {found.passages[0].length:,} tokens{part}."
         )
     rows = []
     for passage in found.passages:
-        words = read.words(ids[passage.start : passage.start + min(passage.length, LONG_PASSAGE)])
+        words = text.words(ids[passage.start : passage.start + min(passage.length, MAX_SHOWN)])
         rows.append(
             (
-                words + (" …" if passage.length > LONG_PASSAGE else ""),
+                words + (" …" if passage.length > MAX_SHOWN else ""),
                 passage.length,
                 f"{passage.start + 1:,}",
                 f"{passage.origin + 1:,}",
             )
         )
-    return Found(text, sentence[0].upper() + sentence[1:], rows)
+    return OverlapReport(name, sentence[0].upper() + sentence[1:], rows)

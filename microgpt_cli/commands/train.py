@@ -35,7 +35,7 @@ from microgpt_cli.model.accounting import parameter_rows, total_parameters
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.runs import layout, plots, storage
 from microgpt_cli.runs.samples import Sample, append_sample, drop_samples_after
-from microgpt_cli.sweeps.study import Judge, judge_of
+from microgpt_cli.sweeps.study import TrialPruner, trial_pruner
 from microgpt_cli.training import metrics
 from microgpt_cli.training.trackers import Trackers, require
 from microgpt_cli.training.trainer import Evaluated, Logged, Saved, State, Stepped, Trainer, Warned
@@ -56,7 +56,7 @@ class Session:
     facts: dict[str, Any]  # what each checkpoint notes
     compare: Baselines
     resumed: checkpoint.Checkpoint | None
-    pruner: Judge | None  # of the search that the run is a trial of
+    pruner: TrialPruner | None  # of the search that the run is a trial of
     invocation: Invocation
 
     @property
@@ -126,7 +126,7 @@ def _train(
         torch.manual_seed(randomness.derive(config.seed, randomness.WEIGHTS))
         model = GPT(config.model, tokenizer.vocab_size).to(compute.device)
     compare = baselines(splits.train, splits.val, tokenizer.vocab_size)
-    pruner = judge_of(invocation.sweep_dir) if invocation.sweep_dir is not None else None
+    pruner = trial_pruner(invocation.sweep_dir) if invocation.sweep_dir is not None else None
     session = Session(
         config, model, tokenizer, corpus.name, splits, compute, facts, compare, resumed, pruner, invocation
     )
@@ -303,7 +303,7 @@ def _stop_signals(trainer: Trainer) -> AbstractContextManager[None]:
 
 
 def _drive(
-    trainer: Trainer, tokenizer: Tokenizer, compare: Baselines, trackers: Trackers, pruner: Judge | None
+    trainer: Trainer, tokenizer: Tokenizer, compare: Baselines, trackers: Trackers, pruner: TrialPruner | None
 ) -> None:
     """Run the trainer and show what happens: one bar, and lines above it. A judge may end it after an evaluation."""
     config, state = trainer.config, trainer.state
@@ -339,7 +339,7 @@ def _drive(
                     )
                     say(f"step {step:>6,}  val_loss {val_loss:.4f}  train {loss:.4f}  {verdict}")
                     # the judge hears of the last evaluation, too, though it comes too late to prune
-                    prunes = pruner is not None and pruner.prunes(step, val_loss)
+                    prunes = pruner is not None and pruner.should_prune(step, val_loss)
                     trainer.is_pruned = prunes and not trainer.is_finished
                 case Warned(message):
                     say(f"warning   {message}")

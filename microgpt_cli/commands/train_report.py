@@ -11,8 +11,8 @@ from microgpt_cli.data.baselines import Baselines
 from microgpt_cli.data.tokenizers import Tokenizer
 from microgpt_cli.model.accounting import total_parameters
 from microgpt_cli.runs import layout, plots
-from microgpt_cli.runs.diagnose import judge
-from microgpt_cli.runs.run_summary import setting_of
+from microgpt_cli.runs.diagnose import diagnose
+from microgpt_cli.runs.run_summary import run_context
 from microgpt_cli.training import metrics
 from microgpt_cli.training.trainer import Trainer
 
@@ -57,7 +57,7 @@ def conclude(trainer: Trainer, about: dict[str, Any], text: str) -> None:
         f"({thousands(state.tokens / state.train_seconds)} tokens/s); best {state.best_val_loss:.4f} at step "
         f"{state.best_step:,}"
     )
-    for finding in judge(metrics.read(run_folder / layout.METRICS), trainer.config, setting_of(about)):
+    for finding in diagnose(metrics.read(run_folder / layout.METRICS), trainer.config, run_context(about)):
         say(f"judged    {finding}")
     problem = plots.missing()
     say(f"note      no {layout.PLOT}: {problem}" if problem else f"curve     {run_folder / layout.PLOT}")

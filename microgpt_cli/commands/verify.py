@@ -1,4 +1,4 @@
-"""`microgpt verify`: is every checkpoint of a run whole, and does training from one give the same bits again?"""
+"""`microgpt verify`: check the integrity of a run's checkpoints, and the reproducibility of training from one."""
 
 import tempfile
 from pathlib import Path
@@ -20,13 +20,13 @@ from microgpt_cli.training.trainer import Stepped, Trainer
 
 
 def run(config: VerifyConfig, invocation: Invocation) -> None:
-    """Check hashes, schema, names, shapes and numbers of each checkpoint; then, if asked, train again and compare."""
+    """Check hashes, schema, names, shapes and values of each checkpoint; with `replay`, retrain and compare bits."""
     folder = layout.find_run(config.ckpt, "ckpt")
     paths = [folder] if (folder / layout.MANIFEST).is_file() else layout.step_folders(folder)
     if not paths:
         raise UserError(f"ckpt={config.ckpt}: no checkpoint in this folder; give a run's folder, as in outputs/train/…")
     problems = 0
-    whole: dict[int, Path] = {}
+    valid: dict[int, Path] = {}
     for path in reversed(paths):
         try:
             step = _check(path)
@@ -34,42 +34,44 @@ def run(config: VerifyConfig, invocation: Invocation) -> None:
             problems += 1
             print(f"BAD   {error}")
         else:
-            whole[step] = path
-            print(f"good  {path}: every byte as written, every number finite")
+            valid[step] = path
+            print(f"good  {path}: all checksums match, all values are finite")
     if problems:
-        raise RunStopped(f"{problems} of {len(paths)} checkpoints are damaged; the others can be used")
+        raise RunStopped(f"{problems} of {len(paths)} checkpoints are damaged; the others are usable")
     if config.replay:
-        _replay(whole, config.replay)
+        _replay(valid, config.replay)
 
 
 def _check(path: Path) -> int:
-    """Raises `UserError` if anything about a checkpoint is wrong; its step."""
+    """Check a checkpoint and return its step. Raises `UserError` if it is invalid."""
     loaded = checkpoint.load(path)
     checkpoint.build_model(loaded, torch.device("cpu"))
     for name, tensor in {**loaded.model, **loaded.optim}.items():
         if not torch.isfinite(tensor).all():
-            raise UserError(f"{path}: {name} has numbers that are not finite")
+            raise UserError(f"{path}: {name} contains NaN or Inf")
     return loaded.step
 
 
-def _replay(whole: dict[int, Path], steps: int) -> None:
-    """Train `steps` steps from a checkpoint: to another one of the run if there is one, else twice."""
-    start = next((step for step in whole if step + steps in whole), max(whole))
-    began = checkpoint.load(whole[start])
-    if start + steps > began.config.max_steps:
-        raise UserError(f"replay={steps}: the run ends {began.config.max_steps - start} steps after its step {start}")
-    made = _trained_again(began, steps)
-    if start + steps in whole:
-        other, what = checkpoint.load(whole[start + steps]).model, f"the run's own step {start + steps:,}"
+def _replay(valid: dict[int, Path], steps: int) -> None:
+    """Train `steps` steps from a checkpoint and compare with a later one of the run, or with a second replay."""
+    start = next((step for step in valid if step + steps in valid), max(valid))
+    loaded = checkpoint.load(valid[start])
+    if start + steps > loaded.config.max_steps:
+        raise UserError(
+            f"replay={steps}: can't replay {steps} steps from step {start}: the run ends at {loaded.config.max_steps}"
+        )
+    replayed = _retrain(loaded, steps)
+    if start + steps in valid:
+        other, what = checkpoint.load(valid[start + steps]).model, f"the run's step {start + steps:,}"
     else:
-        other, what = _trained_again(began, steps), "the same steps once more"
-    different = [name for name, tensor in made.items() if not torch.equal(tensor, other[name])]
+        other, what = _retrain(loaded, steps), "a second replay"
+    different = [name for name, tensor in replayed.items() if not torch.equal(tensor, other[name])]
     if different:
         raise RunStopped(
-            f"{steps} steps from step {start:,} are not {what} to the bit: {', '.join(different[:3])} differ "
-            f"(trained on {began.meta['device']} with torch {began.meta['torch']}, {began.meta['threads']} threads)"
+            f"{steps} steps from step {start:,} differ from {what}: {', '.join(different[:3])} "
+            f"(trained on {loaded.meta['device']} with torch {loaded.meta['torch']}, {loaded.meta['threads']} threads)"
         )
-    print(f"good  {steps} steps from step {start:,} give {what} to the bit")
+    print(f"good  {steps} steps from step {start:,} are bit-identical to {what}")
 
 
 def engine_of(meta: dict[str, Any]) -> tuple[str, str]:
@@ -79,31 +81,31 @@ def engine_of(meta: dict[str, Any]) -> tuple[str, str]:
     return engine, str(compiled is True).lower()
 
 
-def _trained_again(began: checkpoint.Checkpoint, steps: int) -> dict[str, torch.Tensor]:
-    """The weights `steps` steps after a checkpoint, trained in a folder that goes away."""
-    config = began.config
-    engine, compiled = engine_of(began.meta)
-    device = "cpu" if began.meta["device"] == "cpu" else config.device
+def _retrain(loaded: checkpoint.Checkpoint, steps: int) -> dict[str, torch.Tensor]:
+    """The weights `steps` steps after a checkpoint, trained in a temporary folder."""
+    config = loaded.config
+    engine, compiled = engine_of(loaded.meta)
+    device = "cpu" if loaded.meta["device"] == "cpu" else config.device
     why_not = why_not_native() if engine == "native" else ""
     if why_not:
-        raise UserError(f"replay={steps}: this run was trained with engine=native, and here: {why_not}")
-    compute = choose(device, began.meta["dtype"], engine, compiled, config.threads, trained=config.model)
+        raise UserError(f"replay={steps}: the run was trained with engine=native, which is not available: {why_not}")
+    compute = choose(device, loaded.meta["dtype"], engine, compiled, config.threads, trained=config.model)
     with bytes_bar("reading the text") as progress:
         corpus = open_corpus(config.data, progress)
-        ids, text_sha256 = encode(corpus, began.tokenizer, Path(config.data.cache_dir), progress)
-    if text_sha256 != began.meta["text_sha256"]:
-        raise UserError(f"{corpus.name}: the text has changed since the run, so its steps can't be repeated")
+        ids, text_sha256 = encode(corpus, loaded.tokenizer, Path(config.data.cache_dir), progress)
+    if text_sha256 != loaded.meta["text_sha256"]:
+        raise UserError(f"{corpus.name}: the text has changed since the run, so its steps can't be replayed")
     splits = split(ids, config.data.val_fraction, config.model.block_size)
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / layout.CHECKPOINTS).mkdir()
         for name in (layout.CONFIG, layout.TOKENIZER):
-            storage.write_new(Path(scratch) / name, storage.read_bytes(began.path / name))
-        model = checkpoint.build_model(began, compute.device)
-        trainer = Trainer(Path(scratch), config, model, splits, compute, {}, began)
+            storage.write_new(Path(scratch) / name, storage.read_bytes(loaded.path / name))
+        model = checkpoint.build_model(loaded, compute.device)
+        trainer = Trainer(Path(scratch), config, model, splits, compute, {}, loaded)
         with tqdm(total=steps, desc="step", disable=None, leave=False) as bar:
             for event in trainer.run():
                 if isinstance(event, Stepped):
                     bar.update()
-                    if event.step == began.step + steps:
+                    if event.step == loaded.step + steps:
                         break
     return {name: p.detach().cpu() for name, p in model.named_parameters()}

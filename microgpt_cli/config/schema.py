@@ -10,7 +10,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
@@ -112,6 +112,14 @@ class Leaf:
     optional: bool  # takes null
     meaning: str
     choices: tuple[str, ...]
+
+
+def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted key → value."""
+    found: dict[str, Any] = {}
+    for name, value in node.items():
+        found |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
 
 
 def leaves(schema: type[Any], prefix: str = "") -> Iterator[Leaf]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from microgpt_cli.config import TokenizerConfig
 from microgpt_cli.errors import UserError
+from microgpt_cli.runs.escape import escape
 
 FORMAT = 1
 REPLACEMENT = "\ufffd"  # U+FFFD, the character for what can't be shown
@@ -165,4 +166,4 @@ def visible(tokenizer: Tokenizer, token: int) -> str:
     text = tokenizer.decode([token])
     if tokenizer.kind == "byte" and text == REPLACEMENT:
         return f"\\x{token:02x}"
-    return "".join(SIGNS.get(char, char if char.isprintable() else repr(char)[1:-1]) for char in text)
+    return "".join(SIGNS.get(char) or escape(char) for char in text)

@@ -1,8 +1,8 @@
-"""What the picture of a model shows, read off the trace of one forward pass: boxes, sums, what is repeated, arrows.
+"""The contents of an architecture diagram, derived from the trace of a forward pass: boxes, sums, repeats, arrows.
 
-In the manner of the decoder figure that everyone knows (Vaswani et al. 2017, Radford et al. 2018): from the token ids
-at the bottom up to the probabilities. Nothing here knows the model's parts by name. An addition of two results is a ⊕,
-and where one of them was made earlier, the arrow that skips what lies between is a residual connection.
+In the style of the decoder figure of Vaswani et al. 2017 and Radford et al. 2018, from the token ids at the bottom to
+the probabilities at the top. The code does not depend on the names of the model's modules. An addition of two results
+is a ⊕; if one of them was computed earlier, the arrow that skips the modules in between is a residual connection.
 """
 
 import re
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from microgpt_cli.insight.trace import Call, Op, Step, Value, fold, parameters
 from microgpt_cli.model.gpt import GPT
 
-LAYOUT = {"view", "reshape", "permute", "transpose", "unbind", "flatten", "contiguous", "chunk", "split", "slice"}
+LAYOUT_OPS = {"view", "reshape", "permute", "transpose", "unbind", "flatten", "contiguous", "chunk", "split", "slice"}
 SUMS = {"add", "add_"}
 ATTEND = {"scaled_dot_product_attention", "softmax"}
 ACTIVATIONS = {"relu": "ReLU", "gelu": "GELU", "silu": "SiLU", "tanh": "tanh", "sigmoid": "sigmoid"}
@@ -21,34 +21,34 @@ NORMS = {"layer_norm": "LayerNorm", "rms_norm": "RMSNorm"}
 
 @dataclass
 class Part:
-    """What stands on the way up."""
+    """An element of the main path."""
 
     output: Value
-    skips: list[int] = field(default_factory=list)  # parts whose result comes in too; -1 is what the whole began with
+    skips: list[int] = field(default_factory=list)  # earlier parts that are also inputs; -1 is the input of the path
 
 
 @dataclass
 class Box(Part):
-    """A module, or an operation that stands alone."""
+    """A module, or an operation outside of modules."""
 
     name: str = ""  # in the code
     title: str = ""
     role: str = "other"  # embedding, norm, attention, mlp, head, other
     parameters: int = 0
-    tied: str = ""  # the module whose weights it uses
+    tied: str = ""  # the module whose weights it shares
     inside: list[str] = field(default_factory=list)
 
 
 @dataclass
 class Sum(Part):
-    """⊕, with what comes in from boxes that nothing goes into, such as a table of positions."""
+    """⊕, and the boxes without inputs that it adds, such as the position embedding."""
 
-    beside: list[Box] = field(default_factory=list)
+    side_boxes: list[Box] = field(default_factory=list)
 
 
 @dataclass
-class Repeated(Part):
-    """Modules that follow each other and are alike; the parts of one."""
+class Repeat(Part):
+    """Consecutive equal modules, with the parts of one."""
 
     name: str = ""
     count: int = 1
@@ -58,7 +58,7 @@ class Repeated(Part):
 
 @dataclass
 class Diagram:
-    """The way from `input` up to the logits."""
+    """The path from `input` to the logits."""
 
     input: Value
     parts: list[Part]
@@ -67,18 +67,18 @@ class Diagram:
 
     @property
     def legend(self) -> list[str]:
-        """Lines that say what the letters and the numbers stand for."""
+        """Lines that explain the letters and numbers."""
         letters = [f"{letter} {meaning} {size}" for letter, meaning, size in self.sizes]
         half = len(letters) // 2
-        parameters = f"at the right of a box its parameters, {self.parameters:,} in all"
+        parameters = f"number in a box: its parameters, {self.parameters:,} in total"
         return [" · ".join(letters[:half]), " · ".join(letters[half:]), parameters]
 
 
 def diagram(model: GPT, call: Call) -> Diagram:
-    """What to draw of a model.
+    """The diagram of a model.
 
     Args:
-        model: the one that was traced.
+        model: the traced model.
         call: its trace, without the loss.
     """
     B, T = call.inputs[0].shape
@@ -94,49 +94,49 @@ def diagram(model: GPT, call: Call) -> Diagram:
     return Diagram(call.inputs[0], _parts(call), sizes, parameters(call))
 
 
-def shape(value: Value) -> str:
+def format_shape(value: Value) -> str:
     """`(B, T, C) = (4, 32, 64)`."""
     names, numbers = (f"({', '.join(map(str, sizes))})" for sizes in (value.names, value.shape))
     return names if names == numbers else f"{names} = {numbers}"
 
 
-def short(count: int) -> str:
+def format_count(count: int) -> str:
     """`16,448`, `1.64M`."""
     return f"{count:,}" if count < 1_000_000 else f"{count / 1e6:,.3g}M"
 
 
 def boxes(parts: Sequence[Part]) -> Iterator[Box]:
-    """Every box, also those within others."""
+    """Every box, including nested ones."""
     for part in parts:
         if isinstance(part, Box):
             yield part
-        elif isinstance(part, Repeated):
+        elif isinstance(part, Repeat):
             yield from boxes(part.parts)
         elif isinstance(part, Sum):
-            yield from part.beside
+            yield from part.side_boxes
 
 
 def _parts(call: Call) -> list[Part]:
-    """The steps of a call as parts, each with the parts before it that its inputs come from."""
+    """The steps of a call as parts, each with the earlier parts that its inputs come from."""
     parts: list[Part] = []
     made = {value.number: -1 for value in call.inputs}  # number of a value → part
-    beside: dict[int, Box] = {}
-    for item in fold(list(_flat(call))):
+    side_boxes: dict[int, Box] = {}
+    for item in fold(list(_expand_containers(call))):
         step, outputs = item.step, item.last.outputs
         if not step.inputs:
-            beside |= {value.number: _box(step, call.path) for value in outputs}
+            side_boxes |= {value.number: _box(step, call.path) for value in outputs}
             continue
-        if isinstance(step, Op) and step.name in LAYOUT and not step.weights:
+        if isinstance(step, Op) and step.name in LAYOUT_OPS and not step.weights:
             made |= {value.number: made.get(step.inputs[0].number, -1) for value in outputs}
             continue
-        came = [made[value.number] for value in step.inputs if value.number in made]
-        from_beside = [beside[value.number] for value in step.inputs if value.number in beside]
-        skips = sorted({part for part in came if part != len(parts) - 1})
-        if isinstance(step, Op) and step.name in SUMS and len(came) + len(from_beside) > 1:
-            parts.append(Sum(outputs[0], skips, from_beside))
+        sources = [made[value.number] for value in step.inputs if value.number in made]
+        added = [side_boxes[value.number] for value in step.inputs if value.number in side_boxes]
+        skips = sorted({part for part in sources if part != len(parts) - 1})
+        if isinstance(step, Op) and step.name in SUMS and len(sources) + len(added) > 1:
+            parts.append(Sum(outputs[0], skips, added))
         elif isinstance(step, Call) and _has_sums(step):
             inner = _parts(step)
-            parts.append(Repeated(outputs[0], skips, step.kind, item.count, parameters(step), inner))
+            parts.append(Repeat(outputs[0], skips, step.kind, item.count, parameters(step), inner))
         else:
             box = _box(step, call.path)
             box.skips, box.output = skips, outputs[0]
@@ -145,17 +145,17 @@ def _parts(call: Call) -> list[Part]:
     return parts
 
 
-def _flat(call: Call) -> Iterator[Step]:
-    """The steps of a call, those of mere containers such as `Sequential` in their place."""
+def _expand_containers(call: Call) -> Iterator[Step]:
+    """The steps of a call, with containers such as `Sequential` replaced by their steps."""
     for step in call.steps:
         if isinstance(step, Call) and step.steps and all(isinstance(inner, Call) for inner in step.steps):
-            yield from _flat(step)
+            yield from _expand_containers(step)
         else:
             yield step
 
 
 def _has_sums(call: Call) -> bool:
-    """Whether it adds results of modules, as a transformer block does."""
+    """Whether it adds results of modules, like a transformer block."""
     modules = sum(isinstance(step, Call) for step in call.steps)
     return modules > 1 and any(isinstance(step, Op) and step.name in SUMS for step in call.steps)
 
@@ -199,7 +199,7 @@ def _sizes(value: Value) -> str:
 
 
 def _inside(step: Step) -> list[str]:
-    """What happens in a box, a line each: matrices with their sizes, and what is done between them."""
+    """The operations in a box, one line each, with the sizes of matrices."""
     lines: list[str] = []
     for item in fold(step.steps) if isinstance(step, Call) else []:
         inner = item.step

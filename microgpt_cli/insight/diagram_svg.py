@@ -1,7 +1,7 @@
-"""A diagram as a picture: what lies where, and the same drawing as SVG and as PNG.
+"""Lay out a diagram, and render it as SVG and PNG.
 
-x grows to the right and y downwards, in pixels. The way goes up, so the layout begins at y = 0 with the input and goes
-on to negative y; the drawing is moved into its page at the end.
+x increases to the right and y downwards, in pixels. The layout starts with the input at y = 0 and continues upwards to
+negative y; the drawing is translated to its page at the end.
 """
 
 import io
@@ -11,18 +11,18 @@ from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
-from microgpt_cli.insight.diagram import Box, Diagram, Part, Repeated, Sum, boxes, shape, short
+from microgpt_cli.insight.diagram import Box, Diagram, Part, Repeat, Sum, boxes, format_count, format_shape
 
 WIDTH, MIDDLE, BOX_WIDTH, MARGIN = 620, 310, 316, 26
-LEFT, RIGHT = 84, 536  # of the frame around what is repeated, and of two tables side by side
-PAIR_WIDTH, LANE, TIE = 222, 114, 572  # a table's width, and where a skipping arrow and tied weights go up
+LEFT, RIGHT = 84, 536  # of the frame around repeated modules, and of two embeddings side by side
+PAIR_WIDTH, LANE, TIE = 222, 114, 572  # width of an embedding; x of residual connections and of tied weights
 GAP, LINE, RADIUS, CORNER, HEAD = 40, 18, 11, 10, 8
 SANS = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
 MONO = "ui-monospace, SFMono-Regular, Menlo, Consolas, monospace"
-PIXELS_PER_INCH, SHARPNESS = 100, 2  # a PNG has so many dots for each pixel of the layout
-NARROWER = {"sans": 0.9, "mono": 0.92}  # matplotlib's own fonts are wider than those of browsers
+PIXELS_PER_INCH, PNG_SCALE = 100, 2
+FONT_SCALE = {"sans": 0.9, "mono": 0.92}  # matplotlib's default fonts are wider than those of browsers
 
-# what → colours on a light and on a dark page; of boxes, the fill and the line
+# role → (fill, outline) in the light and in the dark theme
 FILLS = {
     "frame": (("#f6f8fa", "#d1d9e0"), ("#161b22", "#3d444d")),
     "embedding": (("#ffe3ec", "#e8799b"), ("#42202d", "#e8799b")),
@@ -43,7 +43,7 @@ INKS = {
 
 @dataclass(frozen=True)
 class Rect:
-    """A box with round corners."""
+    """A rectangle with round corners."""
 
     x: float
     y: float
@@ -56,7 +56,7 @@ class Rect:
 
 @dataclass(frozen=True)
 class Text:
-    """Words on one line; `y` is where they stand."""
+    """One line of text; `y` is the baseline."""
 
     x: float
     y: float
@@ -70,7 +70,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Line:
-    """A line through points, round where it turns."""
+    """A polyline with round corners."""
 
     points: tuple[tuple[float, float], ...]
     arrow: bool = True
@@ -98,14 +98,14 @@ class Drawing:
 
 
 def draw(what: Diagram) -> Drawing:
-    """Lay a diagram out, from the input at the bottom to the probabilities at the top."""
+    """Lay out a diagram, from the input at the bottom to the probabilities at the top."""
     layout = _Layout()
     top = layout.whole(what)
     return Drawing([_moved(each, MARGIN - top) for each in layout.shapes], layout.bottom - top + 2 * MARGIN)
 
 
 class _Layout:
-    """Puts shapes one above the other."""
+    """Places shapes from bottom to top."""
 
     def __init__(self) -> None:
         self.shapes: list[Shape] = []
@@ -113,16 +113,16 @@ class _Layout:
         self.bottom = 0.0
 
     def whole(self, what: Diagram) -> float:
-        """Everything; returns where it ends."""
+        """The whole diagram; returns the y of its top."""
         first, *others = what.parts
-        paired = isinstance(first, Box) and others and isinstance(others[0], Sum) and others[0].beside
+        paired = isinstance(first, Box) and others and isinstance(others[0], Sum) and others[0].side_boxes
         x = RIGHT - PAIR_WIDTH / 2 if paired else MIDDLE
         self.shapes += [Text(x, 18, "token ids", 13, "middle", bold=True)]
-        y = self.level(what.parts, 0, shape(what.input), {-1: -10})
-        y = self.arrow(y, f"logits {shape(what.parts[-1].output)}")
+        y = self.level(what.parts, 0, format_shape(what.input), {-1: -10})
+        y = self.arrow(y, f"logits {format_shape(what.parts[-1].output)}")
         self.shapes += [Rect(MIDDLE - BOX_WIDTH / 2, y - 34, BOX_WIDTH, 34, "softmax", dashed=True)]
         self.shapes += [Text(MIDDLE, y - 12.5, "softmax", 14, "middle", bold=True)]
-        y = self.arrow(y - 34, shape(what.parts[-1].output))
+        y = self.arrow(y - 34, format_shape(what.parts[-1].output))
         self.shapes += [Text(MIDDLE, y - 8, "probabilities of the next token", 13, "middle", bold=True)]
         for box in boxes(what.parts):
             if box.tied in self.edges:
@@ -135,74 +135,74 @@ class _Layout:
     def level(
         self, parts: Sequence[Part], y: float, label: str, leaves: dict[int, float], first_gap: float = GAP
     ) -> float:
-        """Parts one above the other, from (MIDDLE, y) on; returns where the last one ends.
+        """Place parts from (MIDDLE, y) upwards; returns the y of the top.
 
         Args:
-            label: the shape of what comes in.
-            leaves: where an arrow that skips parts leaves the way after a part; -1 is what comes in.
-            first_gap: the length of the first arrow.
+            label: the shape of the input.
+            leaves: part → y where a residual connection starts after it; -1 is the input.
+            first_gap: length of the first arrow.
         """
         todo = list(enumerate(parts))
         while todo:
             i, part = todo.pop(0)
             gap = first_gap if i == 0 else GAP
             above = todo[0][1] if todo else None
-            if isinstance(part, Box) and isinstance(above, Sum) and above.beside:
+            if isinstance(part, Box) and isinstance(above, Sum) and above.side_boxes:
                 y = self.pair(part, above, y, label)
                 i, part = todo.pop(0)
             elif isinstance(part, Sum):
                 y = self.arrow(y, label, gap) - 2 * RADIUS
                 self.shapes += [Plus(MIDDLE, y + RADIUS)]
                 self.skips(part, leaves, (MIDDLE - RADIUS, y + RADIUS))
-                self.beside(part, y + RADIUS)
-            elif isinstance(part, Repeated):
+                self.side_boxes(part, y + RADIUS)
+            elif isinstance(part, Repeat):
                 y = self.frame(part, y, label)
             else:
                 assert isinstance(part, Box)
                 y = self.arrow(y, label, gap) - _height(part)
                 self.box(part, MIDDLE - BOX_WIDTH / 2, y, BOX_WIDTH)
                 self.skips(part, leaves, (MIDDLE - BOX_WIDTH / 2, y + _height(part) / 2))
-            leaves[i], label = y - 10, shape(part.output)
+            leaves[i], label = y - 10, format_shape(part.output)
         return y
 
     def arrow(self, y: float, label: str, gap: float = GAP) -> float:
-        """An arrow up with the shape of what goes along it."""
+        """An upward arrow labelled with the shape of its tensor."""
         self.shapes += [Line(((MIDDLE, y - 2), (MIDDLE, y - gap + 2)))]
         self.shapes += [Text(MIDDLE + 13, y - gap / 2 + 4, label, 11.5, mono=True, ink="quiet")]
         return y - gap
 
     def skips(self, part: Part, leaves: dict[int, float], to: Point) -> None:
-        """The arrows of what comes in from further down."""
+        """The residual connections into a part."""
         for n, i in enumerate(part.skips):
             lane = LANE + 14 * n
             self.shapes += [Line(((MIDDLE, leaves[i]), (lane, leaves[i]), (lane, to[1]), (to[0] - 2, to[1])))]
 
-    def beside(self, part: Sum, y: float) -> None:
-        """Boxes that nothing goes into, to the left of the ⊕ that adds them."""
-        for box in part.beside:
+    def side_boxes(self, part: Sum, y: float) -> None:
+        """Boxes without inputs, to the left of the ⊕ that adds them."""
+        for box in part.side_boxes:
             height = _height(box)
             self.box(box, MIDDLE - RADIUS - 30 - PAIR_WIDTH, y - height / 2, PAIR_WIDTH)
             self.shapes += [Line(((MIDDLE - RADIUS - 28, y), (MIDDLE - RADIUS - 2, y)))]
 
     def pair(self, box: Box, total: Sum, y: float, label: str) -> float:
-        """Two tables side by side, and the ⊕ of what they give."""
+        """Two embeddings side by side, and the ⊕ of their outputs."""
         right, left = RIGHT - PAIR_WIDTH / 2, LEFT + PAIR_WIDTH / 2
         self.shapes += [Line(((right, y - 2), (right, y - GAP + 2)))]
         self.shapes += [Text(right + 13, y - GAP / 2 + 4, label, 11.5, mono=True, ink="quiet")]
         y -= GAP + _height(box)
         self.box(box, RIGHT - PAIR_WIDTH, y, PAIR_WIDTH)
         middle = y - GAP - 4
-        for other in total.beside:
+        for other in total.side_boxes:
             self.box(other, LEFT, y, PAIR_WIDTH)
             self.shapes += [Line(((left, y - 2), (left, middle), (MIDDLE - RADIUS - 2, middle)))]
-            self.shapes += [Text(left - 12, y - 14, shape(other.output), 11.5, "end", mono=True, ink="quiet")]
+            self.shapes += [Text(left - 12, y - 14, format_shape(other.output), 11.5, "end", mono=True, ink="quiet")]
         self.shapes += [Line(((right, y - 2), (right, middle), (MIDDLE + RADIUS + 2, middle)))]
-        self.shapes += [Text(right - 12, y - 14, shape(box.output), 11.5, "end", mono=True, ink="quiet")]
+        self.shapes += [Text(right - 12, y - 14, format_shape(box.output), 11.5, "end", mono=True, ink="quiet")]
         self.shapes += [Plus(MIDDLE, middle)]
         return middle - RADIUS
 
-    def frame(self, part: Repeated, y: float, label: str) -> float:
-        """What is repeated, in a frame with how often."""
+    def frame(self, part: Repeat, y: float, label: str) -> float:
+        """Repeated modules in a frame, with their number."""
         bottom, at = y - 18, len(self.shapes)
         self.shapes += [Line(((MIDDLE, y - 2), (MIDDLE, bottom - 3)), arrow=False)]
         end = self.level(part.parts, bottom, label, {-1: bottom - 14}, GAP + 14)
@@ -210,16 +210,16 @@ class _Layout:
         self.shapes += [Line(((MIDDLE, end - 2), (MIDDLE, top - 3)), arrow=False)]
         self.shapes.insert(at, Rect(LEFT, top, RIGHT - LEFT, bottom - top, "frame", 14))
         self.shapes += [Text(LEFT + 16, top + 23, part.name, 13, bold=True)]
-        self.shapes += [Text(RIGHT - 16, top + 23, f"{short(part.parameters)} each", 12, "end", ink="quiet")]
+        self.shapes += [Text(RIGHT - 16, top + 23, f"{format_count(part.parameters)} each", 12, "end", ink="quiet")]
         self.shapes += [Text(LEFT - 12, (top + bottom) / 2 + 8, f"{part.count} ×", 21, "end", bold=True)]
         return top
 
     def box(self, box: Box, x: float, y: float, width: float) -> None:
-        """A box with its name, its parameters and what is inside."""
+        """A box with its name, parameters and operations."""
         height = _height(box)
         size = 13 if width == PAIR_WIDTH else 14
         self.shapes += [Rect(x, y, width, height, box.role), Text(x + 14, y + 21, box.title, size, bold=True)]
-        count = "tied" if box.tied else short(box.parameters) if box.parameters else ""
+        count = "tied" if box.tied else format_count(box.parameters) if box.parameters else ""
         self.shapes += [Text(x + width - 14, y + 21, count, 12, "end", ink="quiet")]
         if box.role == "norm":
             self.shapes += [Text(x + width / 2, y + 21, box.name, 12, "middle", mono=True, ink="quiet")]
@@ -230,7 +230,7 @@ class _Layout:
         self.edges[box.name] = (x + width, y + height / 2)
 
     def tie(self, start: Point, end: Point) -> None:
-        """A dashed line between two boxes that have the same weights."""
+        """A dashed line between two boxes with shared weights."""
         self.shapes += [Line((start, (TIE, start[1]), (TIE, end[1]), end), arrow=False, dashed=True)]
         self.shapes += [Text(TIE, end[1] - 10, "same weights", 11.5, "middle", ink="quiet")]
 
@@ -249,7 +249,7 @@ Command = tuple[str, tuple[Point, ...]]
 
 
 def _commands(points: Sequence[Point]) -> Iterator[Command]:
-    """A line through points as SVG's M, L and Q, round where it turns."""
+    """A polyline with round corners, as the SVG path commands M, L and Q."""
     yield "M", (points[0],)
     for before, here, after in zip(points, points[1:], points[2:], strict=False):
         yield "L", (_towards(here, before),)
@@ -264,7 +264,7 @@ def _towards(here: Point, there: Point) -> Point:
 
 
 def _head(line: Line) -> tuple[Line, tuple[Point, ...]]:
-    """A line that ends where its arrow's head begins, and the head, a triangle."""
+    """The line shortened by its arrow head, and the head as a triangle."""
     (x0, y0), (x, y) = line.points[-2:]
     length = math.dist((x0, y0), (x, y)) or 1.0
     dx, dy = (x - x0) / length * HEAD, (y - y0) / length * HEAD
@@ -277,7 +277,7 @@ def svg(drawing: Drawing, theme: str) -> str:
     """The drawing as an SVG file.
 
     Args:
-        theme: light, dark, or auto: as the reader's system is set.
+        theme: light, dark, or auto, which follows the reader's system.
     """
     height = round(drawing.height)
     return "\n".join(
@@ -293,7 +293,7 @@ def svg(drawing: Drawing, theme: str) -> str:
 
 
 def _style(theme: str) -> str:
-    """Colours as classes; with auto, two sets of them."""
+    """CSS classes for the colours, in two sets for the theme `auto`."""
 
     def colours(dark: int) -> str:
         boxes = [f".{role}{{fill:{pair[dark][0]};stroke:{pair[dark][1]}}}" for role, pair in FILLS.items()]
@@ -338,7 +338,7 @@ def png(drawing: Drawing, theme: str) -> bytes:
 
     dark = int(theme == "dark")
     size = (WIDTH / PIXELS_PER_INCH, round(drawing.height) / PIXELS_PER_INCH)
-    figure = Figure(figsize=size, dpi=PIXELS_PER_INCH * SHARPNESS, facecolor=INKS["page"][dark])
+    figure = Figure(figsize=size, dpi=PIXELS_PER_INCH * PNG_SCALE, facecolor=INKS["page"][dark])
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(round(drawing.height), 0))
     axes.set_axis_off()
     for order, each in enumerate(drawing.shapes):
@@ -352,7 +352,7 @@ def _png_shape(axes: Any, each: Shape, dark: int, order: int) -> None:
     from matplotlib import patches
     from matplotlib.path import Path
 
-    points = 72 / PIXELS_PER_INCH  # of type in a pixel
+    points = 72 / PIXELS_PER_INCH  # points per pixel
     ink = INKS["line"][dark]
     stroke: dict[str, Any] = {"linewidth": 1.4 * points, "zorder": order}
     if isinstance(each, Rect | Line) and each.dashed:
@@ -368,7 +368,7 @@ def _png_shape(axes: Any, each: Shape, dark: int, order: int) -> None:
             each.x,
             each.y,
             each.words,
-            fontsize=each.size * points * NARROWER[family],
+            fontsize=each.size * points * FONT_SCALE[family],
             family="monospace" if each.mono else "sans-serif",
             weight="bold" if each.bold else "normal",
             ha={"start": "left", "middle": "center", "end": "right"}[each.anchor],

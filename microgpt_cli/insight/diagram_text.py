@@ -1,15 +1,12 @@
-"""A diagram as text, for a terminal of 80 columns.
-
-Drawn like the picture, from the input at the bottom up: row 0 is the lowest, and rows count upwards.
-"""
+"""Render a diagram as text for a terminal of 80 columns, with the input at the bottom: row 0 is the lowest."""
 
 from collections.abc import Sequence
 
-from microgpt_cli.insight.diagram import Box, Diagram, Part, Repeated, Sum, boxes, shape, short
+from microgpt_cli.insight.diagram import Box, Diagram, Part, Repeat, Sum, boxes, format_count, format_shape
 
-MIDDLE, HALF = 35, 22  # the column of the way, and of a box from there to its edge
-LEFT, RIGHT, LANE, TIE = 3, 67, 8, 71  # edges of a frame; where skipping arrows and tied weights go up
-PAIR = 32  # the width of one of two boxes side by side
+MIDDLE, HALF = 35, 22  # column of the main path, and half the width of a box
+LEFT, RIGHT, LANE, TIE = 3, 67, 8, 71  # edges of a frame; columns of residual connections and of tied weights
+PAIR = 32  # width of one of two boxes side by side
 
 
 def text(what: Diagram) -> str:
@@ -18,13 +15,13 @@ def text(what: Diagram) -> str:
     for i, line in enumerate(reversed(what.legend)):
         sheet.put(LEFT, i, line)
     first, *others = what.parts
-    paired = isinstance(first, Box) and others and isinstance(others[0], Sum) and others[0].beside
+    paired = isinstance(first, Box) and others and isinstance(others[0], Sum) and others[0].side_boxes
     sheet.put((RIGHT - PAIR // 2 if paired else MIDDLE) - 4, len(what.legend) + 1, "token ids")
-    row = sheet.level(what.parts, len(what.legend) + 2, shape(what.input), {})
-    logits = shape(what.parts[-1].output)
-    row = sheet.way(row, f"logits {logits}")
+    row = sheet.level(what.parts, len(what.legend) + 2, format_shape(what.input), {})
+    logits = format_shape(what.parts[-1].output)
+    row = sheet.path(row, f"logits {logits}")
     softmax = Box(what.parts[-1].output, title="softmax")
-    row = sheet.way(sheet.box(softmax, MIDDLE - HALF, MIDDLE + HALF, row, "┌╌┐╎└┘"), logits)
+    row = sheet.path(sheet.box(softmax, MIDDLE - HALF, MIDDLE + HALF, row, "┌╌┐╎└┘"), logits)
     sheet.put(MIDDLE, row, "▲")
     sheet.put(MIDDLE - 15, row + 1, "probabilities of the next token")
     for box in boxes(what.parts):
@@ -49,41 +46,41 @@ class _Sheet:
         return "\n".join("".join(self.cells.get((x, y), " ") for x in range(width)).rstrip() for y in rows)
 
     def level(self, parts: Sequence[Part], row: int, label: str, leaves: dict[int, int]) -> int:
-        """Parts one above the other from `row` on; returns the first row above them.
+        """Place parts from `row` upwards; returns the first row above them.
 
         Args:
-            label: the shape of what comes in.
-            leaves: the row in which an arrow that skips parts leaves the way after a part; -1 is what comes in.
+            label: the shape of the input.
+            leaves: part → row where a residual connection starts after it; -1 is the input.
         """
         leaves = {-1: row} | leaves
         todo = list(enumerate(parts))
         while todo:
             i, part = todo.pop(0)
             above = todo[0][1] if todo else None
-            if isinstance(part, Box) and isinstance(above, Sum) and above.beside:
+            if isinstance(part, Box) and isinstance(above, Sum) and above.side_boxes:
                 row = self.pair(part, above, row, label)
                 i, part = todo.pop(0)
             elif isinstance(part, Sum):
-                row = self.way(row, label)
+                row = self.path(row, label)
                 self.put(MIDDLE, row, "⊕")
                 self.skips(part, leaves, row, MIDDLE - 1)
                 row += 1
-            elif isinstance(part, Repeated):
-                row = self.frame(part, self.way(row, label), label)
+            elif isinstance(part, Repeat):
+                row = self.frame(part, self.path(row, label), label)
             else:
                 assert isinstance(part, Box)
-                row = self.way(row, label)
+                row = self.path(row, label)
                 self.skips(part, leaves, row + 1, MIDDLE - HALF - 1)
                 row = self.box(part, MIDDLE - HALF, MIDDLE + HALF, row)
-            leaves[i], label = row, shape(part.output)
+            leaves[i], label = row, format_shape(part.output)
         return row
 
-    def way(self, row: int, label: str) -> int:
+    def path(self, row: int, label: str) -> int:
         self.put(MIDDLE, row, f"│ {label}")
         return row + 1
 
     def skips(self, part: Part, leaves: dict[int, int], row: int, end: int) -> None:
-        """The arrows of what comes in from further down."""
+        """The residual connections into a part."""
         for n, i in enumerate(part.skips):
             lane = LANE + 2 * n
             self.put(lane, leaves[i], "╰" + "─" * (MIDDLE - lane - 1) + "┤")
@@ -92,9 +89,9 @@ class _Sheet:
             self.put(lane, row, "╭" + "─" * (end - lane - 1) + "►")
 
     def box(self, box: Box, left: int, right: int, row: int, style: str = "┌─┐│└┘") -> int:
-        """A box whose lowest line is `row`; returns the row above it."""
+        """A box whose bottom line is `row`; returns the row above it."""
         corner_left, line, corner_right, side, low_left, low_right = list(style)
-        width, count = right - left - 3, "tied" if box.tied else short(box.parameters) if box.parameters else ""
+        width, count = right - left - 3, "tied" if box.tied else format_count(box.parameters) if box.parameters else ""
         head = f"{box.title}  {box.name}".rstrip()
         lines = [f"{head:{width - len(count)}}{count}"]
         if len(head) + len(count) + 1 > width:
@@ -113,31 +110,31 @@ class _Sheet:
         return top + 1
 
     def pair(self, box: Box, total: Sum, row: int, label: str) -> int:
-        """Two tables side by side, and the ⊕ of what they give."""
+        """Two embeddings side by side, and the ⊕ of their outputs."""
         centre = (2 * RIGHT - PAIR + 1) // 2
         self.put(centre, row, f"│ {label}")
         top = self.box(box, RIGHT - PAIR + 1, RIGHT, row + 1)
-        for other in total.beside:
+        for other in total.side_boxes:
             left = (2 * LEFT + PAIR - 1) // 2
             self.box(other, LEFT, LEFT + PAIR - 1, row + 1)
             self.put(left, row + 1, "─")
-            self.put(left, top, f"│ {shape(other.output)}")
+            self.put(left, top, f"│ {format_shape(other.output)}")
             self.put(left, top + 1, "│")
             self.put(left, top + 2, "╭" + "─" * (MIDDLE - left - 2) + "►⊕")
-        words = shape(box.output)
+        words = format_shape(box.output)
         self.put(centre, top, "│")
         self.put(centre - len(words) - 1, top + 1, f"{words} │")
         self.put(MIDDLE + 1, top + 2, "◄" + "─" * (centre - MIDDLE - 2) + "╮")
         return top + 3
 
-    def frame(self, part: Repeated, row: int, label: str) -> int:
-        """What is repeated, in a frame with how often."""
+    def frame(self, part: Repeat, row: int, label: str) -> int:
+        """Repeated modules in a frame, with their number."""
         end = self.level(part.parts, row + 1, label, {})
         self.put(MIDDLE, end, "│")
         for i in range(row + 1, end + 1):
             self.put(LEFT, i, "│")
             self.put(RIGHT, i, "│")
-        each = f"{short(part.parameters)} each"
+        each = f"{format_count(part.parameters)} each"
         self.put(LEFT + 2, end, f"{part.name} × {part.count}")
         self.put(RIGHT - 1 - len(each), end, each)
         for at, left, right in ((row, "└", "┘"), (end + 1, "┌", "┐")):
@@ -146,7 +143,7 @@ class _Sheet:
         return end + 2
 
     def tie(self, start: tuple[int, int], end: tuple[int, int]) -> None:
-        """A dotted line between two boxes that have the same weights."""
+        """A dotted line between two boxes with shared weights."""
         for (column, row), corner in ((start, "╯"), (end, "╮")):
             self.put(column + 1, row, "┄" * (TIE - column - 1) + corner)
         for row in range(start[1] + 1, end[1]):

@@ -1,4 +1,4 @@
-"""A look at a text before it is trained on: what characters it has, which of them are odd, what it repeats."""
+"""Statistics of a text before training: its characters, unusual ones among them, and repeated lines."""
 
 import unicodedata
 from collections import Counter
@@ -6,36 +6,42 @@ from dataclasses import dataclass
 
 from microgpt_cli.data.corpus import Corpus, Progress, no_progress
 
-LOOKED_AT_BYTES = 64 << 20  # of a larger corpus, its beginning
-LINE_CHARACTERS = 40  # shorter lines repeat in any text
-RARE = 5  # times: a model learns little of a character that it sees more seldom
-USUAL = {"\n", "\t", " "}
-ODD = {"Cc": "control character", "Cf": "invisible", "Co": "private use", "Cn": "unassigned", "Zs": "unusual space"}
+MAX_BYTES = 64 << 20  # of a larger corpus only its beginning is read
+MIN_LINE_CHARACTERS = 40  # shorter lines are often repeated in any text
+RARE_COUNT = 5  # characters with fewer occurrences are rare: a model learns little about them
+USUAL_CHARS = {"\n", "\t", " "}
+UNUSUAL_CATEGORIES = {
+    "Cc": "control character",
+    "Cf": "invisible",
+    "Co": "private use",
+    "Cn": "unassigned",
+    "Zs": "unusual space",
+}
 
 
 @dataclass(frozen=True)
-class Odd:
-    """A character that is seldom meant."""
+class UnusualChar:
+    """A character that is rarely intended."""
 
     name: str  # "U+FEFF ZERO WIDTH NO-BREAK SPACE"
-    what: str  # "invisible"
+    kind: str  # "invisible"
     count: int
 
 
 @dataclass(frozen=True)
-class Survey:
-    """What a text consists of."""
+class TextStats:
+    """Statistics of a text."""
 
     characters: int
-    different: int
-    rare: int  # different characters that stand there fewer than `RARE` times
-    odd: tuple[Odd, ...]  # the most frequent first
+    distinct: int
+    rare: int  # distinct characters with fewer than `RARE_COUNT` occurrences
+    unusual: tuple[UnusualChar, ...]  # the most frequent first
     lines: int
-    repeated: float  # share of the characters that are in lines which stand there before
+    repeated: float  # fraction of the characters that are in lines which occurred before
 
 
-def survey(corpus: Corpus, progress: Progress = no_progress) -> Survey:
-    """Read a corpus through. Raises `UserError` if it is not UTF-8."""
+def text_stats(corpus: Corpus, progress: Progress = no_progress) -> TextStats:
+    """Read a whole corpus. Raises `UserError` if it is not UTF-8."""
     counts: Counter[str] = Counter()
     seen: set[int] = set()
     repeated, rest = 0, ""
@@ -43,38 +49,39 @@ def survey(corpus: Corpus, progress: Progress = no_progress) -> Survey:
         counts.update(text)
         *lines, rest = (rest + text).split("\n")
         for line in lines:
-            if len(line) >= LINE_CHARACTERS:
+            if len(line) >= MIN_LINE_CHARACTERS:
                 code = hash(line)
                 repeated += len(line) if code in seen else 0
                 seen.add(code)
     total = sum(counts.values())
-    odd = [Odd(_name(char), what, count) for char, count in counts.most_common() if (what := _oddity(char))]
-    rare = sum(1 for count in counts.values() if count < RARE)
-    return Survey(total, len(counts), rare, tuple(odd), counts["\n"], repeated / total if total else 0.0)
+    unusual = [UnusualChar(_name(char), kind, count) for char, count in counts.most_common() if (kind := _kind(char))]
+    rare = sum(1 for count in counts.values() if count < RARE_COUNT)
+    return TextStats(total, len(counts), rare, tuple(unusual), counts["\n"], repeated / total if total else 0.0)
 
 
-def _oddity(char: str) -> str:
-    if char in USUAL:
+def _kind(char: str) -> str:
+    """Why a character is unusual; empty if it is not."""
+    if char in USUAL_CHARS:
         return ""
     if char == "\r":
-        return "end of a line as Windows writes it"
+        return "Windows line ending"
     if char == "\ufffd":
-        return "stands for what could not be read"
-    return ODD.get(unicodedata.category(char), "")
+        return "replacement for undecodable bytes"
+    return UNUSUAL_CATEGORIES.get(unicodedata.category(char), "")
 
 
 def _name(char: str) -> str:
     return f"U+{ord(char):04X} {unicodedata.name(char, '')}".rstrip()
 
 
-def beginning(corpus: Corpus, limit: int = LOOKED_AT_BYTES) -> Corpus:
-    """The corpus, or the whole lines at the beginning of one that is larger than `limit` bytes, in memory."""
+def beginning(corpus: Corpus, limit: int = MAX_BYTES) -> Corpus:
+    """The corpus, or the complete lines within the first `limit` bytes of a larger one, in memory."""
     if corpus.size_bytes <= limit:
         return corpus
-    taken = bytearray()
+    data = bytearray()
     for chunk in corpus.chunks():
-        taken += chunk
-        if len(taken) >= limit:
+        data += chunk
+        if len(data) >= limit:
             break
-    end = taken.rfind(b"\n", 0, limit) + 1
-    return Corpus(corpus.name, (bytes(taken[: end or limit]),))
+    end = data.rfind(b"\n", 0, limit) + 1
+    return Corpus(corpus.name, (bytes(data[: end or limit]),))

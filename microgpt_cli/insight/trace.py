@@ -1,8 +1,8 @@
-"""The path of one forward pass, written down while it is run: operations, the modules they nest in, shapes, FLOPs.
+"""Trace one forward pass: its operations, the modules that call them, shapes and FLOPs.
 
-Nothing here knows the model's code. A function mode sees each call of a torch function, hooks on the modules say where
-it was made, and a second pass through a model of the same kind, whose sizes are all different, tells which size of a
-shape is which: in the first alone, a 4 could be B or H.
+The trace does not depend on the model's code. A function mode records each call of a torch function, and module hooks
+record the module that made it. A second pass through a model of the same architecture with distinct sizes identifies
+the dimensions of each shape: in the first pass alone, a 4 could be B or H.
 
 B batch, T time (positions), C n_embd, H heads, D head size (C / H), V vocabulary.
 """
@@ -22,10 +22,10 @@ from microgpt_cli.config import ModelConfig
 from microgpt_cli.model.accounting import meta_model
 from microgpt_cli.model.gpt import GPT
 
-# Sizes of the second model; its B, T and block_size are the first from those of the model itself on that let no two of
-# the expressions below come to the same number, so that code which looks at them decides the same.
+# Sizes of the second model. Its B, T and block_size are at least those of the traced model, so that code that branches
+# on them takes the same branch, and the smallest ones for which all expressions below have distinct values.
 TWIN = {"C": 154, "H": 7, "D": 22, "V": 23}
-LEAST = 5  # a shape may hold a 1, 2, 3 or 4 that is no size of the model
+MIN_SIZE = 5  # shapes may contain 1 to 4 as constants
 MULTIPLES, PAIRS = (("C", 2), ("C", 3), ("C", 4), ("D", 2)), (("B", "T"), ("B", "H"))
 SHORT = {"__getitem__": "slice", "__add__": "add", "__mul__": "mul", "__matmul__": "matmul"}
 PRODUCTS = ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm")
@@ -33,11 +33,11 @@ PRODUCTS = ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm")
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor of the pass."""
+    """A tensor in the pass."""
 
-    number: int  # its identity: an arrow leads from where it comes out to where it goes in
+    number: int  # identity, which connects the output of one operation to the input of another
     shape: tuple[int, ...]
-    names: tuple[str, ...] = ()  # of its sizes; a size that is no known expression is its own name
+    names: tuple[str, ...] = ()  # of its dimensions; the number itself if the dimension is unknown
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Weight:
 
     name: str  # as in the state dict
     value: Value
-    count: int  # parameters that no operation before it has read; a buffer has none
+    count: int  # parameters that no earlier operation has read; 0 for a buffer
     gradient: tuple[int, ...] | None = None  # the shape of its gradient after the backward pass
 
 
@@ -60,12 +60,12 @@ class Op:
     weights: list[Weight]
     flops: int = 0  # of matrix products; a multiply-add is two
     backward_flops: int = 0
-    gradients: list[Value] = field(default_factory=list)  # that came back to its outputs
+    gradients: list[Value] = field(default_factory=list)  # of its outputs
 
 
 @dataclass
 class Call:
-    """One call of a module, and what happened in it."""
+    """One call of a module, and the steps in it."""
 
     path: str  # its name in the model: `blocks.0.mlp`
     name: str  # its name within the module that called it
@@ -75,7 +75,7 @@ class Call:
     steps: list["Op | Call"] = field(default_factory=list)
 
     def ops(self) -> Iterator[Op]:
-        """Every operation in it, in the order of the run."""
+        """Every operation in it, in order of execution."""
         for step in self.steps:
             if isinstance(step, Op):
                 yield step
@@ -88,7 +88,7 @@ Step = Op | Call
 
 @dataclass(frozen=True)
 class Folded:
-    """Steps that follow each other and are alike, such as the blocks: the first, the last, and how many they are."""
+    """Consecutive equal steps, such as the blocks: the first, the last, and their number."""
 
     step: Step
     last: Step
@@ -96,36 +96,36 @@ class Folded:
 
 
 def fold(steps: Sequence[Step]) -> list[Folded]:
-    """Modules that follow each other with the same operations and shapes, taken together."""
+    """Group consecutive modules with the same operations and shapes."""
     folded: list[Folded] = []
     for step in steps:
         last = folded[-1] if folded else None
-        if last is not None and isinstance(step, Call) and _alike(step) == _alike(last.step):
+        if last is not None and isinstance(step, Call) and _signature(step) == _signature(last.step):
             folded[-1] = Folded(last.step, step, last.count + 1)
         else:
             folded.append(Folded(step, step))
     return folded
 
 
-def _alike(step: Step) -> tuple[Any, ...]:
+def _signature(step: Step) -> tuple[Any, ...]:
     shapes = [value.shape for value in (*step.inputs, *step.outputs)]
     if isinstance(step, Op):
         return (step.name, shapes, [weight.value.shape for weight in step.weights], parameters(step))
-    return (step.kind, shapes, [_alike(inner) for inner in step.steps])
+    return (step.kind, shapes, [_signature(inner) for inner in step.steps])
 
 
 def parameters(step: Step) -> int:
-    """Parameters that are read here and were not read before."""
+    """Number of parameters that are first read in this step."""
     return sum(weight.count for op in _ops(step) for weight in op.weights)
 
 
 def flops(step: Step) -> int:
-    """FLOPs of its matrix products, forward."""
+    """FLOPs of the matrix products in the forward pass."""
     return sum(op.flops for op in _ops(step))
 
 
 def backward_flops(step: Step) -> int:
-    """FLOPs of the matrix products of its backward pass."""
+    """FLOPs of the matrix products in the backward pass."""
     return sum(op.backward_flops for op in _ops(step))
 
 
@@ -134,13 +134,13 @@ def _ops(step: Step) -> Iterable[Op]:
 
 
 def trace(model: GPT, batch: int, time: int, backward: bool = False) -> Call:
-    """Run a model once and write down what happens.
+    """Run a model once and record its operations.
 
     Args:
-        model: with weights, or on the meta device; its gradients are lost.
-        batch: sequences.
-        time: tokens of each.
-        backward: go on to the loss and back from it, and note the gradients.
+        model: with weights, or on the meta device; its gradients are cleared.
+        batch: number of sequences.
+        time: tokens per sequence.
+        backward: compute the loss, run the backward pass, and record the gradients.
     """
     own = _sizes(model.config, model.vocab_size, batch, time)
     other = _twin_sizes(own)
@@ -154,7 +154,7 @@ def trace(model: GPT, batch: int, time: int, backward: bool = False) -> Call:
 
 
 def model_to_trace(config: ModelConfig, vocab_size: int, real: bool) -> GPT:
-    """A model to run for real, with weights as they are before training, or one of shapes alone."""
+    """A newly initialised model, or one on the meta device without data."""
     return GPT(config, vocab_size) if real else meta_model(config, vocab_size)
 
 
@@ -170,7 +170,7 @@ def _run(model: GPT, batch: int, time: int, backward: bool) -> Call:
             _, loss = model(ids, ids if backward else None)
         if backward:
             loss.backward()
-            _note_gradients(model, tracer.root)
+            _record_gradients(model, tracer.root)
     finally:
         for handle in handles:
             handle.remove()
@@ -178,26 +178,26 @@ def _run(model: GPT, batch: int, time: int, backward: bool) -> Call:
     return tracer.root
 
 
-def _note_gradients(model: GPT, call: Call) -> None:
+def _record_gradients(model: GPT, call: Call) -> None:
     shapes = {name: tuple(p.grad.shape) for name, p in model.named_parameters() if p.grad is not None}
     for op in call.ops():
         op.weights = [dataclasses.replace(weight, gradient=shapes.get(weight.name)) for weight in op.weights]
 
 
 class _Tracer(TorchFunctionMode):
-    """Sees every call of a torch function, and of the modules that it watches."""
+    """Records every call of a torch function and of the watched modules."""
 
     def __init__(self, model: nn.Module, backward: bool) -> None:
         super().__init__()
         self.backward = backward
         self.open: list[tuple[str, Call]] = []
-        self.numbers: dict[int, int] = {}  # id of a tensor → number of its value
-        self.kept: list[Tensor] = []  # so that no id is given twice
+        self.numbers: dict[int, int] = {}  # id of a tensor → number of its `Value`
+        self.kept: list[Tensor] = []  # keeps ids unique
         self.unread = {id(p): p.numel() for p in model.parameters()}
         self.weights = {id(t): name for name, t in (*model.named_parameters(), *model.named_buffers())}
 
     def watch(self, path: str, module: nn.Module) -> list[RemovableHandle]:
-        """Note when a module begins and ends."""
+        """Record the calls of a module."""
 
         def begin(module: nn.Module, args: Any, kwargs: Any) -> None:
             above = self.open[-1] if self.open else None
@@ -220,12 +220,12 @@ class _Tracer(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = _tensors((args, kwargs or {}))
-        before = [self.value(t) for t in given]  # an operation in place makes another value of the same tensor
+        before = [self.value(t) for t in given]  # an in-place operation creates another value of the same tensor
         result = func(*args, **(kwargs or {}))
         made = _tensors(result)
         in_place = _name_of(func).endswith("_")
         if not self.open or not made or (not in_place and any(t is other for t in made for other in given)):
-            return result  # a size was asked for, or nothing was done: no dropout, no other dtype
+            return result  # a query, or a no-op such as inactive dropout
         op = Op(
             _name_of(func),
             [value for value, t in zip(before, given, strict=True) if id(t) not in self.weights],
@@ -257,13 +257,13 @@ def _name_of(func: Any) -> str:
     return SHORT.get(name, name)
 
 
-def _tensors(thing: Any) -> list[Tensor]:
+def _tensors(value: Any) -> list[Tensor]:
     """The tensors in nested arguments, in order."""
-    if isinstance(thing, Tensor):
-        return [thing]
-    if isinstance(thing, dict):
-        return _tensors(list(thing.values()))
-    return [t for inner in thing for t in _tensors(inner)] if isinstance(thing, tuple | list) else []
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        return _tensors(list(value.values()))
+    return [t for inner in value for t in _tensors(inner)] if isinstance(value, tuple | list) else []
 
 
 def _flops(name: str, given: list[Tensor], made: list[Tensor]) -> int:
@@ -278,7 +278,7 @@ def _flops(name: str, given: list[Tensor], made: list[Tensor]) -> int:
 
 
 def _operands_with_gradient(given: list[Tensor]) -> int:
-    """The backward pass makes one product for each matrix that a gradient goes to."""
+    """The number of matrix products in the backward pass: one for each operand that needs a gradient."""
     return min(2, sum(t.requires_grad for t in given if t.dim() > 1))
 
 
@@ -290,7 +290,7 @@ def _sizes(config: ModelConfig, vocab_size: int, batch: int, time: int) -> dict[
 def _twin_sizes(own: dict[str, int]) -> dict[str, int]:
     sizes = dict(TWIN)
     for name in ("T", "B", "block_size"):
-        least = max(own[name], LEAST, sizes["T"] + 1 if name == "block_size" else 0)
+        least = max(own[name], MIN_SIZE, sizes["T"] + 1 if name == "block_size" else 0)
         sizes[name] = next(n for n in itertools.count(least) if _distinct(sizes | {name: n}))
     return sizes
 
@@ -300,7 +300,7 @@ def _distinct(sizes: dict[str, int]) -> bool:
 
 
 def _expressions(sizes: dict[str, int]) -> dict[int, list[str]]:
-    """What a size in a shape can stand for: `T`, `3C`, `D/2`, `B·T`."""
+    """Size → the expressions with this value: `T`, `3C`, `D/2`, `B·T`."""
     found: dict[int, list[str]] = {}
     for name, size in sizes.items():
         found.setdefault(size, []).append(name)
@@ -314,16 +314,16 @@ def _expressions(sizes: dict[str, int]) -> dict[int, list[str]]:
 
 
 def _name(call: Call, twin: Call, own: dict[str, int], other: dict[str, int]) -> None:
-    """Put names to the sizes of a pass, from the pass of the twin.
+    """Name the dimensions of a pass from the pass of the twin.
 
-    Where the two went different ways, each of its sizes that can stand for one thing alone is named all the same.
+    If the two executed different operations, only the sizes with a single possible expression are named.
     """
     ops, twins = list(call.ops()), list(twin.ops())
-    same_way = [_kind(op) for op in ops] == [_kind(op) for op in twins]
-    expressions = _expressions(other if same_way else own)
+    same_operations = [_kind(op) for op in ops] == [_kind(op) for op in twins]
+    expressions = _expressions(other if same_operations else own)
     names: dict[int, tuple[str, ...]] = {}
-    for op, beside in zip(ops, twins if same_way else ops, strict=True):
-        for value, shown in zip(_values(op), _values(beside), strict=True):
+    for op, named in zip(ops, twins if same_operations else ops, strict=True):
+        for value, shown in zip(_values(op), _values(named), strict=True):
             sizes = zip(shown.shape, value.shape, strict=True)
             names[value.number] = tuple(_only(expressions.get(size, []), str(number)) for size, number in sizes)
     _put_names(call, names)

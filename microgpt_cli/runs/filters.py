@@ -1,10 +1,10 @@
-"""`filter="model.n_layer>4 and status=finished"`: which runs of a table are meant.
+"""`filter="model.n_layer>4 and status=finished"`: select the runs to list.
 
     filter    = condition ("and" condition)*
     condition = NAME ("=" | "==" | "!=" | "<" | "<=" | ">" | ">=" | "~") VALUE
 
-NAME is a column or a setting, `~` asks whether a text holds another. VALUE is a number, true, false, null or a text,
-which may stand in quotes. A run that has no value is neither below nor above any.
+NAME is a column or a setting. VALUE is a number, true, false, null or a string, optionally quoted; `~` tests for a
+substring. A run without a value satisfies neither < nor >.
 """
 
 import math
@@ -32,16 +32,16 @@ EXAMPLE = 'filter="model.n_layer>4 and status=finished"'
 
 
 def matching(runs: Sequence[Run], text: str) -> list[Run]:
-    """The runs that meet every condition.
+    """The runs that satisfy every condition.
 
     Raises:
-        UserError: it is not of the grammar above, or names what is not there.
+        UserError: the filter does not follow the grammar above, or names an unknown column or setting.
     """
     conditions, position, more = [], 0, True
     while more:
         match = CONDITION.match(text, position)
         if match is None:
-            raise UserError(f"filter={text}: {text[position:]!r} is no condition; write it like {EXAMPLE}")
+            raise UserError(f"filter={text}: {text[position:]!r} is not a condition; use the form {EXAMPLE}")
         conditions.append(_condition(match, runs, text))
         position, more = match.end(), match[4] is not None
     return [run for run in runs if all(condition(run) for condition in conditions)]
@@ -62,7 +62,7 @@ def _condition(match: re.Match[str], runs: Sequence[Run], text: str) -> Callable
 
 
 def _check_choice(name: str, value: str, text: str) -> None:
-    """Raises `UserError` for a value that no run can have: a misspelt one would silently match nothing."""
+    """Raises `UserError` for a value that no run can have: a misspelled one would silently match nothing."""
     choices = next((leaf.choices for leaf in leaves(TrainConfig) if leaf.name == name), ())
     choices = STATUSES if name == "status" else choices
     if choices and value not in (*choices, "null"):

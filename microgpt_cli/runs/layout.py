@@ -1,13 +1,13 @@
-"""A run's folder: how it is laid out, made, locked and found again.
+"""A run's folder: its layout, and how it is created, locked and found.
 
 outputs/latest                       → the newest run
 outputs/train/DATE_TIME/
-    config.json  tokenizer.json      all that is needed to rebuild the model
-    about.json                       the text, what counting reaches on it, the model's parts
-    metrics.jsonl  timings.jsonl     a line a log step; what depends on the clock stands apart
+    config.json  tokenizer.json      everything needed to rebuild the model
+    about.json                       the text, its baseline losses, the parameters of each module
+    metrics.jsonl  timings.jsonl     one line per log step; values that depend on the clock are in timings.jsonl
     samples.txt  loss.png  result.json
-    ckpt/step-00003000/              see training/checkpoint.py
-    ckpt/best.json                   which step had the lowest val_loss
+    ckpt/step-00003000/              see checkpoints/checkpoint.py
+    ckpt/best.json                   the step with the lowest val_loss
     .hydra/  .lock
 """
 
@@ -23,38 +23,39 @@ from microgpt_cli.errors import UserError
 from microgpt_cli.runs import storage
 
 OUTPUTS = Path("outputs")
-LOOKS, LOOK_SEC = 3, 0.05  # how often a lock is tried, and how long after each other
-LINK_BYTES = 4096  # of outputs/latest where it is no link
+LOCK_ATTEMPTS, LOCK_RETRY_SEC = 3, 0.05
+LINK_BYTES = 4096  # maximum size of outputs/latest where it is a file and not a link
 CONFIG, TOKENIZER, RESULT = "config.json", "tokenizer.json", "result.json"
 ABOUT = "about.json"
 METRICS, TIMINGS, SAMPLES, PLOT = "metrics.jsonl", "timings.jsonl", "samples.txt", "loss.png"
 CHECKPOINTS, BEST, MANIFEST = "ckpt", "best.json", "MANIFEST.json"
 STEP_NAME = re.compile(r"step-(\d{8})")
 HYDRA, LOCK = ".hydra", ".lock"
-TRACKER = "tracker.json"  # under which name the trackers of others know the run
-MARKS = {CONFIG, RESULT, METRICS, CHECKPOINTS}  # any of them makes a folder a run's
-NOT_A_RUN = {HYDRA, LOCK}  # what may lie in a folder before a run begins there, besides Hydra's log
+SWEEP = "sweep.json"  # in the folder of a sweep, which contains those of its jobs
+TRACKER = "tracker.json"  # the run's name and id in experiment trackers
+RUN_FILES = {CONFIG, RESULT, METRICS, CHECKPOINTS}  # a folder with any of these is a run's
+IGNORED_FILES = {HYDRA, LOCK}  # besides Hydra's log, these may exist in a folder before a run starts there
 
 
 @contextlib.contextmanager
 def new(
     out_dir: str | None, sweep_dir: Path | None, files: Mapping[str, bytes], hydra_files: Mapping[str, str]
 ) -> Iterator[Path]:
-    """Make and lock the folder of a new run and put files into it, or leave nothing behind.
+    """Create and lock the folder of a new run and write its first files, or leave nothing behind.
 
     Args:
-        out_dir: the folder that was asked for.
+        out_dir: the requested folder.
         sweep_dir: the folder of this job in a sweep.
-        files: what the run can't do without. Their names are made durable with that of the first checkpoint's folder.
-        hydra_files: what Hydra composed, for people to read.
+        files: files that the run requires. Their directory entries become durable with the first checkpoint's.
+        hydra_files: the config as Hydra composed it, for reference.
 
     Raises:
-        UserError: it holds something already, another process has it, or it can't be made.
+        UserError: the folder is not empty, is locked by another process, or can't be created.
     """
     folder = create(out_dir, sweep_dir)
     hydra = folder / HYDRA
     with locked(folder):
-        _refuse_unless_empty(folder)  # again, for another process may have had it until now
+        _refuse_unless_empty(folder)  # again: another process may have released the lock only now
         try:
             if hydra_files and not hydra.exists():
                 storage.mkdir(hydra)
@@ -72,10 +73,10 @@ def new(
 
 
 def create(out_dir: str | None, sweep_dir: Path | None, outputs: Path = OUTPUTS) -> Path:
-    """Make the folder of a new run: the one asked for, or one of its own named after the time.
+    """Create the folder of a new run: the requested one, or one named after the current time.
 
     Raises:
-        UserError: it holds something already, or can't be made.
+        UserError: it is not empty, or can't be created.
     """
     folder = Path(os.path.expanduser(out_dir)) if out_dir is not None else sweep_dir
     try:
@@ -83,7 +84,7 @@ def create(out_dir: str | None, sweep_dir: Path | None, outputs: Path = OUTPUTS)
             return _create_by_time(outputs / "train")
         storage.make_folders(folder)
         for above in sweep_dir.parents[:4] if sweep_dir else ():
-            storage.sync_folder(above)  # Hydra made them, and left that to us
+            storage.sync_folder(above)  # Hydra created them without fsync
         _refuse_unless_empty(folder)
     except OSError as error:
         raise UserError(f"{storage.explain(error)}, or choose another folder with out_dir=") from error
@@ -91,20 +92,22 @@ def create(out_dir: str | None, sweep_dir: Path | None, outputs: Path = OUTPUTS)
 
 
 def refuse_unless_free(name: str) -> None:
-    """Raises `UserError` if a new run could not have `out_dir=name`; makes nothing."""
+    """Raises `UserError` if a new run can't use `out_dir=name`; creates nothing."""
     folder = Path(os.path.expanduser(name))
     if os.path.isdir(folder):
         _refuse_unless_empty(folder)
     elif os.path.lexists(folder):
-        raise UserError(f"out_dir={name}: that is a file; choose another out_dir")
+        raise UserError(f"out_dir={name}: not a folder; choose another out_dir")
 
 
 def _refuse_unless_empty(folder: Path) -> None:
-    found = sorted(p.name for p in folder.iterdir() if p.name not in NOT_A_RUN and p.suffix != ".log")
+    found = sorted(p.name for p in folder.iterdir() if p.name not in IGNORED_FILES and p.suffix != ".log")
     if step_folders(folder):
-        raise UserError(f"out_dir={folder}: holds a run; go on with it: resume={folder}, or choose another out_dir")
+        raise UserError(
+            f"out_dir={folder}: contains a run; continue it with resume={folder}, or choose another out_dir"
+        )
     if found:
-        raise UserError(f"out_dir={folder}: not empty (it holds {found[0]}); choose another out_dir")
+        raise UserError(f"out_dir={folder}: not empty (contains {found[0]}); choose another out_dir")
 
 
 def _create_by_time(parent: Path) -> Path:
@@ -118,13 +121,13 @@ def _create_by_time(parent: Path) -> Path:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Be the only one who writes to a run's folder. The lock ends with its holder, however that ends.
+    """Hold the exclusive write lock of a run's folder. The system releases it when the process ends, however it ends.
 
     Raises:
-        UserError: another process holds it, or the folder can't be written.
+        UserError: another process holds the lock, or the folder is not writable.
     """
     if os.name != "posix":
-        yield  # no flock: the exclusive folder of a new run is all the protection there is
+        yield  # no flock: only the exclusive creation of a new run's folder protects it
         return
     import fcntl
 
@@ -134,19 +137,19 @@ def locked(folder: Path) -> Iterator[None]:
         raise UserError(storage.explain(error)) from error
     try:
         try:
-            for looks in reversed(range(LOOKS)):
+            for attempts_left in reversed(range(LOCK_ATTEMPTS)):
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
-                except BlockingIOError:  # of a writer, or of `is_in_use` for a moment
-                    if not looks:
+                except BlockingIOError:  # held by a writer, or for a moment by `is_in_use`
+                    if not attempts_left:
                         raise
-                    time.sleep(LOOK_SEC)
+                    time.sleep(LOCK_RETRY_SEC)
         except BlockingIOError as error:
             raise UserError(f"{folder}: another process is writing to this run; wait for it or stop it") from error
         except OSError as error:
             raise UserError(
-                f"{folder / LOCK}: {error.strerror}: no locks on this disk; choose another out_dir"
+                f"{folder / LOCK}: {error.strerror}: this file system has no locks; choose another out_dir"
             ) from error
         yield
     finally:
@@ -154,7 +157,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def is_in_use(folder: Path) -> bool:
-    """Whether a process writes to a run, found without writing: whoever begins to in this very moment waits for us."""
+    """Whether a process holds a run's write lock; writes nothing. A process that starts meanwhile retries its lock."""
     if os.name != "posix":
         return False
     import fcntl
@@ -175,7 +178,7 @@ def is_in_use(folder: Path) -> bool:
 
 
 def refuse_if_in_use(name: str) -> None:
-    """Raises `UserError` if another process writes to the run that `resume=name` means, or there is no such run."""
+    """Raises `UserError` if another process writes to the run of `resume=name`, or there is no such run."""
     folder = find_run(name, "resume")
     if (folder / LOCK).exists():
         with locked(folder):
@@ -183,11 +186,11 @@ def refuse_if_in_use(name: str) -> None:
 
 
 def point_latest(run: Path, outputs: Path = OUTPUTS) -> None:
-    """Let `outputs/latest` name a run: a link, or a file with the path where links can't be made."""
+    """Point `outputs/latest` to a run: a link, or a file that contains the path where links are not supported."""
     storage.make_folders(outputs)
     link, temporary = outputs / "latest", outputs / f".latest-{os.getpid()}"
     target = os.path.relpath(run.absolute(), outputs.absolute())
-    storage.discard(temporary)  # of a process that died, and had our number
+    storage.discard(temporary)  # left by a killed process with the same pid
     try:
         storage.symlink(target, temporary)
     except OSError:
@@ -199,21 +202,21 @@ def find_run(name: str, key: str, outputs: Path = OUTPUTS) -> Path:
     """The folder of a run: a path, or `latest`.
 
     Args:
-        name: what was typed.
-        key: the key it was typed for, for messages.
+        name: the value as typed.
+        key: its key, for messages.
     """
     if name == "latest" and not os.path.exists(name):
         link = outputs / "latest"
         if not (link.exists() or link.is_symlink()):
-            raise UserError(f"{key}={name}: no run under {outputs}/ yet; make one: microgpt train")
+            raise UserError(f"{key}={name}: no run in {outputs}/ yet; start one: microgpt train")
         noted = os.fsdecode(storage.read_bytes(link, LINK_BYTES)) if link.is_file() else os.path.realpath(link)
         folder = outputs / noted
         with contextlib.suppress(ValueError):
             folder = folder.relative_to(Path.cwd())
     else:
         folder = Path(os.path.expanduser(name))
-    if os.path.isfile(folder):  # where Path.is_file fails on a name too long, this says no
-        kind = "microgpt reads no pickle" if folder.suffix in (".pt", ".pth", ".bin", ".ckpt") else "that is a file"
+    if os.path.isfile(folder):  # unlike Path.is_file, False for a name that is too long
+        kind = "pickle files are not supported" if folder.suffix in (".pt", ".pth", ".bin", ".ckpt") else "not a folder"
         raise UserError(f"{key}={name}: {kind}; give a run's folder, or one of its ckpt/step-… folders")
     if not os.path.isdir(folder):
         raise UserError(f"{key}={name}: no such folder")
@@ -221,21 +224,21 @@ def find_run(name: str, key: str, outputs: Path = OUTPUTS) -> Path:
 
 
 def find_run_folder(name: str, key: str, outputs: Path = OUTPUTS) -> Path:
-    """The run's folder that is meant, where one of its checkpoints may have been named.
+    """The folder of a run, given by its own path or by that of one of its checkpoints.
 
     Raises:
-        UserError: there is none.
+        UserError: the folder contains no run.
     """
     folder = find_run(name, key, outputs)
     if STEP_NAME.fullmatch(folder.name) and (folder / MANIFEST).is_file():
         folder = folder.parent.parent
-    if not any((folder / mark).exists() for mark in MARKS):
+    if not any((folder / mark).exists() for mark in RUN_FILES):
         raise UserError(f"{key}={name}: no run in this folder; give a run's folder, as in outputs/train/…")
     return folder
 
 
 def step_folders(run: Path) -> list[Path]:
-    """The published checkpoints of a run, newest first; by their names, for clocks can be wrong."""
+    """The published checkpoints of a run, newest first, ordered by name because clocks can be wrong."""
     parent = run / CHECKPOINTS
     if not parent.is_dir():
         return []
@@ -247,7 +250,7 @@ def step_name(step: int) -> str:
 
 
 def find_checkpoint(name: str, outputs: Path = OUTPUTS) -> Path:
-    """The checkpoint to use for a `ckpt` key: a step's own folder, or a run's best step, else its newest.
+    """The checkpoint for a `ckpt` key: a step's folder, or the best step of a run, or else its newest step.
 
     Raises:
         UserError: there is none.

@@ -1,4 +1,4 @@
-"""What a run has logged, as anyone may read it: `metrics.jsonl`, `timings.jsonl`. training/metrics.py writes them."""
+"""Read `metrics.jsonl` and `timings.jsonl`, which training/metrics.py writes."""
 
 import contextlib
 from pathlib import Path
@@ -9,7 +9,7 @@ from microgpt_cli.runs import storage
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """All lines of a file; a torn last line, left by a crash, and what is no line of ours are passed over."""
+    """All valid lines of a log; an incomplete last line, left by a crash, and malformed lines are skipped."""
     lines = path.read_bytes().split(b"\n") if path.exists() else []
     found = []
     for line in lines[:-1]:

@@ -1,7 +1,7 @@
-"""Runs read from their folders, as far as they can be read. No torch here.
+"""Read the state of runs from their folders. No torch here.
 
-A run's folder is read, never written, and a damaged one is a run that says so. A run that has ended costs two open
-files, `config.json` and `result.json`; any other has its lock and its logs looked at, for it may be training right now.
+Folders are only read, and a damaged run is listed with the status "damaged". For a run that has ended, only the files
+`config.json` and `result.json` are opened; for others the lock and the logs are checked too, as they may be training.
 """
 
 import dataclasses
@@ -13,57 +13,84 @@ from pathlib import Path
 from typing import Any
 
 from microgpt_cli.config import TrainConfig
-from microgpt_cli.config.schema import absent_values
+from microgpt_cli.config.schema import absent_values, flatten
 from microgpt_cli.errors import UserError
 from microgpt_cli.runs import layout, log, storage
 
 Setting = bool | int | float | str | None
-CONCLUDED = ("finished", "stopped_early")  # the others may still get better
+CONCLUDED = ("finished", "stopped_early")  # runs with any other status may be continued
 STATUSES = (*CONCLUDED, "pruned", "interrupted", "failed", "running", "killed", "damaged")
-LARGEST = 1e60  # number that a result of ours can hold; the same as in training/meta.py
 
 
 @dataclass(frozen=True)
 class Run:
-    """A row: what a run's folder says. What it does not say, or says wrongly, is None."""
+    """The state of a run; values that are missing from its folder or invalid are None."""
 
     path: Path
     status: str  # one of STATUSES
-    settings: Mapping[str, Setting] = field(default_factory=dict)  # dotted key → value, all of them
+    settings: Mapping[str, Setting] = field(default_factory=dict)  # every dotted key → value
     step: int | None = None
-    val_loss: float | None = None  # the last one
+    val_loss: float | None = None  # in the last evaluation
     best_val_loss: float | None = None
     best_step: int | None = None
-    seconds: float | None = None  # in steps: evaluating and saving left out
+    seconds: float | None = None  # in training steps, without evaluating and saving
     tokens_per_sec: float | None = None
     parameters: int | None = None
-    problem: str | None = None  # what is damaged
+    problem: str | None = None  # what is damaged, if anything
+    swept: Mapping[str, str] = field(default_factory=dict)  # key or group that its sweep varies → value as typed
 
 
-COLUMNS = tuple(item.name for item in dataclasses.fields(Run) if item.name not in ("path", "settings", "problem"))
+COLUMNS = tuple(
+    item.name for item in dataclasses.fields(Run) if item.name not in ("path", "settings", "swept", "problem")
+)
 
 
 def read_runs(paths: Sequence[Path | str] = (layout.OUTPUTS,)) -> list[Run]:
-    """All runs in and under some folders, each once, in the order of their names.
+    """All runs in some folders and their subfolders, each once, ordered by name.
 
     Raises:
-        UserError: one of the folders is not there.
+        UserError: one of the folders does not exist.
     """
     found: dict[str, Path] = {}
     for path in paths:
         for folder in find_folders(layout.find_run(str(path), "paths")):
             found.setdefault(os.path.realpath(folder), folder)
-    return [read_run(folder) for folder in found.values()]
+    sweeps: dict[Path, Mapping[str, Mapping[str, str]]] = {}
+    for folder in found.values():
+        if folder.parent not in sweeps:
+            sweeps[folder.parent] = read_swept(folder.parent)
+    return [
+        dataclasses.replace(read_run(folder), swept=sweeps[folder.parent].get(folder.name, {}))
+        for folder in found.values()
+    ]
+
+
+def read_swept(sweep: Path) -> dict[str, dict[str, str]]:
+    """Job → swept key → value, from the record of a sweep; empty if the folder has no valid one."""
+    if not (sweep / layout.SWEEP).is_file():
+        return {}
+    try:
+        data = storage.parse_json(storage.read_bytes(sweep / layout.SWEEP), layout.SWEEP)
+        return {
+            str(number): {
+                key: value
+                for key, _, value in (str(word).partition("=") for word in job["overrides"])
+                if key in data["space"]
+            }
+            for number, job in enumerate(data["jobs"])
+        }
+    except (UserError, TypeError, KeyError):
+        return {}
 
 
 def find_folders(top: Path) -> Iterator[Path]:
-    """The runs' folders in and under a folder, in the order of their names; links are not followed."""
+    """The folders of runs in a folder and its subfolders, ordered by name; links are not followed."""
     try:
-        entries = sorted(os.scandir(top), key=lambda entry: _natural(entry.name))
+        entries = sorted(os.scandir(top), key=lambda entry: _natural_order(entry.name))
     except OSError:
-        return  # not for us to read
+        return  # not readable
     names = {entry.name for entry in entries}
-    if names & layout.MARKS and layout.MANIFEST not in names:
+    if names & layout.RUN_FILES and layout.MANIFEST not in names:
         yield top
         return
     for entry in entries:
@@ -71,14 +98,14 @@ def find_folders(top: Path) -> Iterator[Path]:
             yield from find_folders(top / entry.name)
 
 
-def _natural(name: str) -> tuple[bool, int, str]:
-    """The jobs of a sweep are numbered: 2 comes before 10."""
+def _natural_order(name: str) -> tuple[bool, int, str]:
+    """Sort key for the numbered jobs of a sweep: 2 before 10."""
     numbered = name.isascii() and name.isdecimal() and len(name) < 10
     return not numbered, int(name) if numbered else 0, name
 
 
 def read_run(folder: Path) -> Run:
-    """One run, as far as it can be read."""
+    """Read one run."""
     settings, problem = _settings(folder)
     result, problem_of_result = _result(folder)
     run = Run(folder, "killed", settings, problem=problem or problem_of_result, **result["numbers"])
@@ -87,10 +114,10 @@ def read_run(folder: Path) -> Run:
     if ended == "finished" and (run.step is None or not isinstance(last_step, int) or run.step >= last_step):
         return dataclasses.replace(run, status=ended)
     logged = read_log(folder)
-    went_on = ended is None or (logged and logged[-1]["step"] > (run.step or 0))
+    continued = ended is None or (logged and logged[-1]["step"] > (run.step or 0))
     if layout.is_in_use(folder):
         run = _from_log(dataclasses.replace(run, status="running"), logged)
-    elif went_on or ended == "finished":  # finished, and then resumed to go beyond: its config says so
+    elif continued or ended == "finished":  # finished and later resumed with a larger max_steps
         run = _from_log(run, logged)
     else:
         return dataclasses.replace(run, status=ended)
@@ -98,7 +125,7 @@ def read_run(folder: Path) -> Run:
 
 
 def read_log(folder: Path, name: str = layout.METRICS) -> list[dict[str, Any]]:
-    """The lines of a run's log that can be read."""
+    """The valid lines of a run's log; none if the file can't be read."""
     try:
         return log.read(folder / name)
     except OSError:
@@ -106,14 +133,15 @@ def read_log(folder: Path, name: str = layout.METRICS) -> list[dict[str, Any]]:
 
 
 def _settings(folder: Path) -> tuple[dict[str, Setting], str | None]:
-    """All settings by dotted key, and what is wrong with the file."""
+    """All settings by dotted key, and the problem with the file if there is one."""
     try:
         data = storage.parse_json(storage.read_bytes(folder / layout.CONFIG), layout.CONFIG)
     except UserError as error:
         return {}, str(error)
     if not isinstance(data, dict):
         return {}, f"{layout.CONFIG}: must be an object"
-    return {**_absent(), **dict(_flat(data))}, None
+    values = {key: ", ".join(map(str, v)) if isinstance(v, list) else v for key, v in flatten(data).items()}
+    return {**_absent(), **values}, None
 
 
 @functools.cache
@@ -121,16 +149,8 @@ def _absent() -> Mapping[str, Setting]:
     return absent_values(TrainConfig)
 
 
-def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Setting]]:
-    for name, value in node.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, ", ".join(map(str, value)) if isinstance(value, list) else value
-
-
 def _result(folder: Path) -> tuple[dict[str, Any], str | None]:
-    """`result.json`: its status, and its numbers as far as they are numbers; what is wrong with it."""
+    """The status and the valid numbers of `result.json`, and the problem with the file if there is one."""
     nothing: dict[str, Any] = {"status": None, "numbers": {}}
     path = folder / layout.RESULT
     if not path.exists():
@@ -140,15 +160,15 @@ def _result(folder: Path) -> tuple[dict[str, Any], str | None]:
     except UserError as error:
         return nothing, str(error)
     if not isinstance(data, dict) or data.get("status") not in STATUSES:
-        return nothing, f"{layout.RESULT}: no status in it"
+        return nothing, f"{layout.RESULT}: has no valid status"
     kinds = {item.name: (int, float) if "float" in str(item.type) else (int,) for item in dataclasses.fields(Run)}
     numbers = {name: data[name] for name in COLUMNS[1:] if type(data.get(name)) in kinds[name]}
-    numbers = {name: value for name, value in numbers.items() if abs(value) <= LARGEST}
+    numbers = {name: value for name, value in numbers.items() if abs(value) <= storage.LARGEST_NUMBER}
     return {"status": data["status"], "numbers": numbers}, None
 
 
 def _from_log(run: Run, logged: Sequence[Mapping[str, Any]]) -> Run:
-    """A run that has not ended: what its logs say is newer than what its result says."""
+    """A run that has not ended, updated from its logs, which are newer than its result."""
     evaluated = [line for line in logged if "val_loss" in line]
     timed = [line for line in read_log(run.path, layout.TIMINGS) if line.get("seconds", 0) > 0]
     steps = [line["step"] for line in logged[-1:]]
@@ -170,5 +190,5 @@ def _from_log(run: Run, logged: Sequence[Mapping[str, Any]]) -> Run:
 
 
 def val_curve(run: Run) -> list[tuple[float, float]]:
-    """(step, val_loss) of each evaluation that the run has logged."""
+    """(step, val_loss) of each logged evaluation."""
     return [(line["step"], line["val_loss"]) for line in read_log(run.path) if "val_loss" in line]

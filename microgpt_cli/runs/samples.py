@@ -1,8 +1,8 @@
-"""`samples.txt`: what a model wrote as it learnt, a text after each header `=== step 500 ===`.
+"""`samples.txt`: the samples written during training, each after a header `=== step 500 ===`.
 
-A line of a text that looks like a header is written with a `>` before it, and one that looks so already with one more,
-as mail does with "From " (mboxrd): what is read is what was written. Files that are older than this rule are read by
-another: steps only rise, so a header that does not belongs to the text.
+A line of a sample that looks like a header, with or without leading `>`, is quoted with one more `>`, as the mboxrd
+format quotes "From " lines, so that reading returns what was written. Files from before this rule are supported too:
+steps only increase, so a header with a smaller step is part of the sample.
 """
 
 import re
@@ -13,35 +13,35 @@ from microgpt_cli.runs import storage
 from microgpt_cli.runs.layout import SAMPLES
 
 HEADER = re.compile(rb"^=== step (\d{1,8}) ===$", re.MULTILINE)
-LOOKS_LIKE_ONE = re.compile(rb"^(?=>*=== step \d+ ===$)", re.MULTILINE)
+LIKE_HEADER = re.compile(rb"^(?=>*=== step \d+ ===$)", re.MULTILINE)
 QUOTED = re.compile(rb"^>(?=>*=== step \d+ ===$)", re.MULTILINE)
-TORN_HEADER = re.compile(rb"(?:(?<=\n\n)|\A)=[= step\d]*\Z")
-MOST_BYTES = 256 << 20
+PARTIAL_HEADER = re.compile(rb"(?:(?<=\n\n)|\A)=[= step\d]*\Z")
+MAX_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What a model wrote after `step` steps."""
+    """Text generated after `step` steps."""
 
     step: int
     text: str
 
 
 def append_sample(run: Path, sample: Sample) -> None:
-    """Add to a run's samples, which a run can do without."""
-    text = LOOKS_LIKE_ONE.sub(b">", sample.text.encode())
+    """Append to a run's samples, without fsync: a run does not depend on them."""
+    text = LIKE_HEADER.sub(b">", sample.text.encode())
     storage.append(run / SAMPLES, b"=== step %d ===\n%b\n\n" % (sample.step, text))
 
 
 def read_samples(run: Path) -> list[Sample]:
-    """The samples of a run, in order; none if it has none yet. What a crash tore is shown with U+FFFD.
+    """The samples of a run, in order. Incomplete characters, left by a crash, are replaced by U+FFFD.
 
     Raises:
         UserError: the file can't be read, or is too large.
     """
     if not (run / SAMPLES).exists():
         return []
-    data = storage.read_bytes(run / SAMPLES, MOST_BYTES)
+    data = storage.read_bytes(run / SAMPLES, MAX_BYTES)
     found = _headers(data)
     ends = [header.start() for header in found[1:]] + [len(data)]
     texts = [data[header.end() + 1 : end].removesuffix(b"\n\n") for header, end in zip(found, ends, strict=True)]
@@ -52,20 +52,20 @@ def read_samples(run: Path) -> list[Sample]:
 
 
 def drop_samples_after(run: Path, step: int) -> None:
-    """Cut off the samples that an interrupted run wrote after the checkpoint that it is resumed from."""
+    """Remove the samples written after the checkpoint that a run is resumed from."""
     if not (run / SAMPLES).exists():
         return
-    data = (run / SAMPLES).read_bytes()  # the last character may be torn, so it is not taken for text
+    data = (run / SAMPLES).read_bytes()  # not decoded: the last character may be incomplete
     later = next((header.start() for header in _headers(data) if int(header[1]) > step), len(data))
-    kept = TORN_HEADER.sub(b"", data[:later])
+    kept = PARTIAL_HEADER.sub(b"", data[:later])
     if kept and not kept.endswith(b"\n\n"):
-        kept += b"\n\n"  # or the next header would not be taken for one
+        kept += b"\n\n"  # a header must follow an empty line
     if kept != data:
         storage.replace(run / SAMPLES, kept)
 
 
 def _headers(data: bytes) -> list[re.Match[bytes]]:
-    """The headers of a file: the first line, and each after an empty line whose step is beyond those before it."""
+    """The headers: at the start or after an empty line, with a larger step than the header before."""
     found: list[re.Match[bytes]] = []
     for header in HEADER.finditer(data):
         follows = header.start() == 0 or data.endswith(b"\n\n", 0, header.start())

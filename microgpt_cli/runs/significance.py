@@ -1,4 +1,4 @@
-"""Is the difference of two means more than the noise of what they are means of? Welch's t-test, without scipy.
+"""Whether two means differ by more than chance: Welch's t-test, without scipy.
 
 B. L. Welch, Biometrika 34 (1947) 28; the incomplete beta function as in Press et al., Numerical Recipes, section 6.4.
 """
@@ -7,11 +7,11 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-MOST_TERMS, PRECISION, TINIEST = 500, 1e-14, 1e-300  # of the continued fraction
+MAX_TERMS, PRECISION, TINY = 500, 1e-14, 1e-300  # of the continued fraction
 
 
-class Welch(NamedTuple):
-    """The statistic, its degrees of freedom, and how often chance alone would give as large a one (two-sided)."""
+class TTest(NamedTuple):
+    """A t statistic, its degrees of freedom, and the two-sided p-value."""
 
     t: float
     degrees: float
@@ -19,37 +19,37 @@ class Welch(NamedTuple):
 
 
 def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean, and the sample standard deviation where there are two values or more."""
+    """The mean, and the sample standard deviation if there are two or more values."""
     mean = math.fsum(values) / len(values)
     if len(values) < 2:
         return mean, None
     return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
-def welch(a: Sequence[float], b: Sequence[float]) -> Welch:
-    """Compare two samples of at least two values each, whose variances need not be equal."""
+def welch_t_test(a: Sequence[float], b: Sequence[float]) -> TTest:
+    """Compare the means of two samples of at least two values each, without assuming equal variances."""
     (mean_a, sd_a), (mean_b, sd_b) = mean_and_sd(a), mean_and_sd(b)
     assert sd_a is not None
     assert sd_b is not None
     part_a, part_b = sd_a**2 / len(a), sd_b**2 / len(b)
-    if part_a + part_b == 0:  # no noise at all
-        return Welch(0.0, math.inf, 1.0) if mean_a == mean_b else Welch(math.inf, math.inf, 0.0)
+    if part_a + part_b == 0:  # no variance
+        return TTest(0.0, math.inf, 1.0) if mean_a == mean_b else TTest(math.inf, math.inf, 0.0)
     t = (mean_b - mean_a) / math.sqrt(part_a + part_b)
-    share = part_a / (part_a + part_b)  # as shares, for squares of the tiniest variances would be 0
+    share = part_a / (part_a + part_b)  # ratios, because squares of tiny variances underflow
     degrees = 1 / (share**2 / (len(a) - 1) + (1 - share) ** 2 / (len(b) - 1))
-    return Welch(t, degrees, incomplete_beta(degrees / 2, 0.5, degrees / (degrees + t * t)))
+    return TTest(t, degrees, incomplete_beta(degrees / 2, 0.5, degrees / (degrees + t * t)))
 
 
 def incomplete_beta(a: float, b: float, x: float) -> float:
     """The regularised incomplete beta function I_x(a, b), for x from 0 to 1."""
     if x <= 0 or x >= 1:
         return float(x >= 1)
-    if x > (a + 1) / (a + b + 2):  # where the fraction converges slowly, its mirror image does not
+    if x > (a + 1) / (a + b + 2):  # converges slowly here, but not for the mirrored arguments
         return 1 - incomplete_beta(b, a, 1 - x)
     front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x))
     fraction = c = 1.0  # Lentz's method
     d = 0.0
-    for term in range(MOST_TERMS):
+    for term in range(MAX_TERMS):
         m = term // 2
         if term == 0:
             numerator = 1.0
@@ -66,4 +66,4 @@ def incomplete_beta(a: float, b: float, x: float) -> float:
 
 
 def _not_zero(value: float) -> float:
-    return value if abs(value) > TINIEST else TINIEST
+    return value if abs(value) > TINY else TINY

@@ -1,8 +1,8 @@
-"""Every byte that must survive goes through here: written whole, made durable, published by one rename.
+"""Durable file operations: write a temporary file, fsync it, publish it by a rename, fsync the folder.
 
-A file is visible under its name only when all of it is on the disk: write beside it, fsync, rename, fsync the folder.
-A failed fsync is never tried again: the system may have dropped the bytes and would report success ("fsyncgate").
-Reading is strict: no duplicate keys, no NaN, no file larger than it may be. See Pillai et al., OSDI 2014.
+A file is visible under its name only when all of its bytes are on disk. A failed fsync is never retried: the system may
+have dropped the bytes and would then report success ("fsyncgate"). Reading is strict: no duplicate keys, no NaN, and a
+size limit for each file. See Pillai et al., OSDI 2014.
 """
 
 import contextlib
@@ -20,25 +20,26 @@ from typing import Any
 
 from microgpt_cli.errors import UserError
 
-JSON_VALUES = 200_000  # most values in a file, about
-JSON_LEVELS = 20  # deepest nesting: nobody who walks through what was read runs out of stack
-JSON_DIGITS = 4300  # of a whole number; reading it takes time that grows with their square
-JSON_BYTES = 16 << 20  # largest JSON file that is read; a vocabulary of all of Unicode takes 13 MB
-BINARY = getattr(os, "O_BINARY", 0)  # Windows would translate newlines
-TEMPORARY, TRASH = ".tmp-", ".trash-"  # what a folder's name begins with while it is made, and when it is removed
+JSON_VALUES = 200_000  # approximate limit of values in a file
+JSON_LEVELS = 20  # limit of nesting, so that recursive code can't overflow the stack
+JSON_DIGITS = 4300  # limit of a whole number; reading it takes time that grows with the square of its digits
+JSON_BYTES = 16 << 20  # limit of a file's size; a vocabulary of all of Unicode takes 13 MB
+LARGEST_NUMBER = 1e60  # limit of numbers in results: beyond any float32, and sums of them do not overflow
+BINARY = getattr(os, "O_BINARY", 0)  # without it, Windows would translate newlines
+TEMPORARY, TRASH = ".tmp-", ".trash-"  # name prefixes of folders being written, and of folders being removed
 REMEDIES = {
-    errno.ENOSPC: "make room",
-    errno.EDQUOT: "make room in your quota",
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space in your quota",
     errno.EFBIG: "allow larger files (ulimit -f)",
-    errno.EIO: "see to the disk",
+    errno.EIO: "check the disk",
     errno.EROFS: "make it writable",
     errno.EACCES: "make it writable",
     errno.EPERM: "make it writable",
 }
 
 
-# The calls that change a disk; a run makes no others. The tests record them, let each of them fail or be the last, and
-# lose what they have not made durable.
+# All calls by which a run changes a disk. Tests record them, make each of them fail or be the last one, and drop what
+# they have not made durable.
 
 
 def create(path: Path) -> int:
@@ -88,7 +89,7 @@ def rmdir(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Let the errors of calls that take a descriptor say which file it was, as those of the others do."""
+    """Add the file name to errors of calls that take a descriptor."""
     try:
         yield
     except OSError as error:
@@ -97,12 +98,12 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def explain(error: OSError) -> str:
-    """What went wrong, where, and what to do about it."""
-    return f"{error.filename}: {error.strerror or error}; {REMEDIES.get(error.errno or 0, 'mend that')}"
+    """One line with the file, the error and the remedy."""
+    return f"{error.filename}: {error.strerror or error}; {REMEDIES.get(error.errno or 0, 'fix it and retry')}"
 
 
 def write_new(path: Path, data: bytes) -> None:
-    """Write a file that must not be there yet, and see it to the disk."""
+    """Create a file, which must not exist yet, and fsync it."""
     descriptor = create(path)
     try:
         write(path, descriptor, data)
@@ -112,7 +113,7 @@ def write_new(path: Path, data: bytes) -> None:
 
 
 def append(path: Path, data: bytes) -> None:
-    """Add to a file that a run can do without: nothing waits for the disk."""
+    """Append to a file without fsync; for files that a run does not depend on."""
     descriptor = open_end(path)
     try:
         write(path, descriptor, data)
@@ -121,7 +122,7 @@ def append(path: Path, data: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable, where the system can (Windows can't open folders)."""
+    """Fsync a folder's directory entries, where the system supports it (Windows can't open folders)."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -131,7 +132,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Put `data` in place of what a file holds, durably: a reader sees the old bytes or the new ones, no mixture."""
+    """Replace a file's contents atomically and durably: readers see either the old bytes or the new ones."""
     temporary = path.with_name(f".{path.name}.tmp")
     if temporary.exists():
         unlink(temporary)
@@ -145,20 +146,20 @@ def replace(path: Path, data: bytes) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder that must not be there yet, and its name durable."""
+    """Create a folder, which must not exist yet, and make its directory entry durable."""
     mkdir(folder)
     sync_folder(folder.parent)
 
 
 def make_folders(folder: Path) -> None:
-    """Make a folder where it is missing, and those above it, and their names durable."""
+    """Create a folder and its missing parents, and make their directory entries durable."""
     for missing in reversed([f for f in (folder, *folder.parents) if not f.exists()]):
-        with contextlib.suppress(FileExistsError):  # a run that starts beside us was faster
+        with contextlib.suppress(FileExistsError):  # a concurrent process created it
             make_folder(missing)
 
 
 def publish_folder(final: Path, files: Mapping[str, bytes]) -> None:
-    """Make a folder with these files: it is there whole and durable, or not at all."""
+    """Create a folder with these files atomically and durably: complete, or not at all."""
     temporary = final.with_name(f"{TEMPORARY}{final.name}-{os.getpid()}")
     try:
         mkdir(temporary)
@@ -173,17 +174,17 @@ def publish_folder(final: Path, files: Mapping[str, bytes]) -> None:
 
 
 def remove_folders(parent: Path, names: Iterable[str]) -> None:
-    """Remove folders from `parent` so that no half of one is ever seen under its own name."""
+    """Remove folders from `parent`; none is ever visible half-removed under its own name."""
     for name in names:
         rename(parent / name, parent / f"{TRASH}{name}")
-    sweep(parent)
+    remove_stale_folders(parent)
 
 
-def sweep(parent: Path) -> None:
-    """Remove folders that were given up, ours or those of a process that died."""
+def remove_stale_folders(parent: Path) -> None:
+    """Remove temporary folders that this process or a killed one left unfinished."""
     stale = [path for path in parent.iterdir() if path.name.startswith((TEMPORARY, TRASH))]
     if stale:
-        sync_folder(parent)  # their old names must be gone before their files are
+        sync_folder(parent)  # make the renames durable before the files are removed
     for folder in stale:
         _remove(folder)
 
@@ -198,29 +199,30 @@ def _remove(path: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Make room: remove a file or a folder that could not be finished, as far as the disk allows."""
+    """Remove an unfinished file or folder, ignoring errors of the disk."""
     with contextlib.suppress(OSError):
         if os.path.lexists(path):
             _remove(path)
 
 
 def json_bytes(data: Any) -> bytes:
-    """Strict JSON, one line a key, the same bytes for the same data."""
+    """Strict JSON, one line per key, the same bytes for the same data."""
     return (json.dumps(data, indent=2, ensure_ascii=True, allow_nan=False) + "\n").encode()
 
 
 def parse_json(data: bytes, where: str) -> Any:
-    """What strict JSON says.
+    """Parse strict JSON.
 
     Raises:
-        UserError: not UTF-8, not JSON, a key twice, NaN or infinity, a number too long, nested too deep, or too much.
+        UserError: not UTF-8, not JSON, a duplicate key, NaN or infinity, a number too long, nested too deeply, or too
+            many values.
     """
 
     def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
         seen: dict[str, Any] = {}
         for name, value in pairs:
             if name in seen:
-                raise ValueError(f"key {name!r} stands twice")
+                raise ValueError(f"duplicate key {name!r}")
             seen[name] = value
         return seen
 
@@ -255,11 +257,11 @@ def _is_deep(data: bytes) -> bool:
 
 
 def read_bytes(path: Path, limit: int = JSON_BYTES) -> bytes:
-    """A plain file, whole, of at most `limit` bytes. Raises `UserError` if it is none, or larger, or can't be read."""
+    """A regular file of at most `limit` bytes. Raises `UserError` if it is not regular, is larger, or can't be read."""
     try:
         mode = path.stat().st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a pipe would wait for its writer
-            raise UserError(f"{path}: not a plain file")
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a pipe would block
+            raise UserError(f"{path}: not a regular file")
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             data = file.read(size) if size <= limit else b""
@@ -268,10 +270,10 @@ def read_bytes(path: Path, limit: int = JSON_BYTES) -> bytes:
     except MemoryError as error:
         raise UserError(f"{path}: its {size:,} bytes do not fit into memory") from error
     if size > limit:
-        raise UserError(f"{path}: larger than the {limit:,} bytes that such a file may have")
+        raise UserError(f"{path}: larger than the limit of {limit:,} bytes")
     return data
 
 
 def sha256(data: bytes) -> str:
-    """The checksum that manifests and configs carry."""
+    """The hex digest used in manifests and configs."""
     return hashlib.sha256(data).hexdigest()

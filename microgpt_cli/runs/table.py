@@ -1,4 +1,4 @@
-"""The table of runs: compared, sorted, and written for people and programs. No torch here."""
+"""The table of runs: grouped by configuration, sorted, and rendered as text, Markdown, CSV or JSON. No torch here."""
 
 import csv
 import io
@@ -16,31 +16,32 @@ from microgpt_cli.cli.overrides import nearest
 from microgpt_cli.config import TrainConfig
 from microgpt_cli.config.schema import leaves
 from microgpt_cli.errors import UserError
+from microgpt_cli.runs.escape import one_line
 from microgpt_cli.runs.reading import COLUMNS, CONCLUDED, Run, Setting
-from microgpt_cli.runs.significance import mean_and_sd, welch
+from microgpt_cli.runs.significance import mean_and_sd, welch_t_test
 
 FORMATS = ("table", "csv", "json", "md")
-# Where things lie and how a run was begun: no setting of the run that the table compares.
-PLACES = {"out_dir", "resume", "from_run", "data.cache_dir", "data.folder", "logger"}
-DETAILS = {"data.url", "data.sha256", "data.size_bytes"}  # of a download whose name says it already
-# What changes no held-out loss, or only its rounding, makes no other configuration.
+# Paths, and how a run was started: not compared between runs.
+PATH_SETTINGS = {"out_dir", "resume", "from_run", "data.cache_dir", "data.folder", "logger"}
+DOWNLOAD_DETAILS = {"data.url", "data.sha256", "data.size_bytes"}  # implied by data.file_name
+# Settings without an effect on the validation loss beyond rounding: runs that differ in them are one configuration.
 NO_EFFECT = {"seed", "device", "engine", "compile", "threads", "log_interval", "checkpoint_interval", "sample_interval"}
-UNIT = ("tokenizer.", "data.")  # settings that say what a loss is measured on
-SIGNIFICANT = 0.01  # how rarely chance alone may give such a lead
-NARROWEST = 40  # columns of a terminal
+LOSS_UNIT = ("tokenizer.", "data.")  # prefixes of settings that change what a loss is measured on
+SIGNIFICANCE_LEVEL = 0.01
+MIN_WIDTH = 40  # columns of a terminal
 MISSING = "–"
-FACTS = ("status", "steps", "best val loss", "time", "tokens/s")  # what the table tells of every run
+RESULT_COLUMNS = ("status", "steps", "best val loss", "time", "tokens/s")
 ALIASES = {"run": "path", "steps": "step", "time": "seconds", "tokens/s": "tokens_per_sec", "loss": "best_val_loss"}
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """Runs that differ by their seed alone, concluded ones, one for each seed; the best first."""
+    """Concluded runs that differ only in their seed, one per seed, the best first."""
 
     runs: tuple[Run, ...]
     losses: tuple[float, ...]  # their best val losses
     mean: float
-    sd: float | None  # of a sample; None for one seed
+    sd: float | None  # sample standard deviation; None for one seed
 
     @property
     def settings(self) -> Mapping[str, Setting]:
@@ -48,36 +49,62 @@ class Configuration:
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
-    """The dotted keys in which runs differ, in the order of the schema; where they lie is not one of them."""
+    """The dotted keys of settings in which runs differ, in the order of the schema, without paths."""
     runs = [run for run in runs if run.settings]
     order = [leaf.name for leaf in leaves(TrainConfig)]
     names = [*order, *(name for run in runs for name in run.settings if name not in order)]
     found = [
         name
         for name in dict.fromkeys(names)
-        if name not in PLACES
+        if name not in PATH_SETTINGS
         and not name.startswith("sweep.")
         and len({repr(run.settings.get(name, MISSING)) for run in runs}) > 1
     ]
-    return [name for name in found if not ("data.file_name" in found and name in DETAILS)]
+    return [name for name in found if not ("data.file_name" in found and name in DOWNLOAD_DETAILS)]
+
+
+def shown_keys(runs: Sequence[Run]) -> list[str]:
+    """The keys in which runs differ; a swept group, such as `arch`, replaces the settings that it implies."""
+    names, having = differing(runs), [run for run in runs if run.settings]
+    swept = dict.fromkeys(key for run in having for key in run.swept)
+    groups = [key for key in swept if all(key in run.swept and key not in run.settings for run in having)]
+
+    def is_implied(name: str) -> bool:
+        values: dict[tuple[str, ...], set[str]] = {}
+        for run in having:
+            choice = tuple(run.swept[key] for key in groups)
+            values.setdefault(choice, set()).add(repr(run.settings.get(name, MISSING)))
+        return all(len(found) == 1 for found in values.values())
+
+    if not groups:
+        return names
+    different = [key for key in groups if len({run.swept[key] for run in having}) > 1]
+    return different + [name for name in names if name in swept or not is_implied(name)]
 
 
 def value_of(run: Run, name: str) -> Any:
-    """A column or a setting of a run, by a name that `resolve` gave; None where it has none."""
-    return str(run.path) if name == "path" else getattr(run, name) if name in COLUMNS else run.settings.get(name)
+    """A column, a setting or a swept group of a run, by a name from `resolve`; None if the run has no value."""
+    if name == "path":
+        return str(run.path)
+    return getattr(run, name) if name in COLUMNS else run.settings.get(name, run.swept.get(name))
+
+
+def format_setting(run: Run, name: str) -> str:
+    """A setting or a swept group of a run, as a cell of a table."""
+    return format_value(value_of(run, name)) if name in run.settings or name in run.swept else MISSING
 
 
 def resolve(name: str, runs: Sequence[Run], key: str) -> str:
-    """The column or the setting that is meant: `n_layer` is `model.n_layer`.
+    """The full name of a column or a setting: `n_layer` is `model.n_layer`.
 
     Args:
-        key: what it was typed for, for messages.
+        key: the option that contained the name, for messages.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such column or setting.
     """
     settings = [leaf.name for leaf in leaves(TrainConfig)]
-    settings += sorted({setting for run in runs for setting in run.settings} - set(settings))
+    settings += sorted({setting for run in runs for setting in (*run.settings, *run.swept)} - set(settings))
     plain = ALIASES.get(name, name).replace(" ", "_")
     if plain in (*COLUMNS, "path", *settings):
         return plain
@@ -86,13 +113,13 @@ def resolve(name: str, runs: Sequence[Run], key: str) -> str:
         return by_last[0]
     best = nearest(plain, [*COLUMNS, *settings])
     raise UserError(
-        f"{key}: no column and no setting is called {name!r}{f'; did you mean {best!r}?' if best else ''} "
-        f"(columns: {', '.join(COLUMNS)}; settings as typed for train)"
+        f"{key}: no column or setting is named {name!r}{f'; did you mean {best!r}?' if best else ''} "
+        f"(columns: {', '.join(COLUMNS)}; settings: the keys of microgpt train)"
     )
 
 
 def sort_runs(runs: Sequence[Run], by: str = "best_val_loss") -> list[Run]:
-    """Runs by a column or a setting, `-` before it turns the order round; those that have none come last."""
+    """Runs sorted by a column or a setting, descending with the prefix `-`; runs without a value come last."""
     name = resolve(by.removeprefix("-"), runs, f"sort={by}")
 
     def rank(run: Run) -> tuple[bool, float, str]:
@@ -104,13 +131,15 @@ def sort_runs(runs: Sequence[Run], by: str = "best_val_loss") -> list[Run]:
 
 
 def configurations(runs: Sequence[Run]) -> list[Configuration]:
-    """Concluded runs, those together that differ by their seed alone, in the order of their mean best val loss."""
+    """Concluded runs grouped by all settings but the seed, sorted by their mean best validation loss."""
     groups: dict[str, dict[Setting, Run]] = {}
-    ignored = PLACES | NO_EFFECT
+    ignored = PATH_SETTINGS | NO_EFFECT
     for run in runs:
         if run.status in CONCLUDED and run.best_val_loss is not None and run.settings:
             same = sorted((name, repr(value)) for name, value in run.settings.items() if name not in ignored)
-            groups.setdefault(repr(same), {})[run.settings.get("seed")] = run  # the same seed again is no new evidence
+            groups.setdefault(repr(same), {})[run.settings.get("seed")] = (
+                run  # a repeated seed is not an independent sample
+            )
     made = []
     for by_seed in groups.values():
         members = tuple(sorted(by_seed.values(), key=_best))
@@ -125,29 +154,29 @@ def _best(run: Run) -> float:
 
 
 def verdict(found: Sequence[Configuration]) -> str | None:
-    """Whether the best configuration leads by more than seeds do; nothing where either of the two has one seed."""
+    """Whether the best configuration beats the second significantly; None if either has only one seed."""
     if len(found) < 2 or found[0].sd is None or found[1].sd is None:
         return None
     first, second = found[0], found[1]
-    if any(name.startswith(UNIT) for name in differing([first.runs[0], second.runs[0]])):
-        return None  # losses of different texts or tokens: no lead
-    test = welch(first.losses, second.losses)
-    beyond = test.p < SIGNIFICANT
-    more = "" if beyond else "; more seeds would tell"
+    if any(name.startswith(LOSS_UNIT) for name in differing([first.runs[0], second.runs[0]])):
+        return None  # losses on different texts or tokens are not comparable
+    test = welch_t_test(first.losses, second.losses)
+    significant = test.p < SIGNIFICANCE_LEVEL
+    more = "" if significant else "; run more seeds to decide"
     return (
-        f"The lead of the first configuration over the second, {second.mean - first.mean:.4f}, "
-        f"{'is' if beyond else 'is not'} beyond seed noise (Welch's t-test: t = {test.t:.2f}, "
-        f"{test.degrees:.1f} degrees of freedom, p = {test.p:.2g}, wanted below {SIGNIFICANT}){more}."
+        f"The best configuration is {second.mean - first.mean:.4f} nats below the second, which "
+        f"{'is' if significant else 'is not'} significant (Welch's t-test: t = {test.t:.2f}, "
+        f"{test.degrees:.1f} degrees of freedom, p = {test.p:.2g}, threshold {SIGNIFICANCE_LEVEL}){more}."
     )
 
 
 def render(runs: Sequence[Run], format: str = "table", width: int | None = None) -> str:
-    """The table of runs, in the order given, and below it that of configurations where one has several seeds.
+    """The table of runs in the given order, followed by the table of configurations if any has several seeds.
 
     Args:
         runs: the rows.
-        format: one of FORMATS: for a terminal, for a spreadsheet, for a program, for a page in Markdown.
-        width: columns of the terminal; by default those of this one.
+        format: one of FORMATS.
+        width: of the terminal, in columns; by default that of the current one.
     """
     if format == "csv":
         return _csv(runs)
@@ -160,52 +189,52 @@ def render(runs: Sequence[Run], format: str = "table", width: int | None = None)
     if any(configuration.sd is not None for configuration in grouped):
         parts.append(_columns(*_grouped_rows(grouped), format, width))
     notes = [f"damaged: {printable(str(run.path))}: {printable(run.problem)}" for run in runs if run.problem]
-    said = verdict(grouped)
-    notes += [said] if said else []
+    significance = verdict(grouped)
+    notes += [significance] if significance else []
     units = [name for name in differing([run for run in runs if run.best_val_loss is not None]) if _is_unit(name)]
     if units:
-        notes.append(f"Losses are comparable only between runs of equal {', '.join(units)}.")
+        notes.append(f"Losses are comparable only between runs with the same {', '.join(units)}.")
     if format == "table":
-        notes = [textwrap.fill(note, max(NARROWEST, width or shutil.get_terminal_size().columns)) for note in notes]
+        notes = [textwrap.fill(note, max(MIN_WIDTH, width or shutil.get_terminal_size().columns)) for note in notes]
     return "\n\n".join([*parts, *notes])
 
 
 def _is_unit(name: str) -> bool:
-    return name.startswith(UNIT)
+    return name.startswith(LOSS_UNIT)
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Keys without the node they hang in, as far as they stay different."""
+    """The last part of each dotted key, or the whole key where that is ambiguous."""
     last = [name.rpartition(".")[2] for name in names]
     return [short if last.count(short) == 1 else name for name, short in zip(names, last, strict=True)]
 
 
-def shown(value: Any) -> str:
-    """A value of a setting as it would be typed, nothing in it that a terminal obeys."""
+def format_value(value: Any) -> str:
+    """A value of a setting as it would be typed, escaped for a terminal."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     return f"{value:g}" if isinstance(value, float) else printable(str(value))
 
 
 def printable(text: str) -> str:
-    """A text on one line, with nothing in it that a terminal would obey: a hostile file may have chosen the words."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in " ".join(text.split()))[:300]
+    """Text from a file, escaped for a terminal, on one line of at most 300 characters."""
+    return one_line(text)[:300]
 
 
 def side_by_side(runs: Sequence[Run], heads: Sequence[str]) -> str:
-    """The settings that differ and what became of each run: a column a run, as in `microgpt compare`."""
-    names = differing(runs)
+    """The settings that differ and the results, one column per run, as in `microgpt compare`."""
+    names = shown_keys(runs)
     rows = [
-        [short, *(shown(run.settings[name]) if name in run.settings else MISSING for run in runs)]
+        [short, *(format_setting(run, name) for run in runs)]
         for name, short in zip(names, short_names(names), strict=True)
     ]
-    told = [facts(run) for run in runs]
-    rows += [[name, *(fact[name] for fact in told)] for name in told[0]]
+    results = [result_cells(run) for run in runs]
+    rows += [[name, *(result[name] for result in results)] for name in results[0]]
     return "\n".join(_aligned(["", *heads], rows))
 
 
-def facts(run: Run) -> dict[str, str]:
-    """What became of a run, by the name of its column."""
+def result_cells(run: Run) -> dict[str, str]:
+    """Column name → formatted result of a run."""
     last_step = run.settings.get("max_steps")
     steps = MISSING if run.step is None else f"{run.step:,}"
     if run.status not in CONCLUDED and run.step is not None and isinstance(last_step, int):
@@ -223,35 +252,35 @@ def facts(run: Run) -> dict[str, str]:
 
 
 def cells(runs: Sequence[Run], where: Path | None) -> tuple[list[str], list[list[str]]]:
-    """The head and the rows of the table, for those who draw it themselves; runs are named as seen from `where`."""
-    head, names, rows = _rows(runs, where)
-    return [*head, *names], rows
+    """The header and the rows of the table, with the runs named relative to `where`."""
+    header, names, rows = _rows(runs, where)
+    return [*header, *names], rows
 
 
 def _rows(runs: Sequence[Run], where: Path | None) -> tuple[list[str], list[str], list[list[str]]]:
-    """What is told of every run, the settings that differ, and the cells of both."""
-    names = differing(runs)
+    """The fixed columns, the settings that differ, and the rows of both."""
+    names = shown_keys(runs)
     rows = []
     for run in runs:
-        became = facts(run)
-        told = printable(os.path.relpath(run.path, where) if where else str(run.path))
-        cells = [shown(run.settings[name]) if name in run.settings else MISSING for name in names]
-        rows.append([told, *(became[name] for name in FACTS), *cells])
-    return ["run", *FACTS], short_names(names), rows
+        results = result_cells(run)
+        path = printable(os.path.relpath(run.path, where) if where else str(run.path))
+        cells = [format_setting(run, name) for name in names]
+        rows.append([path, *(results[name] for name in RESULT_COLUMNS), *cells])
+    return ["run", *RESULT_COLUMNS], short_names(names), rows
 
 
 def _grouped_rows(found: Sequence[Configuration]) -> tuple[list[str], list[str], list[list[str]]]:
-    names = [name for name in differing([c.runs[0] for c in found]) if name not in NO_EFFECT]
+    names = [name for name in shown_keys([c.runs[0] for c in found]) if name not in NO_EFFECT]
     rows = []
     for number, configuration in enumerate(found, 1):
         spread = "" if configuration.sd is None else f" ± {configuration.sd:.4f}"
-        cells = [shown(configuration.settings.get(name)) for name in names]
+        cells = [format_setting(configuration.runs[0], name) for name in names]
         rows.append([str(number), str(len(configuration.runs)), f"{configuration.mean:.4f}{spread}", *cells])
     return ["configuration", "seeds", "best val loss, mean ± sd"], short_names(names), rows
 
 
 def common_folder(runs: Sequence[Run]) -> Path:
-    """The innermost folder that all runs lie in."""
+    """The innermost folder that contains all runs."""
     parents = [run.path.parent for run in runs]
     if len({parent.is_absolute() for parent in parents}) > 1:
         parents = [parent.absolute() for parent in parents]
@@ -263,25 +292,25 @@ def _clock(seconds: float) -> str:
 
 
 def _columns(
-    facts: Sequence[str], settings: Sequence[str], rows: Sequence[Sequence[str]], format: str, width: int | None
+    fixed: Sequence[str], settings: Sequence[str], rows: Sequence[Sequence[str]], format: str, width: int | None
 ) -> str:
-    """Cells under their headings; where a terminal is too narrow, the settings on lines of their own."""
+    """Aligned columns; if the terminal is too narrow, the settings go on separate lines."""
     if format == "md":
-        return _markdown([*facts, *settings], rows)
-    width = max(NARROWEST, width or shutil.get_terminal_size().columns)
-    lines = _aligned([facts[0], *settings, *facts[1:]], [[r[0], *r[len(facts) :], *r[1 : len(facts)]] for r in rows])
+        return _markdown([*fixed, *settings], rows)
+    width = max(MIN_WIDTH, width or shutil.get_terminal_size().columns)
+    lines = _aligned([fixed[0], *settings, *fixed[1:]], [[r[0], *r[len(fixed) :], *r[1 : len(fixed)]] for r in rows])
     if max(map(len, lines)) <= width or not settings:
         return "\n".join(lines)
-    lines = _aligned(facts, [row[: len(facts)] for row in rows])
+    lines = _aligned(fixed, [row[: len(fixed)] for row in rows])
     folded = lines[:1]
     for line, row in zip(lines[1:], rows, strict=True):
-        said = "  ".join(f"{name}={cell}" for name, cell in zip(settings, row[len(facts) :], strict=True))
-        folded += [line, *textwrap.wrap(said, width, initial_indent="    ", subsequent_indent="    ")]
+        text = "  ".join(f"{name}={cell}" for name, cell in zip(settings, row[len(fixed) :], strict=True))
+        folded += [line, *textwrap.wrap(text, width, initial_indent="    ", subsequent_indent="    ")]
     return "\n".join(folded)
 
 
 def _aligned(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns: the first to the left, the others to the right."""
+    """Columns, the first left-aligned, the others right-aligned."""
     widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
     return [
         "  ".join(

@@ -1,1 +1,1 @@
-"""Sweeps: what one consists of, how far its jobs are, and one job of it; knows neither hydra nor torch."""
+"""Sweeps: the record of a sweep, its jobs, their progress and the Optuna study. Imports neither hydra nor torch."""

@@ -1,11 +1,11 @@
-"""One job of a sweep: run in whichever process a launcher chose, and looked at from the one that drives the sweep.
+"""One job of a sweep: executed in a process of any launcher, and monitored by the process that runs the sweep.
 
-The job's folder is all that passes between the two. To a run's folder (runs/folder.py) a sweep adds
+The two communicate only through the job's folder. A sweep adds to a run's folder (runs/layout.py)
 
-    train.log          what the run said
-    traceback.txt      of a job that failed; its `result.json` has the cause as `error`
+    train.log          the output of the run
+    traceback.txt      of a failed job; its `result.json` has the cause as `error`
 
-A job does not raise: what became of it stands in its folder, and any launcher can carry on with the next.
+A job does not raise: its outcome is in its folder, so any launcher continues with the next job.
 """
 
 from __future__ import annotations
@@ -29,82 +29,84 @@ from microgpt_cli.errors import Interrupted, UserError
 from microgpt_cli.runs import layout, storage
 
 LOG, TRACEBACK, STOP = "train.log", "traceback.txt", ".stop"
-DONE = ("finished", "stopped_early", "pruned")  # a job that need not run again
-ENDED = (*DONE, "failed")  # a job that goes no further by itself
-LOOK_SEC = 1.0  # how often a worker looks whether the process that drives the sweep still lives
+DONE = ("finished", "stopped_early", "pruned")  # not run again when the sweep is resumed
+ENDED = (*DONE, "failed")
+PARENT_CHECK_SEC = 1.0  # interval at which a worker checks that the sweep's process is alive
 
 
 @dataclass(frozen=True)
-class Driver:
-    """The process that drives the sweep, as a job may meet it: on another machine, or dead."""
+class SweepProcess:
+    """The process that runs the sweep, identified from within a job, which may be on another machine."""
 
     host: str
     pid: int
 
     @classmethod
-    def this_process(cls) -> Driver:
+    def this_process(cls) -> SweepProcess:
         return cls(socket.gethostname(), os.getpid())
 
-    def is_here(self) -> bool:
-        """Whether that is this very process: a launcher that starts no other."""
-        return self == Driver.this_process()
+    def is_this_process(self) -> bool:
+        """Whether the job runs in the sweep's own process."""
+        return self == SweepProcess.this_process()
 
     def is_parent(self) -> bool:
         return (self.host, self.pid) == (socket.gethostname(), os.getppid())
 
 
-def run(folder: Path, train: Callable[[Path | None], None], driver: Driver, fail_fast: bool = False) -> Look:
-    """Run a job to its end, or on from where it stands, in its folder.
+def run(
+    folder: Path, train: Callable[[Path | None], None], sweep_process: SweepProcess, fail_fast: bool = False
+) -> JobStatus:
+    """Run a job in its folder, from its last checkpoint if there is one.
 
     Args:
-        folder: of the job; the sweep's is the one above it.
-        train: trains a new run, or goes on with the one in a folder.
-        driver: who drives the sweep.
-        fail_fast: no further job begins if this one fails.
+        folder: of the job, inside the sweep's folder.
+        train: trains a new run, or resumes the one in a folder.
+        sweep_process: the process that runs the sweep.
+        fail_fast: start no further job if this one fails.
 
     Returns:
-        What became of it; "waiting" if it did not begin.
+        Its status; "waiting" if it was not started.
 
     Raises:
-        Interrupted: a signal stopped it, and this is the process that drives the sweep.
+        Interrupted: a signal stopped it, and the job runs in the sweep's own process.
     """
-    sweep, here, is_child = folder.parent, driver.is_here(), driver.is_parent()
-    if not here:
-        _follow(driver, sweep)
+    sweep, in_sweep_process, is_child = folder.parent, sweep_process.is_this_process(), sweep_process.is_parent()
+    if not in_sweep_process:
+        _stop_with_parent(sweep_process, sweep)
     if (sweep / STOP).exists():
-        return Look("waiting")
-    before = look(folder)
+        return JobStatus("waiting")
+    before = read_status(folder)
     if before.status in DONE:
         return before
     log = _Log(folder / LOG)
     with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         try:
-            train(_ready(folder))
+            train(_prepare(folder))
         except KeyboardInterrupt as stop:
-            if here:
+            if in_sweep_process:
                 raise
-            if is_child and not driver.is_parent():
-                os._exit(128 + signal.SIGTERM)  # saved, and nobody waits for this process any more
-            _hand_on(stop)
+            if is_child and not sweep_process.is_parent():
+                os._exit(128 + signal.SIGTERM)  # the run is saved, and the parent has ended
+            _forward_signal(stop)
         except Exception as error:
-            failed = note_failure(folder, error)
+            failed = record_failure(folder, error)
             if fail_fast:
                 stop_sweep(sweep, f"job {folder.name} failed")
             return failed
-    return look(folder)
+    return read_status(folder)
 
 
-def _follow(driver: Driver, sweep: Path) -> None:
-    """In a worker that the driver started: heed its signals, and no longer the terminal's; end when it has ended."""
-    if not driver.is_parent() or os.name != "posix" or os.getpgrp() == os.getpid():
+def _stop_with_parent(sweep_process: SweepProcess, sweep: Path) -> None:
+    """In a worker that the sweep's process started: leave the terminal's process group, and end with the parent."""
+    if not sweep_process.is_parent() or os.name != "posix" or os.getpgrp() == os.getpid():
         return
-    os.setpgid(0, 0)  # Ctrl-C reaches the driver, which tells the workers once
+    os.setpgid(0, 0)  # Ctrl-C reaches the sweep's process, which signals each worker once
 
     def watch() -> None:
-        while driver.is_parent():
-            time.sleep(LOOK_SEC)
+        while sweep_process.is_parent():
+            time.sleep(PARENT_CHECK_SEC)
         with contextlib.suppress(OSError):
-            stop_sweep(sweep, "its process has ended")
+            stop_sweep(sweep, "the sweep's process has ended")
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -112,10 +114,7 @@ def _follow(driver: Driver, sweep: Path) -> None:
 
 @functools.cache
 def worker_number(sweep: Path) -> int:
-    """A number for this process that no other worker of the sweep on this machine has, the lowest that is free.
-
-    It is this process's, by a lock, for as long as it lives.
-    """
+    """The lowest number that no other worker of the sweep on this machine uses, reserved by a lock until the end."""
     if os.name != "posix":
         return 0
     import fcntl
@@ -130,38 +129,38 @@ def worker_number(sweep: Path) -> int:
     raise AssertionError
 
 
-def _hand_on(stop: KeyboardInterrupt) -> None:
-    """Give a signal to who had waited for it before the run did: submitit, which puts the job into the queue again."""
+def _forward_signal(stop: KeyboardInterrupt) -> None:
+    """Re-raise a signal for the handler that was installed before the run's: submitit's requeues the job."""
     number = stop.exit_status - 128 if isinstance(stop, Interrupted) else signal.SIGINT
     if callable(signal.getsignal(number)) and number != signal.SIGINT:
         signal.raise_signal(number)
 
 
-def _ready(folder: Path) -> Path | None:
-    """Remove what an earlier try left behind that is of no more use; the folder, if there is a run to go on with."""
-    forget(folder)
+def _prepare(folder: Path) -> Path | None:
+    """Remove stale files of an earlier attempt; returns the folder if it has a checkpoint to resume from."""
+    clear_result(folder)
     if layout.step_folders(folder):
         return folder
     if folder.is_dir():
-        left = [p.name for p in folder.iterdir() if p.name not in layout.NOT_A_RUN and p.suffix != ".log"]
+        left = [p.name for p in folder.iterdir() if p.name not in layout.IGNORED_FILES and p.suffix != ".log"]
         storage.remove_folders(folder, left)
     return None
 
 
 def refuse_if_running(folder: Path) -> None:
-    """Raises `UserError` if another process is at work on a job, as one that outlived the sweep which began it."""
+    """Raises `UserError` if another process runs a job, for example a worker that outlived its sweep."""
     if layout.is_in_use(folder):
-        raise UserError(f"{folder}: another process is still at work on this job; wait for it or stop it")
+        raise UserError(f"{folder}: another process is still running this job; wait for it or stop it")
 
 
-def forget(folder: Path) -> None:
-    """Let no one take the outcome of an earlier try for that of the next."""
+def clear_result(folder: Path) -> None:
+    """Delete the result of an earlier attempt."""
     for name in (layout.RESULT, TRACEBACK):
         storage.discard(folder / name)
 
 
 class _Log(io.TextIOBase):
-    """Appends what is printed to a file that a job can do without: what the disk refuses is lost."""
+    """Appends printed text to a file, ignoring errors of the disk: a job does not depend on its log."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -172,8 +171,8 @@ class _Log(io.TextIOBase):
         return len(text)
 
 
-def note_failure(folder: Path, error: Exception) -> Look:
-    """Write down that a job failed, and why; as far as the disk allows, which may be what failed."""
+def record_failure(folder: Path, error: Exception) -> JobStatus:
+    """Record the failure of a job and its cause in its folder, ignoring errors of the disk."""
     result: dict[str, Any] = {}
     with contextlib.suppress(UserError):
         read = storage.parse_json(storage.read_bytes(folder / layout.RESULT), layout.RESULT)
@@ -191,29 +190,29 @@ def note_failure(folder: Path, error: Exception) -> Look:
 
 
 def keep_config(folder: Path, settings: dict[str, Any]) -> None:
-    """Let the table of runs know what a job would have been that failed before its run began."""
+    """Write the config of a job that failed before its run started, for the table of runs."""
     with contextlib.suppress(OSError):
         if not (folder / layout.CONFIG).exists():
             storage.replace(folder / layout.CONFIG, storage.json_bytes(settings))
 
 
 def stop_sweep(sweep: Path, why: str) -> None:
-    """Let no further job begin, whoever launches it, until the sweep is gone on with."""
+    """Prevent further jobs from starting, in any process, until the sweep is resumed."""
     storage.append(sweep / STOP, f"{why}\n".encode())
 
 
 @dataclass(frozen=True)
-class Look:
-    """How far a job is, as its folder tells.
+class JobStatus:
+    """The state of a job as recorded in its folder.
 
     Args:
-        status: "waiting", "running" (or killed: nobody could say), "interrupted", "failed", "finished",
-            "stopped_early", or what a sweeper of its own kind may add.
-        step: the last one that was logged.
-        val_loss, best_val_loss: nats a token, in the last evaluation and the best.
+        status: "waiting", "running" (or killed, which can't be distinguished), "interrupted", "failed", "finished",
+            "stopped_early" or "pruned".
+        step: the last logged step.
+        val_loss, best_val_loss: nats per token, of the last and the best evaluation.
         best_step: of the best evaluation.
-        seconds: spent in steps.
-        error: why it failed, one line.
+        seconds: spent in training steps.
+        error: the cause of a failure, one line.
     """
 
     status: str
@@ -225,24 +224,24 @@ class Look:
     error: str = ""
 
 
-def look(folder: Path) -> Look:
-    """How far a job is; a damaged `result.json` counts as none."""
+def read_status(folder: Path) -> JobStatus:
+    """Read the state of a job; a damaged `result.json` counts as missing."""
     if not (folder / layout.CONFIG).exists() and not (folder / layout.RESULT).exists():
-        return Look("waiting")
+        return JobStatus("waiting")
     try:
         result = storage.parse_json(storage.read_bytes(folder / layout.RESULT), layout.RESULT)
     except UserError:
-        return Look("running")
-    return _from_result(result) if isinstance(result, dict) else Look("running")
+        return JobStatus("running")
+    return _from_result(result) if isinstance(result, dict) else JobStatus("running")
 
 
-def _from_result(result: dict[str, Any]) -> Look:
+def _from_result(result: dict[str, Any]) -> JobStatus:
     def number(name: str) -> float | None:
         value = result.get(name)
         return float(value) if isinstance(value, int | float) else None
 
     step, best_step = number("step"), number("best_step")
-    return Look(
+    return JobStatus(
         str(result.get("status")),
         int(step or 0),
         number("val_loss"),

@@ -1,9 +1,9 @@
-"""What a sweep consists of, kept in its folder, so that it can be gone on with and not mistaken for another.
+"""The record of a sweep in its folder, from which it is resumed and checked against the resuming command.
 
 outputs/sweeps/DATE_TIME/
-    sweep.json         what was typed, what is swept over, every job's overrides and settings
-    0/ 1/ 2/ …         a run's folder for each job: see runs/folder.py, and here job.py for what is added to it
-    .lock  .stop       one process drives a sweep; no further job shall begin
+    sweep.json         the command, the search space, every job's overrides and settings
+    0/ 1/ 2/ …         a run's folder for each job: see runs/layout.py, and job.py for additional files
+    .lock  .stop       locked by the sweep's process; start no further job
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Any
 from microgpt_cli.errors import UserError
 from microgpt_cli.runs import layout, storage
 
-RECORD = "sweep.json"
+RECORD = layout.SWEEP
 SWEEPS = layout.OUTPUTS / "sweeps"
 FORMAT = 1
-MOST_SHOWN = 8  # differences in a message
-# What may be another when a sweep is gone on with: where it computes, and where data is kept.
+MAX_SHOWN = 8  # differences in a message
+# Settings that may change when a sweep is resumed: the hardware, and where data is stored.
 MAY_CHANGE = {"device", "engine", "compile", "threads", "data.folder", "data.cache_dir", "sweep.n_trials"}
 
 
@@ -31,8 +31,8 @@ class Job:
     """One run of a sweep.
 
     Args:
-        overrides: what is set for it, in Hydra's grammar.
-        settings: the keys whose values differ from those of the sweep's first job, where they were looked at.
+        overrides: in Hydra's grammar.
+        settings: the keys whose values differ from those of the sweep's first job, if its config was composed.
     """
 
     overrides: list[str]
@@ -41,15 +41,15 @@ class Job:
 
 @dataclass
 class Record:
-    """What `sweep.json` says.
+    """The contents of `sweep.json`.
 
     Args:
-        sweeper: the kind of sweep: "grid".
-        words: what was typed, to go on without typing it again.
-        space: what is swept over: key → values, or whatever says the same for a sweeper that draws.
-        settings: every key of the first job, dotted.
-        texts: the texts that jobs learn from: name → sha256.
-        jobs: in the order of their numbers; a sweeper that draws adds to them as it goes.
+        sweeper: "grid" or "optuna".
+        words: the overrides as typed, so that resuming does not need them.
+        space: key → values, or a description of the interval for a search.
+        settings: every dotted key of the first job.
+        texts: name → sha256 of the texts that jobs train on.
+        jobs: by number; a search adds jobs as it proceeds.
     """
 
     sweeper: str
@@ -60,22 +60,22 @@ class Record:
     jobs: list[Job]
 
     def write(self, sweep: Path) -> None:
-        """Put it into the sweep's folder, durably."""
+        """Write it to the sweep's folder, durably."""
         storage.replace(sweep / RECORD, storage.json_bytes({"format": FORMAT, **dataclasses.asdict(self)}))
 
     def differences(self, new: Record) -> list[str]:
-        """What `new` would do otherwise, each as `key old → new`; nothing if it is the same sweep."""
+        """How `new` differs, each as `key old → new`; empty if it is the same sweep."""
         found = [f"sweeper {self.sweeper} → {new.sweeper}"] if self.sweeper != new.sweeper else []
         swept = _changes(self.space, new.space)
         found += [f"{key} {change}" for key, change in swept.items()]
-        # A group that is swept otherwise, `model` say, has changed keys `model.…` too: told once.
-        told = {*self.space, *swept} | MAY_CHANGE
+        # A group whose values changed, such as `model`, implies changed keys `model.…`: report only the group.
+        reported = {*self.space, *swept} | MAY_CHANGE
         for key, change in _changes(self.settings, new.settings).items():
-            if key not in told and key.partition(".")[0] not in swept:
+            if key not in reported and key.partition(".")[0] not in swept:
                 found.append(f"{key} {change}")
         for number, (old, job) in enumerate(zip(self.jobs, new.jobs, strict=False)):
             for key, change in _changes(old.settings, job.settings).items():
-                if not found and key not in told:
+                if not found and key not in reported:
                     found.append(f"{key} of job {number} {change}")
         return found + [
             f"the text {name} has changed" for name in self.texts if new.texts.get(name) != self.texts[name]
@@ -94,13 +94,13 @@ def _shown(values: Mapping[str, Any], key: str) -> str:
 
 
 def refuse_if_other(sweep: Path, old: Record, new: Record) -> None:
-    """Raises `UserError` that shows the differences if `new` is not the sweep that was begun in the folder."""
+    """Raises `UserError` with the differences if `new` is not the sweep that was started in the folder."""
     found = old.differences(new)
     if found:
-        more = f", and {len(found) - MOST_SHOWN} more" if len(found) > MOST_SHOWN else ""
+        more = f", and {len(found) - MAX_SHOWN} more" if len(found) > MAX_SHOWN else ""
         raise UserError(
-            f"sweep.resume={sweep}: another sweep was begun there: {'; '.join(found[:MOST_SHOWN])}{more}; "
-            "give the same command, or begin a new sweep without sweep.resume"
+            f"sweep.resume={sweep}: this folder contains a different sweep: {'; '.join(found[:MAX_SHOWN])}{more}; "
+            "give the same command, or start a new sweep without sweep.resume"
         )
 
 
@@ -109,7 +109,7 @@ def find(name: str) -> Path:
     if name == "latest" and not os.path.exists(name):
         found = sorted(path.parent for path in SWEEPS.glob(f"*/{RECORD}"))
         if not found:
-            raise UserError(f"sweep.resume={name}: no sweep under {SWEEPS}/ yet; leave it out to begin one")
+            raise UserError(f"sweep.resume={name}: no sweep in {SWEEPS}/ yet; leave it out to start one")
         return found[-1]
     sweep = Path(os.path.expanduser(name))
     if not os.path.isfile(sweep / RECORD):
@@ -119,7 +119,7 @@ def find(name: str) -> Path:
 
 
 def read(sweep: Path) -> Record:
-    """Raises `UserError` if `sweep.json` is not one of ours."""
+    """Read `sweep.json`. Raises `UserError` if it is invalid."""
     path = sweep / RECORD
     data = storage.parse_json(storage.read_bytes(path), str(path))
     problem = _problem(data)
@@ -131,7 +131,7 @@ def read(sweep: Path) -> Record:
 
 
 def _problem(data: Any) -> str:
-    """What is wrong with a record, or nothing."""
+    """The problem with a record, or an empty string."""
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         return f"not of format {FORMAT}"
     kinds = {"sweeper": str, "words": list, "space": dict, "settings": dict, "texts": dict, "jobs": list}
@@ -159,15 +159,7 @@ def job_folder(sweep: Path, number: int) -> Path:
     return sweep / str(number)
 
 
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted key → value."""
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return found
-
-
 def changes_of(settings: Sequence[Mapping[str, Any] | None]) -> list[dict[str, Any]]:
-    """For each job's settings, those that differ from the first one's; nothing for a job that was not looked at."""
+    """For each job, the settings that differ from the first one's; empty for a job that was not composed."""
     first = settings[0] or {}
     return [{k: v for k, v in job.items() if first.get(k) != v} if job else {} for job in settings]

@@ -1,7 +1,7 @@
-"""A search: Optuna's study, in a journal in the sweep's folder that every job of the sweep reads and writes.
+"""A hyperparameter search: an Optuna study in a journal file in the sweep's folder, shared by all jobs of the sweep.
 
-Trial N is job N, so a job finds its trial by the name of its folder. Draws are functions of the seed and the trial's
-number: a search that was killed and gone on with draws what it would have drawn. Optuna is an extra, imported where a
+Trial N is job N, so a job finds its trial by the name of its folder. Sampled values are functions of the seed and the
+trial's number, so a search that is killed and resumed samples the same values. Optuna is an extra, imported when a
 study is opened.
 """
 
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
     import optuna
 
 JOURNAL = "study.journal"
-NAME, SETTINGS = "microgpt", "settings"  # of the one study in the journal, and of what its jobs read there
-FIRST_AT_RANDOM = 10  # trials before TPE has something to go by; Optuna's default
-FIRST_FOR_MEDIAN = 4  # trials before the median is one
-MOST_JOURNAL_BYTES = 1 << 28
-LEAST_FOR_IMPORTANCE = 8  # trials; fewer say little
-MOST_GRID = 10_000
+NAME, SETTINGS = "microgpt", "settings"  # name of the study in the journal, and of its attribute with the settings
+STARTUP_TRIALS = 10  # random trials before TPE starts; Optuna's default
+MEDIAN_STARTUP_TRIALS = 4
+MAX_JOURNAL_BYTES = 1 << 28
+MIN_IMPORTANCE_TRIALS = 8  # fewer give no useful importances
+MAX_GRID = 10_000
 
 
 @dataclass(frozen=True)
-class Axis:
-    """One key that is searched over: a list of values, or the numbers between two ends.
+class Dimension:
+    """One dimension of the search space: a list of values, a range or an interval.
 
     Args:
         key: as typed, `optim.learning_rate` or `model`.
-        values: to choose among, as typed; of a range all of its numbers, of an interval none.
-        low, high: the ends of a range or an interval, both included.
+        values: the choices as typed; all numbers of a range; empty for an interval.
+        low, high: the bounds of a range or an interval, inclusive.
         step: of a range.
-        log: drawn evenly over the logarithm.
+        log: sample uniformly in the logarithm.
     """
 
     key: str
@@ -59,7 +59,7 @@ class Axis:
         return isinstance(self.low, int) and isinstance(self.high, int) and isinstance(self.step, int | None)
 
     def distribution(self) -> optuna.distributions.BaseDistribution:
-        """What Optuna draws from."""
+        """The Optuna distribution."""
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
         if self.low is None or self.high is None:
@@ -69,7 +69,7 @@ class Axis:
         return FloatDistribution(self.low, self.high, log=self.log, step=None if self.log else self.step)
 
     def text(self, value: Any) -> str:
-        """A value as it is typed: four digits of a drawn number are enough, and never beyond the ends."""
+        """A value as an override: sampled numbers are rounded to four digits, within the bounds."""
         if self.low is None or self.high is None or self.is_integer:
             return str(value)
         if self.step is not None and not self.log:
@@ -77,29 +77,29 @@ class Axis:
         text = f"{value:.4g}"
         return text if self.low <= float(text) <= self.high else repr(min(max(value, self.low), self.high))
 
-    def described(self) -> list[str] | str:
-        """For `sweep.json` and for people: the values, or the ends."""
+    def describe(self) -> list[str] | str:
+        """The values, or a description of the bounds, for `sweep.json` and messages."""
         if self.values:
             return list(self.values)
         kind = "an integer " if self.is_integer else ""
         return f"{kind}from {self.low:g} to {self.high:g}{', logarithmic' if self.log else ''}"
 
     def value(self, text: str) -> Any:
-        """The other way: what stands for a value as typed in the study."""
+        """The inverse of `text`: the value in the study for a value as typed."""
         return text if not self.is_number else int(text) if self.is_integer else float(text)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to search.
+    """Settings of a search.
 
     Args:
         sampler: "tpe", "random" or "grid".
         pruner: "none", "asha" or "median".
-        n_trials: how many; None: as many as the grid has.
-        min_steps: no trial is pruned before so many steps.
-        keep_one_in: asha lets the best of so many trials go on from a rung, to one so many times higher.
-        seed: of the draws.
+        n_trials: number of trials; None: the size of the grid.
+        min_steps: no trial is pruned before this step.
+        keep_one_in: the reduction factor of ASHA; the name is that of the key `sweep.keep_one_in`.
+        seed: of the sampler.
     """
 
     sampler: str
@@ -112,20 +112,20 @@ class Settings:
 
 @dataclass(frozen=True)
 class Trial:
-    """What became of a trial."""
+    """The state of a trial."""
 
     number: int
     values: dict[str, Any]  # key → text, or number
     state: str  # "complete", "pruned", "running"
     losses: dict[int, float]  # step → val_loss
-    best: float | None  # the lowest val_loss; of a pruned one up to where it was pruned
+    best: float | None  # the lowest val_loss so far
 
 
-class Judge:
-    """Says whether a trial shall go on, from within its job.
+class TrialPruner:
+    """Decides within a job whether its trial is pruned.
 
     Args:
-        folder: the job's.
+        folder: of the job.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -135,49 +135,51 @@ class Judge:
         study_id = self._storage.get_study_id_from_name(NAME)
         self._id = self._storage.get_trial_id_from_study_id_trial_number(study_id, int(folder.name))
 
-    def prunes(self, step: int, val_loss: float) -> bool:
-        """Note an evaluation in the study; whether the trial is not worth going on with."""
+    def should_prune(self, step: int, val_loss: float) -> bool:
+        """Record an evaluation in the study and return whether to prune the trial."""
         self._storage.set_trial_intermediate_value(self._id, step, val_loss)
         return bool(self._pruner.prune(self._study, self._storage.get_trial(self._id)))
 
 
-def judge_of(folder: Path) -> Judge | None:
-    """The judge of a job, if its sweep is a search."""
-    return Judge(folder) if (folder.parent / JOURNAL).is_file() else None
+def trial_pruner(folder: Path) -> TrialPruner | None:
+    """The pruner of a job, if its sweep is a search."""
+    return TrialPruner(folder) if (folder.parent / JOURNAL).is_file() else None
 
 
 class Study:
-    """The study of a sweep, for the one process that drives it.
+    """The study of a sweep, for the process that runs it.
 
     Args:
-        sweep: its folder, which that process holds the lock of.
-        axes: what is searched over.
-        settings: how.
+        sweep: its folder, locked by that process.
+        space: the dimensions of the search space.
+        settings: of the search.
 
     Raises:
-        UserError: Optuna is missing; there is nothing to search over.
+        UserError: Optuna is missing, or the search space is empty.
     """
 
-    def __init__(self, sweep: Path, axes: Sequence[Axis], settings: Settings) -> None:
-        if not axes:
+    def __init__(self, sweep: Path, space: Sequence[Dimension], settings: Settings) -> None:
+        if not space:
             raise UserError(
-                "nothing to search over; give a key values, as in optim.learning_rate=1e-3,3e-3, or a range"
+                "the search space is empty; give a key several values, as in optim.learning_rate=1e-3,3e-3, or a range"
             )
         require_optuna()
-        self.axes, self.settings = axes, settings
+        self.space, self.settings = space, settings
         journal = sweep / JOURNAL
         is_new = not journal.exists()
         if not is_new:
-            _mend(journal)
+            _repair(journal)
         self._storage, self._study = _open(journal)
         self._study.set_user_attr(SETTINGS, asdict(settings))
         if is_new and settings.sampler == "grid":
-            for point in grid(axes, settings.seed):
-                self._study.enqueue_trial({axis.key: axis.value(text) for axis, text in zip(axes, point, strict=True)})
+            for point in grid(space, settings.seed):
+                self._study.enqueue_trial(
+                    {dimension.key: dimension.value(text) for dimension, text in zip(space, point, strict=True)}
+                )
 
     @property
     def n_trials(self) -> int:
-        """How many trials there are to be in all."""
+        """The total number of trials."""
         wanted = self.settings.n_trials
         if self.settings.sampler != "grid":
             assert wanted is not None
@@ -186,35 +188,35 @@ class Study:
         return points if wanted is None else min(wanted, points)
 
     @property
-    def begun(self) -> int:
-        """How many have been drawn."""
+    def sampled(self) -> int:
+        """The number of trials sampled so far."""
         return sum(trial.state.name != "WAITING" for trial in self._study.get_trials(deepcopy=False))
 
     @property
     def ended(self) -> list[int]:
-        """The trials of which the study knows the end."""
+        """The trials that are complete or pruned."""
         return [trial.number for trial in self.trials() if trial.state in ("complete", "pruned")]
 
     @property
     def running(self) -> list[int]:
-        """The trials that were drawn, and whose runs have not come to an end, or failed at once."""
+        """The sampled trials whose runs have not ended, or failed before their first evaluation."""
         return [trial.number for trial in self.trials() if trial.state == "running"]
 
     def ask(self) -> tuple[int, list[str]]:
-        """Draw the next trial: its number, and its overrides."""
-        number, space = self.begun, {axis.key: axis.distribution() for axis in self.axes}
-        if number == len(self._study.get_trials(deepcopy=False)):  # no values wait, of a grid or drawn before a kill
-            self._study.enqueue_trial(self._draw(number, space))
-        trial = self._study.ask(space)
+        """Sample the next trial: its number and its overrides."""
+        number, distributions = self.sampled, {dimension.key: dimension.distribution() for dimension in self.space}
+        if number == len(self._study.get_trials(deepcopy=False)):  # no queued values, of a grid or from before a kill
+            self._study.enqueue_trial(self._sample(number, distributions))
+        trial = self._study.ask(distributions)
         assert trial.number == number
         return number, self.overrides(number)
 
-    def _draw(self, number: int, space: dict[str, Any]) -> dict[str, Any]:
-        """The values of a trial: by lot, or by TPE from how far behind the trials before it were.
+    def _sample(self, number: int, distributions: dict[str, Any]) -> dict[str, Any]:
+        """The values of a trial, random or from TPE.
 
-        Optuna itself takes any run that came to its end for better than any that was pruned. But asha lets the first
-        few go far whatever they are, so a trial counts by its distance to the lowest loss that any had by its last
-        step.
+        Optuna ranks every complete trial above every pruned one. But ASHA runs the first few trials far regardless of
+        their quality, so TPE is given the difference between a trial's loss and the lowest loss of any trial up to the
+        same step.
         """
         import optuna
 
@@ -223,21 +225,21 @@ class Study:
         done = [trial for trial in self.trials() if trial.losses and trial.state != "running"]
         for trial in done:
             step = max(trial.losses)
-            ahead = min(loss for other in done for at, loss in other.losses.items() if at <= step)
-            behind = trial.losses[step] - ahead
-            study.add_trial(optuna.trial.create_trial(params=trial.values, distributions=space, value=behind))
-        return dict(study.ask(space).params)
+            lowest = min(loss for other in done for at, loss in other.losses.items() if at <= step)
+            regret = trial.losses[step] - lowest
+            study.add_trial(optuna.trial.create_trial(params=trial.values, distributions=distributions, value=regret))
+        return dict(study.ask(distributions).params)
 
     def overrides(self, number: int) -> list[str]:
-        """What a trial that was drawn sets."""
+        """The overrides of a sampled trial."""
         params = self._study.get_trials(deepcopy=False)[number].params
-        return [f"{axis.key}={axis.text(params[axis.key])}" for axis in self.axes]
+        return [f"{dimension.key}={dimension.text(params[dimension.key])}" for dimension in self.space]
 
     def tell(self, number: int, status: str, best_val_loss: float | None) -> None:
-        """Note what became of a trial; nothing changes if that has been noted.
+        """Record the outcome of a trial, unless it is already recorded.
 
-        A run that failed after an evaluation has diverged, most likely: a bad setting, which the sampler shall know, so
-        it counts as pruned. One that failed before may have met a full disk: it stays open, to be run again.
+        A run that failed after an evaluation has most likely diverged: it counts as pruned, so that the sampler avoids
+        its settings. One that failed earlier, on a full disk for example, stays open and is run again on resume.
 
         Args:
             status: of the run.
@@ -254,7 +256,7 @@ class Study:
             self._study.tell(number, state=TrialState.PRUNED)
 
     def trials(self) -> list[Trial]:
-        """All trials that were drawn, by number."""
+        """All sampled trials, by number."""
         return [
             Trial(
                 trial.number,
@@ -270,13 +272,13 @@ class Study:
         ]
 
     def importance(self) -> tuple[int | None, dict[str, float]]:
-        """How much of the spread of the losses each key accounts for (PED-ANOVA, arXiv:2304.10255), the most first.
+        """The importance of each key for the loss (PED-ANOVA, arXiv:2304.10255), the largest first.
 
-        Trials that were pruned count, too: all are compared by their loss at the first evaluation that all of them
-        reached, or at their best where none was pruned.
+        If trials were pruned, all are compared by their loss at the last evaluation that all of them reached, else by
+        their best loss.
 
         Returns:
-            That step, or None for the best; and key → share, summing to 1: empty where trials are too few.
+            That step, or None for the best loss; and key → share, summing to 1, empty if there are too few trials.
         """
         import optuna
 
@@ -287,35 +289,37 @@ class Study:
             common = set.intersection(*(set(trial.losses) for trial in trials)) if trials else set()
             step = max(common, default=None)
             trials = trials if step is not None else []
-        if len(trials) < LEAST_FOR_IMPORTANCE:
+        if len(trials) < MIN_IMPORTANCE_TRIALS:
             return step, {}
         copy = optuna.create_study()
-        space = {axis.key: axis.distribution() for axis in self.axes}
+        distributions = {dimension.key: dimension.distribution() for dimension in self.space}
         for trial in trials:
             value = trial.best if step is None else trial.losses[step]
-            copy.add_trial(optuna.trial.create_trial(params=trial.values, distributions=space, value=value))
+            copy.add_trial(optuna.trial.create_trial(params=trial.values, distributions=distributions, value=value))
         evaluator = optuna.importance.PedAnovaImportanceEvaluator()
         return step, dict(optuna.importance.get_param_importances(copy, evaluator=evaluator))
 
 
-def grid(axes: Sequence[Axis], seed: int) -> list[tuple[str, ...]]:
-    """All combinations of values, in an order drawn by lot, for a pruner compares a trial with those before it.
+def grid(space: Sequence[Dimension], seed: int) -> list[tuple[str, ...]]:
+    """All combinations of values in random order, because a pruner compares a trial with those before it.
 
     Raises:
-        UserError: an axis has no values to list, or there are too many combinations.
+        UserError: a dimension is an interval, or there are too many combinations.
     """
     size = 1
-    for axis in axes:
-        if not axis.values:
-            ends = f"{axis.low:g},{axis.high:g}"
+    for dimension in space:
+        if not dimension.values:
+            bounds = f"{dimension.low:g},{dimension.high:g}"
             raise UserError(
-                f"{axis.key}: sweep.sampler=grid needs values, and an interval has no end of them; give some, as in "
-                f"{axis.key}={ends}, or sweep.sampler=tpe"
+                f"{dimension.key}: sweep.sampler=grid needs a list of values, not an interval; use for example "
+                f"{dimension.key}={bounds}, or sweep.sampler=tpe"
             )
-        size *= len(axis.values)
-    if size > MOST_GRID:
-        raise UserError(f"a grid of {size:,} trials; at most {MOST_GRID:,}; or draw some of them: sweep.sampler=random")
-    points = list(product(*(axis.values for axis in axes)))
+        size *= len(dimension.values)
+    if size > MAX_GRID:
+        raise UserError(
+            f"a grid of {size:,} trials exceeds the limit of {MAX_GRID:,}; use fewer values, or sweep.sampler=random"
+        )
+    points = list(product(*(dimension.values for dimension in space)))
     random.Random(f"{seed}/grid").shuffle(points)
     return points
 
@@ -336,22 +340,22 @@ def require_optuna() -> None:
 
 
 def _open(journal: Path) -> tuple[optuna.storages.BaseStorage, optuna.Study]:
-    """The storage and its one study, made where there is none."""
+    """The storage and its study, created if missing."""
     import optuna
     from optuna.storages.journal import JournalFileBackend
 
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # what is worth telling, we tell
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # messages are printed by commands/search.py
     store = optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
     return store, optuna.create_study(storage=store, study_name=NAME, load_if_exists=True)
 
 
-def _mend(journal: Path) -> None:
-    """Drop lines that a full disk or a lost machine tore: with one of them Optuna would not read the rest."""
-    data = storage.read_bytes(journal, MOST_JOURNAL_BYTES)
-    whole = [line for line in data.split(b"\n")[:-1] if _is_json(line)]
-    mended = b"".join(line + b"\n" for line in whole)
-    if mended != data:
-        storage.replace(journal, mended)
+def _repair(journal: Path) -> None:
+    """Remove incomplete lines, left by a full disk or a crash: Optuna does not read past them."""
+    data = storage.read_bytes(journal, MAX_JOURNAL_BYTES)
+    complete = [line for line in data.split(b"\n")[:-1] if _is_json(line)]
+    repaired = b"".join(line + b"\n" for line in complete)
+    if repaired != data:
+        storage.replace(journal, repaired)
 
 
 def _is_json(line: bytes) -> bool:
@@ -366,7 +370,7 @@ def _sampler(kind: str, seed: int) -> optuna.samplers.BaseSampler:
     import optuna
 
     if kind == "tpe":
-        return optuna.samplers.TPESampler(n_startup_trials=FIRST_AT_RANDOM, seed=seed)
+        return optuna.samplers.TPESampler(n_startup_trials=STARTUP_TRIALS, seed=seed)
     return optuna.samplers.RandomSampler(seed=seed)
 
 
@@ -379,15 +383,17 @@ def _pruner(settings: Settings) -> optuna.pruners.BasePruner:
         )
     if settings.pruner == "median":
         return optuna.pruners.MedianPruner(
-            n_startup_trials=FIRST_FOR_MEDIAN, n_warmup_steps=settings.min_steps, n_min_trials=FIRST_FOR_MEDIAN
+            n_startup_trials=MEDIAN_STARTUP_TRIALS,
+            n_warmup_steps=settings.min_steps,
+            n_min_trials=MEDIAN_STARTUP_TRIALS,
         )
     return optuna.pruners.NopPruner()
 
 
 def first_rung(max_steps: int, eval_interval: int, warmup_steps: int) -> int:
-    """From which step on a run may be pruned, if nobody said: its first evaluation after the warm-up.
+    """The default of `sweep.min_steps`: the first evaluation after the warm-up.
 
-    Before, the rates that are too high for the rest of the run are ahead.
+    During warm-up, learning rates that are too high for the rest of the run have the lowest losses.
     """
     rung = eval_interval * max(1, math.ceil(warmup_steps / eval_interval))
     return rung if rung < max_steps else eval_interval

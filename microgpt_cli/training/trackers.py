@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from microgpt_cli.config.schema import flatten
 from microgpt_cli.errors import UserError
 from microgpt_cli.runs import layout, storage
 
@@ -179,7 +180,7 @@ class Trackers:
         """Begin, or go on at a step. Returns what to type to see each."""
         for name in self._names:
             with self._guarded(name):
-                run = _identity(folder, dict(_flat(config)), step)
+                run = _identity(folder, flatten(config), step)
                 self._open[name] = KINDS[name](run, environ)
         return {name: tracker.where for name, tracker in self._open.items()}
 
@@ -231,11 +232,3 @@ def _identity(folder: Path, settings: Mapping[str, Any], step: int) -> Identity:
     made = Identity(folder, secrets.token_hex(4), name, group, step, settings)
     storage.replace(path, storage.json_bytes({"id": made.id, "name": made.name, "group": made.group}))
     return made
-
-
-def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in node.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value

@@ -1,1 +1,1 @@
-"""HTML pages in one file each: no network, no library, light and dark, readable on a phone and on paper."""
+"""Self-contained HTML pages: one file each, no network access, light and dark themes, for phones and print."""

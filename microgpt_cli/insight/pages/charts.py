@@ -1,4 +1,4 @@
-"""Line charts as SVG: they follow the page's colours, need no script, and print."""
+"""Static SVG line charts in the colours of the page."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,10 +15,10 @@ Points = Sequence[tuple[float, float]]
 def line_chart(
     series: Mapping[str, Points], x_label: str, y_label: str, levels: Mapping[str, float] | None = None
 ) -> Html:
-    """Lines through points, with the values of `levels` as dotted lines to compare with.
+    """A line chart, with `levels` as dotted horizontal lines.
 
     Args:
-        series: name → points (x, y), x rising; those that are not finite are left out.
+        series: name → points (x, y) with increasing x; non-finite points are skipped.
         levels: name → y.
     """
     lines = {name: [p for p in points if all(map(math.isfinite, p))] for name, points in series.items()}
@@ -75,7 +75,7 @@ def line_chart(
 
 
 def ticks(low: float, high: float, about: int = 6) -> list[float]:
-    """Round numbers from `low` to `high`, about so many."""
+    """About `about` round numbers from `low` to `high`."""
     span = high - low
     if not span > 0 or not math.isfinite(span):
         return [low]

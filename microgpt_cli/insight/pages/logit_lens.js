@@ -1,8 +1,8 @@
 
-// The page of `microgpt inspect`. at: the position that was read last; layer, head: the chosen head.
+// The page of `microgpt inspect`. at: the selected position; layer, head: the selected head.
 const T = data.ids.length, L = data.layers, H = data.heads, TRIANGLE = T * (T + 1) / 2;
 const weights = Uint8Array.from(atob(data.attention), char => char.charCodeAt(0));
-const own = data.guesses[L];
+const own = data.predictions[L]; // the model's output
 const find = id => document.getElementById(id);
 let at = T - 1, layer = L - 1, head = 0, column = null, relative = false;
 
@@ -10,7 +10,7 @@ const weight = (l, h, from, to) => (weights[(l * H + h) * TRIANGLE + from * (fro
 const name = token => data.names[token];
 const layerName = l => l === 0 ? "embedding" : `layer ${l}`;
 
-// A share from 0 to 1 as a colour: paper to ink by day, night to flame by night. Small shares are spread out.
+// The colour of a value from 0 to 1, on a square root scale, for the light and the dark theme.
 const RAMPS = {
   false: [[255, 255, 255], [143, 184, 232], [31, 95, 191], [9, 28, 74]],
   true: [[29, 32, 36], [38, 78, 140], [200, 98, 110], [255, 226, 150]],
@@ -30,16 +30,16 @@ function bars(guess, came) {
   return el("div", {id: "bars"}, ...rows);
 }
 
-const textSpans = flow(find("text"), choose, (span, i) => { span.style.background = alarm(i ? own.losses[i - 1] : undefined); });
+const textSpans = flow(find("text"), choose, (span, i) => { span.style.background = lossColour(i ? own.losses[i - 1] : undefined); });
 const shadedSpans = flow(find("shaded"), choose, () => {});
 
 function showNext() {
   const came = data.ids[at + 1], loss = own.losses[at], read = data.ids.slice(Math.max(0, at - 23), at + 1).map(name).join("");
   const words = el("div", {},
-    el("p", {}, "After ", el("code", {}, (at > 23 ? "…" : "") + read), " the model expects:"),
-    came === undefined ? el("p", {class: "quiet"}, "The text ends here: this is what it would write next.")
-      : el("p", {}, "What came: ", el("b", {class: "mono"}, name(came)), `, probability ${percent(Math.exp(-loss))}, loss ${loss.toFixed(3)} nats.`),
-    el("p", {class: "quiet"}, `Entropy ${own.entropy[at].toFixed(3)} nats: as unsure as between ${Math.exp(own.entropy[at]).toFixed(1)} equally likely tokens.`));
+    el("p", {}, "After ", el("code", {}, (at > 23 ? "…" : "") + read), " the model predicts:"),
+    came === undefined ? el("p", {class: "quiet"}, "End of the text: these are the predictions for the next token.")
+      : el("p", {}, "Actual next token: ", el("b", {class: "mono"}, name(came)), `, probability ${percent(Math.exp(-loss))}, loss ${loss.toFixed(3)} nats.`),
+    el("p", {class: "quiet"}, `Entropy ${own.entropy[at].toFixed(3)} nats, equivalent to ${Math.exp(own.entropy[at]).toFixed(1)} equally likely tokens.`));
   find("next").replaceChildren(words, bars({tokens: own.tokens[at], probs: own.probs[at]}, came));
 }
 
@@ -47,8 +47,8 @@ const lensCells = [];
 function buildLens() {
   const row = (kind, first, cells) => el("tr", {}, el("th", {}, first), ...cells.map((cell, i) => el(kind, {"data-at": i}, cell)));
   const body = el("tbody");
-  data.guesses.forEach((guess, l) => body.append(row("td", layerName(l), guess.tokens.map(tokens => name(tokens[0])))));
-  const table = el("table", {}, el("thead", {}, row("th", "read", data.ids.map(name))), body);
+  data.predictions.forEach((guess, l) => body.append(row("td", layerName(l), guess.tokens.map(tokens => name(tokens[0])))));
+  const table = el("table", {}, el("thead", {}, row("th", "input", data.ids.map(name))), body);
   table.addEventListener("click", event => {
     const chosen = event.target.closest("[data-at]");
     if (chosen) choose(Number(chosen.dataset.at));
@@ -57,7 +57,7 @@ function buildLens() {
   lensCells.push(...[...table.rows].map(line => [...line.cells].slice(1)));
 }
 function paintLens() {
-  data.guesses.forEach((guess, l) => lensCells[l + 1].forEach((cell, i) => {
+  data.predictions.forEach((guess, l) => lensCells[l + 1].forEach((cell, i) => {
     const colour = heat(guess.probs[i][0]);
     cell.style.background = rgb(colour);
     cell.style.color = ink(colour);
@@ -69,7 +69,7 @@ function paintLens() {
 function showLayers() {
   const came = data.ids[at + 1], count = Math.min(5, own.tokens[0].length);
   const head = ["", ...Array.from({length: count}, (_, i) => `${i + 1}.`), came === undefined ? "" : "loss"];
-  const rows = data.guesses.map((guess, l) => el("tr", {}, el("th", {}, layerName(l)),
+  const rows = data.predictions.map((guess, l) => el("tr", {}, el("th", {}, layerName(l)),
     ...guess.tokens[at].slice(0, count).map((token, i) => el("td", {class: token === came ? "came" : ""},
       el("code", {}, name(token)), ` ${percent(guess.probs[at][i])}`)),
     el("td", {class: "n"}, came === undefined ? "" : guess.losses[at].toFixed(3))));
@@ -94,8 +94,8 @@ function buildHeads() {
   for (let l = 0; l < L; l++) {
     find("heads").append(el("span", {}, `layer ${l + 1}`));
     for (let h = 0; h < H; h++) {
-      const focus = data.focus[l][h];
-      const words = focus === null ? "" : focus.name === "spread" ? `${focus.distance.toFixed(0)} back` : `${focus.name} ${percent(focus[focus.name])}`;
+      const pattern = data.patterns[l][h];
+      const words = pattern === null ? "" : pattern.name === "spread" ? `${pattern.distance.toFixed(0)} back` : `${pattern.name} ${percent(pattern[pattern.name])}`;
       const button = el("button", {type: "button", onclick: () => chooseHead(l, h), "aria-label": `layer ${l + 1}, head ${h + 1}: ${words}`}, el("canvas"), words);
       buttons.push(button);
       find("heads").append(button);
@@ -107,11 +107,11 @@ function drawHeads() {
 }
 
 function showHead() {
-  const focus = data.focus[layer][head];
+  const pattern = data.patterns[layer][head];
   find("chosen").textContent = `Layer ${layer + 1}, head ${head + 1}`;
   draw(find("map"), layer, head);
   buttons.forEach((button, i) => button.setAttribute("aria-pressed", i === layer * H + head));
-  find("mapbox").title = focus === null ? "" : `on average ${percent(focus.previous)} at the token before, ${percent(focus.itself)} at itself, ${percent(focus.first)} at the first, ${focus.distance.toFixed(1)} tokens back`;
+  find("mapbox").title = pattern === null ? "" : `on average ${percent(pattern.previous)} to the previous token, ${percent(pattern.itself)} to itself, ${percent(pattern.first)} to the first, mean distance ${pattern.distance.toFixed(1)} tokens`;
 }
 
 function showAttention() {
@@ -125,8 +125,8 @@ function showAttention() {
     span.title = i <= at ? percent(row[i]) : "";
   });
   const best = row.map((share, i) => [share, i]).sort((a, b) => b[0] - a[0]).slice(0, 3);
-  const target = column !== null && column <= at ? `${percent(row[column])} at ${place(column)}` : best.map(([share, i]) => `${percent(share)} at ${place(i)}`).join(", ");
-  find("readout").textContent = `From ${place(at)} this head looks: ${target}.`;
+  const target = column !== null && column <= at ? `${percent(row[column])} to ${place(column)}` : best.map(([share, i]) => `${percent(share)} to ${place(i)}`).join(", ");
+  find("readout").textContent = `From ${place(at)} this head attends: ${target}.`;
   Object.assign(find("row").style, {top: `${100 * at / T}%`, height: `${Math.max(100 / T, 0.5)}%`});
   find("column").hidden = column === null || column > at;
   if (column !== null) Object.assign(find("column").style, {left: `${100 * column / T}%`, width: `${Math.max(100 / T, 0.5)}%`});

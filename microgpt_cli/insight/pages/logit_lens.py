@@ -1,4 +1,4 @@
-"""The page of `microgpt inspect`: a text, and at each of its positions what every layer and head made of it."""
+"""The page of `microgpt inspect`: the predictions of every layer and the attention of every head at each position."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -6,26 +6,26 @@ from typing import Any
 from microgpt_cli.insight.pages.page import asset, facts, page, tag
 
 
-def inside_page(subtitle: str, summary: Iterable[tuple[str, str]], data: Mapping[str, Any]) -> str:
+def logit_lens_page(subtitle: str, summary: Iterable[tuple[str, str]], data: Mapping[str, Any]) -> str:
     """A whole HTML file.
 
     Args:
         subtitle: which model.
-        summary: names and values to show at the top.
-        data: what `inspection.inside.to_json` gives.
+        summary: names and values at the top.
+        data: from `insight.logit_lens.to_json`.
     """
-    keys = [tag("kbd", "←"), " ", tag("kbd", "→"), " move through the text, or tap a token."]
+    keys = [tag("kbd", "←"), " ", tag("kbd", "→"), " select the previous or next token, or tap one."]
     body = [
         facts(summary),
-        tag("h2", "The text, as the model was surprised by it"),
-        tag("p", "The redder a token, the less it was expected from those before it. ", *keys, class_="quiet"),
+        tag("h2", "Loss of each token"),
+        tag("p", "The redder a token, the higher its loss. ", *keys, class_="quiet"),
         tag("div", id="text", class_="flow", role="listbox", tabindex=0, aria_label="tokens of the text"),
         tag("div", id="next", class_="card", aria_live="polite"),
-        tag("h2", "Layer by layer"),
+        tag("h2", "Predictions of each layer (logit lens)"),
         tag(
             "p",
-            "What the model would say next if it ended after each layer (its last norm and head on what the layer left "
-            "in the residual, “logit lens”). The stronger the colour, the surer; underlined is what did come next.",
+            "The most probable next token after each layer: the final norm and head applied to the residual stream. "
+            "The colour shows the probability; correct predictions are underlined.",
             class_="quiet",
         ),
         tag("div", id="lens", class_="scroll", tabindex=0),
@@ -33,15 +33,15 @@ def inside_page(subtitle: str, summary: Iterable[tuple[str, str]], data: Mapping
         tag("h2", "Attention"),
         tag(
             "p",
-            "Where each head looks: from a position (row, from the top) to itself and those before it (columns). "
-            "Choose a head; with the keyboard, ",
+            "Attention weights of each head, from a position (row) to itself and earlier positions (columns). "
+            "Select a head; ",
             *[tag("kbd", key) for key in "↑↓←→"],
-            " once one has the focus.",
+            " move between heads when one is focused.",
             class_="quiet",
         ),
         tag(
             "button",
-            "scale each row to its largest",
+            "scale each row to its maximum",
             id="relative",
             type="button",
             aria_pressed="false",
@@ -61,14 +61,14 @@ def inside_page(subtitle: str, summary: Iterable[tuple[str, str]], data: Mapping
         ),
         tag(
             "nav",
-            tag("button", "◀", id="back", type="button", aria_label="the token before"),
+            tag("button", "◀", id="back", type="button", aria_label="previous token"),
             tag("span", "", id="where"),
-            tag("button", "▶", id="on", type="button", aria_label="the token after"),
+            tag("button", "▶", id="on", type="button", aria_label="next token"),
             class_="screen",
         ),
     ]
     return page(
-        "Inside the model",
+        "Model inspection",
         body,
         subtitle=subtitle,
         script=asset("text.js") + asset("logit_lens.js"),

@@ -1,8 +1,8 @@
-"""A page that needs nothing but itself, and the one place where text becomes HTML.
+"""Build self-contained HTML pages; all text is escaped here.
 
-`page("Title", [tag("p", "any text, <escaped>"), …], script=…, data=…)` is a whole HTML file: one stylesheet (page.css),
-the little that every page does (page.js), then the page's own script, which finds `data` parsed. Its
-Content-Security-Policy forbids every request, so that a page opened from a disk ten years on shows the same.
+`page("Title", [tag("p", "any text, <escaped>"), …], script=…, data=…)` is a complete HTML file with the stylesheet
+page.css, the common code page.js and the page's own script, which finds its data in `data`. The Content-Security-Policy
+forbids every request, so a page does not depend on anything outside of its file.
 """
 
 import json
@@ -20,12 +20,12 @@ VOID = {
     "input",
     "link",
     "meta",
-}  # of HTML; an SVG element without its end would hold the next
+}  # HTML elements without an end tag
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 
 class Html(str):
-    """Text that is HTML already. Any other text is escaped where it enters a tag."""
+    """HTML source. Any other string is escaped when it is put into a tag."""
 
     __slots__ = ()
 
@@ -34,11 +34,11 @@ Content: TypeAlias = "str | Iterable[Content]"
 
 
 def html(content: Content) -> Html:
-    """Text, escaped; or `Html`, as it is; or the parts of a list one after another."""
+    """Escape a string, keep `Html` as it is, and concatenate the parts of a list."""
     if isinstance(content, Html):
         return content
     if isinstance(content, str):
-        # half of a surrogate pair, as a prompt of odd bytes brings it, is no character that a file can hold
+        # lone surrogates, from a prompt that is not UTF-8, can't be encoded
         return Html(escape(content.encode("utf-8", "replace").decode()))
     return Html("".join(map(html, content)))
 
@@ -47,8 +47,8 @@ def tag(name: str, /, *content: Content, **attributes: str | float | bool | None
     """An element: `tag("a", "text", href="#top", class_="quiet")`.
 
     Args:
-        content: what stands in it: text, which is escaped, or elements, or lists of both.
-        attributes: `class_` is class and `data_x` is data-x. True: an attribute without a value; False and None: none.
+        content: text, which is escaped, elements, or lists of both.
+        attributes: `class_` is class and `data_x` is data-x. True: an attribute without a value; False, None: omitted.
     """
     words = [
         f" {key.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{html(str(value))}"')
@@ -62,11 +62,11 @@ def tag(name: str, /, *content: Content, **attributes: str | float | bool | None
 def table(
     head: Iterable[Content], rows: Iterable[Iterable[Content]], numbers: Iterable[int] = (), words: bool = False
 ) -> Html:
-    """A table that scrolls sideways where it is too wide.
+    """A table that scrolls horizontally if it is too wide.
 
     Args:
-        numbers: the columns that are set flush right.
-        words: the last of four columns is long: on a phone it has a line of its own.
+        numbers: the right-aligned columns.
+        words: the last of four columns is long: it has its own line on a phone.
     """
     right = set(numbers)
 
@@ -83,17 +83,17 @@ def table(
 
 
 def facts(pairs: Iterable[tuple[str, Content]]) -> Html:
-    """Names and values in a grid: what a page is about, at a glance."""
+    """A grid of names and values."""
     return tag("dl", [tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs], class_="facts")
 
 
 def asset(name: str) -> str:
-    """A stylesheet or a script of this folder."""
+    """A stylesheet or script in this folder."""
     return (HERE / name).read_text(encoding="utf-8")
 
 
 def json_script(data: Any) -> Html:
-    """Data for the page's script. Nothing in it can end the element: `<` is written as its code."""
+    """Data for the page's script, with `<`, `>` and `&` escaped so that nothing in it can end the element."""
     text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     for char in "<>&":
         text = text.replace(char, f"\\u{ord(char):04x}")
@@ -103,15 +103,15 @@ def json_script(data: Any) -> Html:
 def page(
     title: str, body: Content, *, subtitle: Content = "", script: str = "", style: str = "", data: Any = None
 ) -> str:
-    """A whole HTML file.
+    """A complete HTML file.
 
     Args:
         title: plain text, the heading and the name of the tab.
-        body: what stands under the heading.
-        subtitle: a line under the title: of which model, of when.
-        script: JavaScript of the page, run at the end with `data` and the functions of page.js; our own text, trusted.
-        style: CSS of the page beside the common one; our own text, trusted.
-        data: anything JSON can say; in the script it is `data`.
+        body: the content below the heading.
+        subtitle: a line below the title.
+        script: JavaScript of the page, which can use `data` and the functions of page.js; trusted.
+        style: CSS of the page in addition to page.css; trusted.
+        data: JSON data, available to the script as `data`.
     """
     assert "</" not in style
     assert "</script" not in script.lower()
@@ -123,11 +123,11 @@ def page(
         tag("title", title),
         tag("style", Html(asset("page.css") + style)),
     ]
-    theme = tag("button", "◐", id="theme", type="button", title="light or dark", aria_label="light or dark")
-    under = tag("p", subtitle, class_="quiet") if subtitle else ""
+    theme = tag("button", "◐", id="theme", type="button", title="light or dark theme", aria_label="light or dark theme")
+    subheading = tag("p", subtitle, class_="quiet") if subtitle else ""
     own = Html(asset("page.js") + script)
     parts = [
-        tag("header", tag("div", tag("h1", title), under), theme),
+        tag("header", tag("div", tag("h1", title), subheading), theme),
         tag("main", body),
         json_script(data),
         tag("script", own),

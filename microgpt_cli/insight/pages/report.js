@@ -1,4 +1,4 @@
-// Charts that are drawn for the width they have, with a cursor that mouse, finger and arrow keys move; the film of samples.
+// Charts that adapt to their width, with a cursor for mouse, touch and arrow keys; the player of the samples.
 const shown = (x) => Math.abs(x) >= 10000 ? x.toLocaleString("en", {maximumFractionDigits: 0})
   : x !== 0 && Math.abs(x) < 0.01 ? x.toExponential(2) : String(+x.toPrecision(5));
 
@@ -17,8 +17,15 @@ function logTicks(low, high) {
   return found;
 }
 
-const short = (x) => Math.abs(x) >= 1e6 ? +(x / 1e6).toPrecision(3) + "M" : Math.abs(x) >= 1000 ? +(x / 1000).toPrecision(3) + "k"
-  : x !== 0 && Math.abs(x) < 0.001 ? (+x.toPrecision(2)).toExponential() : String(+x.toPrecision(3));
+// Labels of axis ticks, with at least three digits and as many as the distance between neighbouring ticks needs.
+function axisLabels(values) {
+  const rounded = (x, digits) => +x.toPrecision(x !== 0 && Math.abs(x) < 0.001 ? digits - 1 : digits);
+  const rising = [...values].sort((a, b) => a - b), gap = Math.min(...rising.slice(1).map((x, i) => x - rising[i]));
+  let digits = 3;
+  while (digits < 12 && values.some((x) => Math.abs(rounded(x, digits) - x) > 0.01 * gap)) digits++;
+  return values.map((x) => rounded(x, digits)).map((x) => Math.abs(x) >= 1e6 ? +(x / 1e6).toPrecision(digits) + "M"
+    : Math.abs(x) >= 1000 ? +(x / 1000).toPrecision(digits) + "k" : x !== 0 && Math.abs(x) < 0.001 ? x.toExponential() : String(x));
+}
 
 // box: an empty element. chart: {name, x, log_x, low, high, series: [{name, colour, faint, dots, scatter, points: [[x, y, label]]}],
 // levels: [{name, y}], marks: [{name, x}]}
@@ -34,13 +41,15 @@ function draw(box, chart, given = box.clientWidth) {
   const X = (x) => left + (pad + (1 - 2 * pad) * (place(x) - place(x0)) / (place(x1) - place(x0))) * (width - left - right);
   const Y = (y) => top + (chart.high - Math.max(chart.low, Math.min(chart.high, y))) / (chart.high - chart.low) * (height - top - bottom);
   const svg = el("svg", {viewBox: `0 0 ${width} ${height}`, tabindex: 0, role: "img", "aria-label": chart.name});
-  for (const y of ticks(chart.low, chart.high, 5)) svg.append(
+  const yTicks = ticks(chart.low, chart.high, 5), yLabels = axisLabels(yTicks);
+  yTicks.forEach((y, i) => svg.append(
     el("line", {class: "grid", x1: left, x2: width - right, y1: Y(y), y2: Y(y)}),
-    el("text", {x: left - 6, y: Y(y) + 4, "text-anchor": "end"}, short(y)));
+    el("text", {x: left - 6, y: Y(y) + 4, "text-anchor": "end"}, yLabels[i])));
   const values = [...new Set(xs)];
-  const places = pad && values.length <= 6 ? values : chart.log_x ? logTicks(x0, x1) : ticks(x0, x1, Math.min(8, width / 90));
-  for (const x of places) svg.append(
-    el("text", {x: Math.min(X(x), width - 14), y: height - bottom + 16, "text-anchor": "middle"}, short(x)));
+  const xTicks = pad && values.length <= 6 ? values : chart.log_x ? logTicks(x0, x1) : ticks(x0, x1, Math.min(8, width / 90));
+  const xLabels = axisLabels(xTicks);
+  xTicks.forEach((x, i) => svg.append(
+    el("text", {x: Math.min(X(x), width - 14), y: height - bottom + 16, "text-anchor": "middle"}, xLabels[i])));
   svg.append(el("text", {x: width - right, y: height - 4, "text-anchor": "end"}, chart.x));
   for (const level of chart.levels)
     svg.append(el("line", {class: "level", x1: left, x2: width - right, y1: Y(level.y), y2: Y(level.y)}));
@@ -49,14 +58,14 @@ function draw(box, chart, given = box.clientWidth) {
     svg.append(el("line", {class: "mark", x1: X(mark.x), x2: X(mark.x), y1: top, y2: height - bottom}),
       el("text", {class: "mark-name", x: X(mark.x) + (end ? -5 : 5), y: height - bottom - 6, "text-anchor": end ? "end" : "start"}, mark.name));
   }
-  for (const one of [...series].reverse()) { // the first lies on top
+  for (const one of [...series].reverse()) { // the first curve is drawn last, on top
     const points = one.points.map((p) => [X(p[0]), Y(p[1])]);
     if (!one.scatter) svg.append(el("polyline", {points: points.map((p) => p.map((n) => n.toFixed(1)).join()).join(" "),
       stroke: one.colour, "stroke-width": one.faint ? 1.2 : 2.2, "stroke-opacity": one.faint ? 0.45 : 1}));
     if (one.dots || one.scatter) for (const p of points)
       svg.append(el("circle", {cx: p[0].toFixed(1), cy: p[1].toFixed(1), r: one.scatter ? 4.5 : points.length < 60 ? 2.8 : 1.6, fill: one.colour, "fill-opacity": one.scatter ? 0.75 : 1}));
   }
-  let last = -Infinity; // the names lie on top of the curves, and one under the other
+  let last = -Infinity; // labels are drawn above the curves and do not overlap each other
   for (const level of [...chart.levels].sort((a, b) => b.y - a.y)) {
     const y = Math.max(Y(level.y) - 4, top + 10, last + 13);
     svg.append(el("text", {class: "level-name", x: width - right - 2, y, "text-anchor": "end"}, `${level.name} ${level.y.toFixed(3)}`));
@@ -104,7 +113,7 @@ for (const [box, chart] of boxes) {
   new ResizeObserver(() => { if (!printing && Math.abs(box.clientWidth - width) > 2) { width = box.clientWidth; draw(box, chart); } }).observe(box);
   draw(box, chart);
 }
-// A sheet of paper is narrow: three small charts stand side by side there.
+// In print, three small charts are side by side.
 addEventListener("beforeprint", () => { for (const [box, chart] of boxes) draw(box, chart, box.closest(".columns") ? 300 : 700); });
 addEventListener("afterprint", () => { for (const [box, chart] of boxes) draw(box, chart); });
 

@@ -1,4 +1,4 @@
-"""The page of `microgpt report`: what a run, or the runs of a sweep, came to."""
+"""The page of `microgpt report`: the results of a run, or of the runs of a sweep."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,13 +7,13 @@ from typing import Any
 
 from microgpt_cli.insight.pages.page import Content, Html, asset, facts, html, page, table, tag
 
-MOST_POINTS = 1000  # of a curve: more can't be told apart
-OUTLIERS = 0.02  # of the values of a curve may lie beyond its frame
+MAX_POINTS = 1000  # of a curve
+OUTLIERS = 0.02  # fraction of a curve's values that may be outside of the y axis
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Points (x, y) or (x, y, label) of one colour."""
+    """Points (x, y) or (x, y, label) in one colour."""
 
     name: str
     colour: str  # a variable of page.css: --c1
@@ -25,14 +25,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves over one axis."""
+    """Curves with a common x axis."""
 
     id: str
     name: str
     curves: Sequence[Curve]
     x: str = "step"
-    levels: Mapping[str, float] = field(default_factory=dict)  # dashed lines across
-    marks: Mapping[str, float] = field(default_factory=dict)  # and down
+    levels: Mapping[str, float] = field(default_factory=dict)  # dashed horizontal lines
+    marks: Mapping[str, float] = field(default_factory=dict)  # dashed vertical lines
     log_x: bool = False
     from_zero: bool = False
 
@@ -40,7 +40,7 @@ class Chart:
         return tag("figure", id=self.id, class_="chart-box")
 
     def data(self) -> dict[str, Any]:
-        """What report.js draws."""
+        """The input of report.js."""
         low, high = self._range()
         series = [
             asdict(curve) | {"colour": f"var({curve.colour})", "points": thinned(curve.points)} for curve in self.curves
@@ -57,7 +57,7 @@ class Chart:
         }
 
     def _range(self) -> tuple[float, float]:
-        """From the lowest to the highest value, but for the few that would press all others flat."""
+        """The range of the values, without a few outliers that would compress all others."""
         values = sorted(point[1] for curve in self.curves for point in curve.points)
         low, high = values[0], values[-1]
         usual = values[int((1 - OUTLIERS) * (len(values) - 1))]
@@ -71,8 +71,8 @@ class Chart:
 
 
 def thinned(points: Sequence[Sequence[Any]]) -> list[list[Any]]:
-    """At most `MOST_POINTS` points: means of neighbours, rounded to what a person can read."""
-    each = math.ceil(len(points) / MOST_POINTS) or 1
+    """At most `MAX_POINTS` points, averaged over neighbours and rounded to five digits."""
+    each = math.ceil(len(points) / MAX_POINTS) or 1
     groups = [points[i : i + each] for i in range(0, len(points), each)]
     return [
         [group[-1][0], float(f"{math.fsum(p[1] for p in group) / len(group):.5g}"), *group[-1][2:]] for group in groups
@@ -80,16 +80,16 @@ def thinned(points: Sequence[Sequence[Any]]) -> list[list[Any]]:
 
 
 def bars(rows: Iterable[tuple[str, float, str]]) -> Html:
-    """Horizontal bars: a name, a value, and how it is said."""
+    """Horizontal bars: name, value and formatted value."""
     rows = list(rows)
     most = max((value for _, value, _ in rows), default=0.0) or 1.0
     cells = [
         [
             tag("span", name),
             tag("span", class_="bar", style=f"width:{100 * value / most:.2f}%"),
-            tag("span", said, class_="n"),
+            tag("span", formatted, class_="n"),
         ]
-        for name, value, said in rows
+        for name, value, formatted in rows
     ]
     return tag("div", cells_of(cells), class_="bars")
 
@@ -99,13 +99,13 @@ def cells_of(rows: Iterable[Iterable[Html]]) -> Html:
 
 
 def commands(rows: Iterable[tuple[str, str]]) -> Html:
-    """What it is for, and what to type; a click selects all of it."""
-    return tag("dl", [[tag("dt", what), tag("dd", tag("code", typed))] for what, typed in rows], class_="commands")
+    """Purposes and commands; a click selects the whole command."""
+    return tag("dl", [[tag("dt", what), tag("dd", tag("code", command))] for what, command in rows], class_="commands")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A sentence, and what to type to mend what it says."""
+    """A sentence of the diagnosis, and a command that addresses it."""
 
     text: str
     command: str
@@ -123,37 +123,37 @@ def run_page(
     settings: Sequence[Sequence[str]],
     parts: Sequence[tuple[str, float, str]],
     times: Sequence[tuple[str, float, str]],
-    typed: Sequence[tuple[str, str]],
+    next_commands: Sequence[tuple[str, str]],
 ) -> str:
-    """The report of one run, a whole HTML file.
+    """The report of one run, a complete HTML file.
 
     Args:
         title, subtitle: which run.
-        summary: names and values to show at the top.
-        verdicts: what the numbers say.
+        summary: names and values at the top.
+        verdicts: the diagnosis.
         charts: the loss first.
-        samples: {"step", "text", "val_loss"} of each text that the model wrote as it learnt.
-        changed: rows (key, value, default, meaning) of the settings that are not the defaults.
-        settings: rows (key, value) of all of them.
-        parts: parameters of each part of the model.
-        times: seconds that each kind of work took.
-        typed: commands.
+        samples: {"step", "text", "val_loss"} of each sample written during training.
+        changed: rows (key, value, default, meaning) of the settings that differ from the defaults.
+        settings: rows (key, value) of all settings.
+        parts: parameters of each module.
+        times: seconds of each kind of work.
+        next_commands: purposes and commands.
     """
     body: list[Content] = [facts(summary), [_card(verdict) for verdict in verdicts]]
     if charts:
         body += [charts[0].box(), tag("div", [chart.box() for chart in charts[1:]], class_="columns")]
     if samples:
-        body += _film(samples)
-    body += [tag("h2", "What differs from the defaults")]
-    body += [table(["key", "this run", "default"], _explained(changed)) if changed else tag("p", "Nothing.")]
+        body += _sample_player(samples)
+    body += [tag("h2", "Settings that differ from the defaults")]
+    body += [table(["key", "this run", "default"], _explained(changed)) if changed else tag("p", "None.")]
     body += [tag("details", tag("summary", "All settings"), table(["key", "value"], _coded(settings)))]
     halves = []
     if parts:
-        halves.append(tag("div", tag("h2", "Where the parameters are"), bars(parts)))
+        halves.append(tag("div", tag("h2", "Parameters by module"), bars(parts)))
     if times:
-        halves.append(tag("div", tag("h2", "Where the time went"), bars(times)))
+        halves.append(tag("div", tag("h2", "Time by activity"), bars(times)))
     body += [tag("div", halves, class_="columns")] if halves else []
-    body += [tag("h2", "What to type"), commands(typed)]
+    body += [tag("h2", "Commands"), commands(next_commands)]
     data = {"charts": {chart.id: chart.data() for chart in charts}, "samples": list(samples)}
     return page(title, body, subtitle=subtitle, script=asset("report.js"), style=asset("report.css"), data=data)
 
@@ -167,14 +167,14 @@ def sweep_page(
     rows: Sequence[Sequence[str]],
     numbers: Iterable[int],
     charts: Sequence[Chart],
-    typed: Sequence[tuple[str, str]],
+    next_commands: Sequence[tuple[str, str]],
 ) -> str:
-    """The report of several runs, a whole HTML file: their table, their curves, the loss against each setting."""
+    """The report of several runs, a complete HTML file: table, curves, and the loss against each setting."""
     body: list[Content] = [facts(summary), [_card(verdict) for verdict in verdicts]]
-    body += [tag("h2", "The runs, the best first"), table(head, rows, numbers)]
+    body += [tag("h2", "Runs, best first"), table(head, rows, numbers)]
     if charts:
         body += [charts[0].box(), tag("div", [chart.box() for chart in charts[1:]], class_="columns")]
-    body += [tag("h2", "What to type"), commands(typed)]
+    body += [tag("h2", "Commands"), commands(next_commands)]
     data = {"charts": {chart.id: chart.data() for chart in charts}}
     return page(title, body, subtitle=subtitle, script=asset("report.js"), style=asset("report.css"), data=data)
 
@@ -189,28 +189,28 @@ def _coded(rows: Iterable[Sequence[str]]) -> list[list[Content]]:
 
 
 def _explained(rows: Iterable[Sequence[str]]) -> list[list[Content]]:
-    """Rows (key, …, meaning): the meaning goes under the key, for a phone is narrow."""
+    """Rows (key, …, meaning), with the meaning below the key, to fit a phone."""
     return [[[tag("code", key), tag("small", meaning)], *values] for key, *values, meaning in rows]
 
 
-def _film(samples: Sequence[Mapping[str, Any]]) -> list[Content]:
-    """A slider through the samples; on paper, where nothing slides, a few of them."""
+def _sample_player(samples: Sequence[Mapping[str, Any]]) -> list[Content]:
+    """A slider through the samples; in print, a few of them."""
     last = len(samples) - 1
-    label = {"aria_label": "which sample"}
-    film = tag(
+    label = {"aria_label": "sample"}
+    player = tag(
         "div",
         tag("button", "▶", id="play", type="button", aria_label="play"),
         tag("output", "", id="frame-name"),
         tag("input", id="frame", type="range", min=0, max=last, step=1, value=last, **label),
-        class_="film screen",
+        class_="player screen",
     )
     few = sorted({0, last // 3, 2 * last // 3})
-    paper = [
+    printed = [
         [tag("h3", f"step {samples[i]['step']:,}"), tag("pre", str(samples[i]["text"]), class_="sample")] for i in few
     ]
     return [
-        tag("h2", "What it wrote as it learnt"),
-        film
+        tag("h2", "Samples during training"),
+        player
         if last
         else tag(
             "p",
@@ -218,6 +218,6 @@ def _film(samples: Sequence[Mapping[str, Any]]) -> list[Content]:
             tag("input", id="frame", type="hidden", value=0),
             tag("button", id="play", hidden=True),
         ),
-        tag("div", paper, tag("h3", f"step {samples[last]['step']:,}"), class_="paper") if last else "",
+        tag("div", printed, tag("h3", f"step {samples[last]['step']:,}"), class_="paper") if last else "",
         tag("pre", "", id="sample", class_="sample"),
     ]

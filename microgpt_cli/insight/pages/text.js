@@ -1,11 +1,11 @@
 
-// What the pages about a text share: data.ids are its tokens, data.names how they look.
+// Common code of the pages about a text: data.ids are its tokens, data.names their texts.
 const percent = share => share >= 0.0995 ? `${(100 * share).toFixed(0)}%` : `${(100 * share).toFixed(1)}%`;
 
-// The ground of a token that cost so many nats.
-const alarm = loss => loss === undefined ? "none" : `color-mix(in oklab, #e5484d ${Math.min(85, Math.max(0, loss - 0.3) * 16)}%, transparent)`;
+// The background colour for a loss in nats.
+const lossColour = loss => loss === undefined ? "none" : `color-mix(in oklab, #e5484d ${Math.min(85, Math.max(0, loss - 0.3) * 16)}%, transparent)`;
 
-// A token in running text: spaces are spaces, and a newline is shown and breaks the line.
+// Tokens as running text: spaces are shown as spaces, and a newline is shown and breaks the line.
 function flow(box, choose, paint) {
   const spans = data.ids.map((token, i) => {
     const span = el("span", {role: "option", "data-at": i, id: `${box.id}-${i}`}, data.names[token].replaceAll("␣", " "));
@@ -20,7 +20,7 @@ function flow(box, choose, paint) {
   return spans;
 }
 
-// Scroll a box, and not the page, until one of its parts is in sight.
+// Scroll a box, not the page, so that a part of it is visible.
 function reveal(box, part, side, size) {
   const start = part[`offset${side}`] - (part.offsetParent === box ? 0 : box[`offset${side}`]);
   const seen = box[`scroll${side}`], room = box[`client${size}`];

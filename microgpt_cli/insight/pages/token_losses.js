@@ -1,7 +1,7 @@
 
-// The page of `microgpt eval per_token=true`. at: the chosen token; losses[i] and guesses[i] are of token i + 1.
+// The page of `microgpt eval per_token=true`. at: the selected token; losses[i] and predictions[i] are of token i + 1.
 const find = id => document.getElementById(id);
-const spans = flow(find("text"), choose, (span, i) => { if (i) span.style.background = alarm(data.losses[i - 1]); });
+const spans = flow(find("text"), choose, (span, i) => { if (i) span.style.background = lossColour(data.losses[i - 1]); });
 let at = 0;
 
 function choose(position) {
@@ -16,9 +16,9 @@ function choose(position) {
   const head = [`${(at + 1).toLocaleString("en")}: `, mono(data.ids[at])];
   if (!at) find("where").replaceChildren(...head, " the first token, not predicted");
   else {
-    const loss = data.losses[at - 1], [tokens, probs] = data.guesses[at - 1];
-    const guesses = tokens.flatMap((token, i) => [i ? ", " : "", mono(token), ` ${percent(probs[i])}`]);
-    find("where").replaceChildren(...head, ` loss ${loss.toFixed(2)}, probability ${percent(Math.exp(-loss))}; expected `, ...guesses);
+    const loss = data.losses[at - 1], [tokens, probs] = data.predictions[at - 1];
+    const predictions = tokens.flatMap((token, i) => [i ? ", " : "", mono(token), ` ${percent(probs[i])}`]);
+    find("where").replaceChildren(...head, ` loss ${loss.toFixed(2)}, probability ${percent(Math.exp(-loss))}; predicted `, ...predictions);
   }
 }
 function move(position) {

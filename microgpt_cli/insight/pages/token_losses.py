@@ -1,4 +1,4 @@
-"""The page of `microgpt eval per_token=true`: a text coloured by its loss, and where the loss lies."""
+"""The page of `microgpt eval per_token=true`: a text coloured by its loss, and the loss by token and context."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from microgpt_cli.insight.pages.page import Content, Html, asset, facts, page, t
 
 
 @dataclass(frozen=True)
-class Cost:
-    """The tokens of a kind: how they look, how many, nats each, share of the whole loss."""
+class TokenRow:
+    """The losses of a token, or after a token: its text, count, mean loss, share of the total loss."""
 
     name: str
     count: int
@@ -19,109 +19,116 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Place:
-    """A token that cost much, among its neighbours."""
+class WorstToken:
+    """A token with a high loss, and its neighbours."""
 
-    number: int  # in the text, the first token being 1
+    number: int  # position in the text, from 1
     before: str
     token: str
     after: str
     loss: float
-    expected: str
+    predicted: str
 
 
 @dataclass(frozen=True)
-class Found:
-    """Passages of a text that stand in the training text too."""
+class OverlapReport:
+    """Passages of a text that are also in the training text."""
 
-    text: str  # which text: "the held-out text"
+    text: str  # which text: "the validation text"
     sentence: str
-    rows: Sequence[tuple[str, int, str, str]]  # the words, tokens, where in the text, where in the training text
+    rows: Sequence[tuple[str, int, str, str]]  # the passage, tokens, position in the text, position in training
 
 
 @dataclass(frozen=True)
-class Map:
-    """All that the page tells."""
+class LossReport:
+    """The contents of the page."""
 
     subtitle: str
     summary: Iterable[tuple[str, str]]
     shown: str  # how much of the text is shown
-    data: Mapping[str, Any]  # ids, losses, guesses and names of the shown tokens
-    by_token: Sequence[Cost]  # those that cost most in all
-    hardest: Sequence[Cost]  # those that cost most each time
-    by_context: Sequence[Cost]  # by the token before
-    places: Sequence[Place]
-    by_position: Sequence[float | None]  # loss after 1 token of context, after 2, …
-    levels: Mapping[str, float]  # to compare those with
-    context: str  # does longer context help?
-    copied: Sequence[Found]
+    data: Mapping[str, Any]  # ids, losses, predictions and names of the shown tokens
+    by_token: Sequence[TokenRow]  # highest total loss first
+    hardest: Sequence[TokenRow]  # highest mean loss first
+    by_context: Sequence[TokenRow]  # by preceding token
+    worst_tokens: Sequence[WorstToken]
+    by_position: Sequence[float | None]  # loss with 1 token of context, with 2, …
+    levels: Mapping[str, float]  # baselines
+    context: str  # whether longer context helps
+    overlaps: Sequence[OverlapReport]
 
 
-def surprise_page(told: Map) -> str:
-    """A whole HTML file."""
+def token_loss_page(report: LossReport) -> str:
+    """A complete HTML file."""
     keys = [tag("kbd", key) for key in ("←", "→", "n", "p")]
-    points = [(float(i + 1), loss) for i, loss in enumerate(told.by_position) if loss is not None]
+    points = [(float(i + 1), loss) for i, loss in enumerate(report.by_position) if loss is not None]
     body = [
-        facts(told.summary),
+        facts(report.summary),
         tag("h2", "The text, coloured by its loss"),
         tag(
             "p",
             *(
-                "The redder a token, the less the model expected it. ",
+                "The redder a token, the higher its loss. ",
                 keys[0],
                 " ",
                 keys[1],
-                " move, ",
+                " select the previous or next token, ",
                 keys[2],
                 " and ",
             ),
-            *(keys[3], " jump to the next and the previous that cost more than 3 nats; or tap a token. ", told.shown),
+            *(keys[3], " the next or previous one with a loss above 3 nats; or tap a token. ", report.shown),
             class_="quiet",
         ),
         tag("div", id="text", class_="flow", role="listbox", tabindex=0, aria_label="tokens of the text"),
         tag("h2", "Does longer context help?"),
-        tag("p", told.context),
-        tag("figure", line_chart({"loss": points}, "tokens of context", "loss, nats a token", told.levels)),
-        tag("h2", "Where the loss lies"),
+        tag("p", report.context),
+        tag("figure", line_chart({"loss": points}, "tokens of context", "loss, nats per token", report.levels)),
+        tag("h2", "Loss by token"),
         tag(
             "div",
-            _costs("Tokens that cost most in all", told.by_token),
-            _costs("Tokens that are hardest each time", told.hardest),
-            _costs("After which token most is lost", told.by_context),
+            _token_table("Highest total loss", report.by_token),
+            _token_table("Highest mean loss", report.hardest),
+            _token_table("Preceding tokens with the highest total loss", report.by_context),
             class_="columns",
         ),
-        tag("h2", "The worst places"),
-        table(["loss", "place", "expected", "text"], [_place(place) for place in told.places], [0, 1], words=True),
-        tag("h2", "Read before"),
-        [_found(found) for found in told.copied],
+        tag("h2", "Tokens with the highest loss"),
+        table(
+            ["loss", "position", "predicted", "text"],
+            [_worst_token(worst) for worst in report.worst_tokens],
+            [0, 1],
+            words=True,
+        ),
+        tag("h2", "Overlap with the training text"),
+        [_overlap(overlap) for overlap in report.overlaps],
         tag(
             "nav",
-            tag("button", "◀", id="back", type="button", aria_label="the token before"),
+            tag("button", "◀", id="back", type="button", aria_label="previous token"),
             tag("span", "", id="where", aria_live="polite"),
-            tag("button", "▶", id="on", type="button", aria_label="the token after"),
+            tag("button", "▶", id="on", type="button", aria_label="next token"),
             class_="screen",
         ),
     ]
-    script, style = asset("text.js") + asset("token_losses.js"), asset("surprise.css")
-    return page("Surprise map", body, subtitle=told.subtitle, script=script, style=style, data=told.data)
+    script, style = asset("text.js") + asset("token_losses.js"), asset("token_losses.css")
+    return page("Token losses", body, subtitle=report.subtitle, script=script, style=style, data=report.data)
 
 
-def _costs(title: str, costs: Sequence[Cost]) -> Html:
-    rows: list[list[Content]] = [
-        [tag("code", cost.name), f"{cost.count:,}", f"{cost.loss:.3f}", f"{cost.share:.1%}"] for cost in costs
+def _token_table(title: str, rows: Sequence[TokenRow]) -> Html:
+    cells: list[list[Content]] = [
+        [tag("code", row.name), f"{row.count:,}", f"{row.loss:.3f}", f"{row.share:.1%}"] for row in rows
     ]
-    return tag("div", tag("h3", title), table(["token", "times", "loss", "of all"], rows, numbers=[1, 2, 3]))
+    return tag("div", tag("h3", title), table(["token", "count", "mean loss", "of total"], cells, numbers=[1, 2, 3]))
 
 
-def _place(place: Place) -> list[Content]:
-    words = tag("code", place.before, tag("mark", place.token), place.after)
-    number = tag("button", f"{place.number:,}", type="button", class_="jump", data_number=place.number)
-    return [f"{place.loss:.2f}", number, tag("code", place.expected), words]
+def _worst_token(worst: WorstToken) -> list[Content]:
+    text = tag("code", worst.before, tag("mark", worst.token), worst.after)
+    number = tag("button", f"{worst.number:,}", type="button", class_="jump", data_number=worst.number)
+    return [f"{worst.loss:.2f}", number, tag("code", worst.predicted), text]
 
 
-def _found(found: Found) -> list[Html]:
-    parts = [tag("h3", found.text), tag("p", found.sentence)]
-    if found.rows:
-        rows: list[list[Content]] = [[str(n), here, there, tag("code", words)] for words, n, here, there in found.rows]
-        parts.append(table(["tokens", "here at", "in training at", "passage"], rows, [0, 1, 2], words=True))
+def _overlap(overlap: OverlapReport) -> list[Html]:
+    parts = [tag("h3", overlap.text), tag("p", overlap.sentence)]
+    if overlap.rows:
+        rows: list[list[Content]] = [
+            [str(n), here, there, tag("code", words)] for words, n, here, there in overlap.rows
+        ]
+        parts.append(table(["tokens", "position", "in training", "passage"], rows, [0, 1, 2], words=True))
     return parts

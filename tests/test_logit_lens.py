@@ -1,4 +1,4 @@
-"""What is shown of a forward pass is the forward pass: attention, guesses, losses."""
+"""Attention weights, predictions and losses of the logit lens equal those of the model."""
 
 import pytest
 import torch
@@ -8,14 +8,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from microgpt_cli.generation.sampling import Sampler
-from microgpt_cli.insight.logit_lens import attention_output, attention_weights, focus, look, packed
+from microgpt_cli.insight.logit_lens import (
+    attention_weights,
+    head_pattern,
+    pack_attention,
+    probe_layers,
+)
 from microgpt_cli.model.gpt import GPT
+from microgpt_cli.model.layers import CausalSelfAttention
 
 V, T = 11, 12
 
 
 def model_of(arch: str) -> GPT:
-    """A small model whose heads and MLPs matter: new ones look everywhere alike, and zero projections hide them."""
+    """A small model with random weights: newly initialised attention is uniform, and zero projections hide it."""
     torch.manual_seed(0)
     model = GPT(preset("micro", arch, n_layer=3, n_head=2, n_embd=16, block_size=16), V).eval()
     with torch.no_grad():
@@ -27,8 +33,14 @@ def model_of(arch: str) -> GPT:
 IDS = torch.arange(T) * 7 % V
 
 
+def attention_output(attention: CausalSelfAttention, x: torch.Tensor) -> torch.Tensor:
+    """The output (B, T, C) of `attention`, computed from `attention_weights`."""
+    q, k, v = attention.project(x)
+    return attention.merge((attention_weights(q, k) @ v.float()).to(v.dtype))
+
+
 @pytest.mark.parametrize("arch", ARCHES)
-def test_the_weights_are_those_that_the_attention_uses(arch: str) -> None:
+def test_attention_weights_times_values_equal_the_attention_output(arch: str) -> None:
     model = model_of(arch)
     x = model.embed(IDS[None])
     with torch.no_grad():
@@ -38,7 +50,7 @@ def test_the_weights_are_those_that_the_attention_uses(arch: str) -> None:
             x = block(x)
 
 
-def test_the_weights_are_exact_where_the_model_computes_in_half_precision() -> None:
+def test_attention_weights_are_float32_under_autocast() -> None:
     q, k = torch.randn(2, 1, 2, 9, 8).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         weights = attention_weights(q, k)
@@ -47,7 +59,7 @@ def test_the_weights_are_exact_where_the_model_computes_in_half_precision() -> N
 
 
 @given(st.integers(1, 9), st.integers(0, 1000), st.sampled_from([0.1, 1.0, 100.0]))
-def test_rows_sum_to_1_and_the_future_is_0(time: int, seed: int, scale: float) -> None:
+def test_attention_rows_sum_to_1_and_later_positions_are_0(time: int, seed: int, scale: float) -> None:
     q, k = torch.randn(2, 3, 2, time, 4, generator=torch.Generator().manual_seed(seed)) * scale
     weights = attention_weights(q, k)
     torch.testing.assert_close(weights.sum(-1), torch.ones(3, 2, time))
@@ -56,14 +68,14 @@ def test_rows_sum_to_1_and_the_future_is_0(time: int, seed: int, scale: float) -
 
 
 @pytest.mark.parametrize("arch", ARCHES)
-def test_the_last_guess_is_the_distribution_that_sample_draws_from(arch: str) -> None:
+def test_last_layer_predictions_are_the_sampling_distribution(arch: str) -> None:
     model = model_of(arch)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    seen = look(model, IDS, V)
+    seen = probe_layers(model, IDS, V)
     with torch.no_grad():
         logits, _ = model(IDS[None])
-    own = seen.guesses[-1]
-    assert len(seen.guesses) == 4
+    own = seen.predictions[-1]
+    assert len(seen.predictions) == 4
     for t in range(T):
         probs = torch.zeros(V, dtype=torch.double).scatter(0, own.tokens[t], own.probs[t])
         torch.testing.assert_close(probs, Sampler().probabilities(logits[:, t])[0], atol=1e-12, rtol=0)
@@ -74,44 +86,44 @@ def test_the_last_guess_is_the_distribution_that_sample_draws_from(arch: str) ->
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_an_earlier_layer_says_what_a_model_cut_off_there_would_say() -> None:
+def test_predictions_of_a_layer_equal_a_model_truncated_there() -> None:
     model = model_of("modern")
-    seen = look(model, IDS, 3)
+    seen = probe_layers(model, IDS, 3)
     model.blocks = model.blocks[:1]
     with torch.no_grad():
         logits, _ = model(IDS[None])
-    torch.testing.assert_close(seen.guesses[1].probs, logits[0].double().softmax(-1).topk(3).values)
+    torch.testing.assert_close(seen.predictions[1].probs, logits[0].double().softmax(-1).topk(3).values)
     model.blocks = model.blocks[:0]
     with torch.no_grad():
         logits, _ = model(IDS[None])
-    assert torch.equal(seen.guesses[0].tokens, logits[0].topk(3).indices)
+    assert torch.equal(seen.predictions[0].tokens, logits[0].topk(3).indices)
 
 
-def test_one_token_can_be_looked_at() -> None:
-    seen = look(model_of("article"), IDS[:1], 5)
+def test_single_token_can_be_probed() -> None:
+    seen = probe_layers(model_of("article"), IDS[:1], 5)
     assert torch.equal(seen.attention, torch.ones(3, 2, 1, 1))
-    assert seen.guesses[-1].losses.shape == (0,)
-    assert focus(seen.attention[0, 0]) is None
+    assert seen.predictions[-1].losses.shape == (0,)
+    assert head_pattern(seen.attention[0, 0]) is None
 
 
-def test_a_heads_focus_has_the_name_of_where_it_looks() -> None:
+def test_head_pattern_is_named_after_the_largest_fraction() -> None:
     eye, back = torch.eye(6), torch.eye(6).roll(1, 0)
     first = torch.zeros(6, 6)
     first[:, 0] = 1
     spread = torch.ones(6, 6).tril()
     named = {"itself": eye, "previous": back, "first": first, "spread": spread / spread.sum(-1, keepdim=True)}
     for name, weights in named.items():
-        found = focus(weights)
+        found = head_pattern(weights)
         assert found is not None
         assert found.name() == name
-    found = focus(back)
+    found = head_pattern(back)
     assert found is not None
     assert (found.previous, found.distance) == (1, 1)
 
 
-def test_packed_attention_is_the_lower_triangle_row_by_row() -> None:
+def test_packed_attention_is_the_lower_triangle_by_rows() -> None:
     weights = torch.zeros(2, 2, 3, 3)
     weights[1, 0] = torch.tensor([[1, 0, 0], [0.2, 0.8, 0], [0.1, 0.3, 0.6]])
-    data = packed(weights)
+    data = pack_attention(weights)
     assert len(data) == 2 * 2 * 6
     assert list(data[12:18]) == [255, 114, 228, 81, 140, 198]

@@ -1,4 +1,4 @@
-"""Welch's t-test, beside what others print for it."""
+"""Welch's t-test against published values."""
 
 import math
 import random
@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microgpt_cli.runs.significance import incomplete_beta, mean_and_sd, welch
+from microgpt_cli.runs.significance import incomplete_beta, mean_and_sd, welch_t_test
 
-# Student's t: the values of the tables in every statistics book, two-sided.
+# Two-sided critical values of Student's t, from published tables.
 TABLE = [
     (1, 12.706, 0.05),
     (2, 9.925, 0.01),
@@ -21,12 +21,12 @@ TABLE = [
 
 
 @pytest.mark.parametrize(("degrees", "t", "p"), TABLE)
-def test_p_is_that_of_the_printed_tables(degrees: int, t: float, p: float) -> None:
+def test_p_values_match_published_tables(degrees: int, t: float, p: float) -> None:
     assert incomplete_beta(degrees / 2, 0.5, degrees / (degrees + t * t)) == pytest.approx(p, rel=2e-3)
 
 
-def test_the_beta_function_where_it_is_a_polynomial() -> None:
-    """I_x(a, b) of whole numbers is the chance of a or more successes in a + b - 1 tries."""
+def test_incomplete_beta_matches_binomial_tail_for_integers() -> None:
+    """I_x(a, b) of whole numbers is the probability of at least a successes in a + b - 1 trials."""
     for a, b, x in ((2, 3, 0.4), (5, 1, 0.9), (1, 7, 0.05), (20, 30, 0.4)):
         tries = a + b - 1
         chance = sum(math.comb(tries, k) * x**k * (1 - x) ** (tries - k) for k in range(a, tries + 1))
@@ -35,34 +35,34 @@ def test_the_beta_function_where_it_is_a_polynomial() -> None:
     assert incomplete_beta(2, 3, 1.0) == 1
 
 
-def test_degrees_of_freedom_by_hand() -> None:
+def test_welch_matches_a_worked_example() -> None:
     """Means 2 and 5, variances 1 and 7 of three values each: t = 3 / sqrt(8/3), (8/3)² / ((1/3)²/2 + (7/3)²/2)."""
-    test = welch([1, 2, 3], [2, 6, 7])
+    test = welch_t_test([1, 2, 3], [2, 6, 7])
     assert test.t == pytest.approx(3 / math.sqrt(8 / 3))
     assert test.degrees == pytest.approx((8 / 3) ** 2 / ((1 / 3) ** 2 / 2 + (7 / 3) ** 2 / 2))
     assert 0.05 < test.p < 0.3
 
 
-def test_one_in_a_hundred_pairs_of_equal_sources_looks_different_at_a_hundredth() -> None:
+def test_false_positive_rate_matches_the_significance_level() -> None:
     draw = random.Random(1)
-    few = sum(welch(*[[draw.gauss(0, s) for _ in range(4)] for s in (1, 3)]).p < 0.01 for _ in range(4000))
+    few = sum(welch_t_test(*[[draw.gauss(0, s) for _ in range(4)] for s in (1, 3)]).p < 0.01 for _ in range(4000))
     assert 15 < few < 75
 
 
-def test_no_noise_at_all() -> None:
-    assert welch([1, 1], [1, 1]).p == 1
-    assert welch([1, 1], [2, 2]).p == 0
+def test_zero_variance() -> None:
+    assert welch_t_test([1, 1], [1, 1]).p == 1
+    assert welch_t_test([1, 1], [2, 2]).p == 0
 
 
 @given(
     st.lists(st.floats(-1e50, 1e50), min_size=2, max_size=6), st.lists(st.floats(-1e50, 1e50), min_size=2, max_size=6)
 )
-def test_any_two_samples_have_a_p(a: list[float], b: list[float]) -> None:
-    test = welch(a, b)
+def test_p_value_is_in_range_and_symmetric_for_any_samples(a: list[float], b: list[float]) -> None:
+    test = welch_t_test(a, b)
     assert 0 <= test.p <= 1
-    assert test.p == pytest.approx(welch(b, a).p, abs=1e-9)
+    assert test.p == pytest.approx(welch_t_test(b, a).p, abs=1e-9)
 
 
-def test_the_spread_of_one_value_is_unknown() -> None:
+def test_standard_deviation_of_one_value_is_none() -> None:
     assert mean_and_sd([3.0]) == (3.0, None)
     assert mean_and_sd([1.0, 3.0]) == (2.0, pytest.approx(math.sqrt(2)))
