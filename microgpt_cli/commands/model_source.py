@@ -4,9 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import torch
-
-from microgpt_cli.checkpoints import checkpoint
+from microgpt_cli.checkpoints.model_files import describe, load_model
 from microgpt_cli.commands import Invocation
 from microgpt_cli.config import ModelConfig
 from microgpt_cli.errors import UserError
@@ -40,7 +38,7 @@ class Described:
             return meta_model(self.config, self.vocab_size)
         if self.checkpoint is None:
             return GPT(self.config, self.vocab_size)
-        return checkpoint.build_model(checkpoint.load(self.checkpoint), torch.device("cpu"))
+        return load_model(self.checkpoint).model
 
 
 def described(keys: Keys, invocation: Invocation) -> Described:
@@ -51,7 +49,7 @@ def described(keys: Keys, invocation: Invocation) -> Described:
     if shapes:
         raise UserError(f"ckpt={keys.ckpt}: the run tells its own model, so {shapes[0]} can't be given with it")
     path = layout.find_checkpoint(keys.ckpt)
-    loaded = checkpoint.load(path, weights=False)
+    loaded = describe(path)
     return Described(loaded.config.model, loaded.tokenizer.vocab_size, path)
 
 

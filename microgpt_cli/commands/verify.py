@@ -43,12 +43,7 @@ def run(config: VerifyConfig, invocation: Invocation) -> None:
 
 def _check(path: Path) -> int:
     """Raises `UserError` if anything about a checkpoint is wrong; its step."""
-    loaded = checkpoint.load(path)
-    checkpoint.build_model(loaded, torch.device("cpu"))
-    for name, tensor in {**loaded.model, **loaded.optim}.items():
-        if not torch.isfinite(tensor).all():
-            raise UserError(f"{path}: {name} has numbers that are not finite")
-    return loaded.step
+    return checkpoint.load(path).step
 
 
 def _replay(whole: dict[int, Path], steps: int) -> None:

@@ -40,7 +40,7 @@ class Quantity:
 
 
 class _SkipDraws(TorchFunctionMode):
-    """Random initialisation does nothing: the meta device has nothing to draw, and the attempt costs seconds."""
+    """Random initialisation does nothing: it takes seconds, and what it draws nobody reads."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "") in ("normal_", "uniform_", "kaiming_uniform_"):
@@ -51,6 +51,12 @@ class _SkipDraws(TorchFunctionMode):
 def meta_model(config: ModelConfig, vocab_size: int) -> GPT:
     """A GPT with shapes and no numbers: as quick to make at 1.6B parameters as at 0.2M."""
     with torch.device("meta"), _SkipDraws():
+        return GPT(config, vocab_size)
+
+
+def empty_model(config: ModelConfig, vocab_size: int) -> GPT:
+    """A GPT on the CPU whose embeddings and matrices are memory as it was found: for weights that are read next."""
+    with _SkipDraws():
         return GPT(config, vocab_size)
 
 

@@ -6,7 +6,7 @@ outputs/train/DATE_TIME/
     about.json                       the text, what counting reaches on it, the model's parts
     metrics.jsonl  timings.jsonl     a line a log step; what depends on the clock stands apart
     samples.txt  loss.png  result.json
-    ckpt/step-00003000/              see training/checkpoint.py
+    ckpt/step-00003000/              see checkpoints/checkpoint.py
     ckpt/best.json                   which step had the lowest val_loss
     .hydra/  .lock
 """
@@ -29,6 +29,8 @@ CONFIG, TOKENIZER, RESULT = "config.json", "tokenizer.json", "result.json"
 ABOUT = "about.json"
 METRICS, TIMINGS, SAMPLES, PLOT = "metrics.jsonl", "timings.jsonl", "samples.txt", "loss.png"
 CHECKPOINTS, BEST, MANIFEST = "ckpt", "best.json", "MANIFEST.json"
+MODEL, OPTIM, META = "model.safetensors", "optim.safetensors", "meta.json"
+STEP_FILES = (MODEL, OPTIM, META, CONFIG, TOKENIZER)  # in the folder of a step; the manifest notes each
 STEP_NAME = re.compile(r"step-(\d{8})")
 HYDRA, LOCK = ".hydra", ".lock"
 TRACKER = "tracker.json"  # under which name the trackers of others know the run
@@ -247,13 +249,13 @@ def step_name(step: int) -> str:
 
 
 def find_checkpoint(name: str, outputs: Path = OUTPUTS) -> Path:
-    """The checkpoint to use for a `ckpt` key: a step's own folder, or a run's best step, else its newest.
+    """The checkpoint to use for a `ckpt` key: a folder with a model, or a run's best step, else its newest.
 
     Raises:
         UserError: there is none.
     """
     folder = find_run(name, "ckpt", outputs)
-    if (folder / MANIFEST).is_file():
+    if (folder / MANIFEST).is_file() or (folder / MODEL).is_file():
         return folder
     steps = step_folders(folder)
     if not steps:

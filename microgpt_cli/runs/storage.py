@@ -13,6 +13,7 @@ import math
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -245,22 +246,33 @@ def _children(node: Any) -> Iterable[Any]:
     return node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
 
 
-def read_bytes(path: Path, limit: int = JSON_BYTES) -> bytes:
-    """A plain file, whole, of at most `limit` bytes. Raises `UserError` if it is none, or larger, or can't be read."""
+@contextlib.contextmanager
+def opened(path: Path, limit: int) -> Iterator[tuple[BufferedReader, int]]:
+    """A plain file of at most `limit` bytes, open, and its size.
+
+    Raises:
+        UserError: it is none, or larger, or can't be read, or does not fit into memory.
+    """
+    size = 0
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a pipe would wait for its writer
             raise UserError(f"{path}: not a plain file")
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            data = file.read(size) if size <= limit else b""
+            if size > limit:
+                raise UserError(f"{path}: larger than the {limit:,} bytes that such a file may have")
+            yield file, size
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error
     except MemoryError as error:
         raise UserError(f"{path}: its {size:,} bytes do not fit into memory") from error
-    if size > limit:
-        raise UserError(f"{path}: larger than the {limit:,} bytes that such a file may have")
-    return data
+
+
+def read_bytes(path: Path, limit: int = JSON_BYTES) -> bytes:
+    """A plain file, whole, of at most `limit` bytes. Raises `UserError` if it is none, or larger, or can't be read."""
+    with opened(path, limit) as (file, size):
+        return file.read(size)
 
 
 def sha256(data: bytes) -> str:
