@@ -39,24 +39,24 @@ class Quantity:
     formula: str
 
 
-class _SkipDraws(TorchFunctionMode):
-    """Random initialisation does nothing: it takes seconds, and what it draws nobody reads."""
+class _SkipInit(TorchFunctionMode):
+    """Draws and scales no initial weights: that takes seconds, and nothing reads them."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") in ("normal_", "uniform_", "kaiming_uniform_"):
+        if getattr(func, "__name__", "") in ("normal_", "uniform_", "kaiming_uniform_", "mul_"):
             return args[0] if args else kwargs["tensor"]
         return func(*args, **(kwargs or {}))
 
 
 def meta_model(config: ModelConfig, vocab_size: int) -> GPT:
     """A GPT with shapes and no numbers: as quick to make at 1.6B parameters as at 0.2M."""
-    with torch.device("meta"), _SkipDraws():
+    with torch.device("meta"), _SkipInit():
         return GPT(config, vocab_size)
 
 
 def empty_model(config: ModelConfig, vocab_size: int) -> GPT:
     """A GPT on the CPU whose embeddings and matrices are memory as it was found: for weights that are read next."""
-    with _SkipDraws():
+    with _SkipInit():
         return GPT(config, vocab_size)
 
 
