@@ -1,6 +1,6 @@
 """What the project says about its speed, measured anew: `make bench`, about five minutes on two cores.
 
-    python benchmarks/bench.py [only=training,start,sampling,evaluating] [text=FILE] [rounds=5] [threads=N] [name=NAME]
+    python benchmarks/bench.py [only=training,start,…] [text=FILE] [rounds=5] [threads=N] [name=NAME]
     python benchmarks/bench.py only=loss            # a whole recipe beside the plain loop's: minutes more
     python benchmarks/bench.py readme=NAME          # put the table of a stored result into the README; measures nothing
 
@@ -62,6 +62,7 @@ BF16_SHARE = {"small": 0.6}  # of the CPU's bfloat16 matrix rate, to be reached
 SAMPLED = {"micro": (1, 64), "small": (1, 64), "gpt2": (1,)}  # size → samples at once
 SAMPLED_GOALS = {"micro": 5.0, "small": 50.0, "gpt2": 5.0}  # one sample, times as fast as the plain way
 START_SEC = {"help": 0.1, "params": 0.5, "first_step": 0.8}  # at most; but for the first, beyond import torch
+FIRST_TOKEN_SEC, FIRST_TOKEN_GB = 1.0, 1.1  # at most, of GPT-2's size; the seconds beyond import torch
 EVALUATING = 0.05  # of a run at most
 SPEEDRUN = 10.0  # times as fast as the plain way's work
 
@@ -113,6 +114,24 @@ def start(settings: Settings) -> Iterator[Row]:
             f"{measured} ({low}–{high})",
             f"≤ {START_SEC[name]:g} s{' beyond' if beyond else ''}",
             met=(beside if beyond else seconds)[name] <= START_SEC[name],
+        )
+
+
+def first_token(settings: Settings) -> Iterator[Row]:
+    """A trained model of GPT-2's size: the time to its first token and the memory, in fresh processes."""
+    import first_token
+
+    settings.progress("fresh processes")
+    found = first_token.measure(settings.rounds)
+    for name, beside in found["beside_import_torch"].items():
+        low, high = found["seconds_min_max"][name]
+        ours, memory = name == "ours", found["memory_bytes"][name] / 1e9
+        yield Row(
+            "first_token",
+            f"{found['model']} from its files to the first token, {name}",
+            f"{beside:.2f} s beyond import torch ({found['seconds'][name]:.2f} s, {low}–{high}), {memory:.2f} GB",
+            f"≤ {FIRST_TOKEN_SEC:g} s beyond, ≤ {FIRST_TOKEN_GB:g} GB" if ours else "",
+            met=beside <= FIRST_TOKEN_SEC and memory <= FIRST_TOKEN_GB if ours else None,
         )
 
 
@@ -172,8 +191,11 @@ def against(goal: float, ratio: Ratio, part: str, what: str, measured: str) -> R
     return Row(part, what, measured, f"≥ {goal:g} ×", round(ratio.median, 2), span, ratio.median >= goal)
 
 
-PARTS = {"training": training, "start": start, "sampling": sampling, "evaluating": evaluation, "loss": loss}
-USUAL = "training,start,sampling,evaluating"
+PARTS = {
+    "training": training, "start": start, "first_token": first_token, "sampling": sampling, "evaluating": evaluation,
+    "loss": loss,
+}  # fmt: skip
+USUAL = "training,start,first_token,sampling,evaluating"
 
 
 def main(words: list[str]) -> None:

@@ -69,6 +69,7 @@ def point(seconds: float, words: list[str]) -> dict[str, Any]:
     steps = our_steps(config, model, ids, compute)
     each = seconds_of(steps, WARMUP_STEPS) / WARMUP_STEPS
     count = max(2, round(seconds / each))
+    costs = memory(model, config.batch_size, config.optim, compute.device.type)
     rate = config.batch_size * config.model.block_size * count / seconds_of(steps, count)
     return {
         "model": next(word.partition("=")[2] for word in words if word.startswith("model=")),
@@ -78,7 +79,10 @@ def point(seconds: float, words: list[str]) -> dict[str, Any]:
         "steps": count,
         "tokens_per_sec": round(rate, 1),
         "memory_mb": round((held_bytes() - before) / 1e6, 1),
-        "formula_mb": round(sum(cost.value for cost in memory(model, config.batch_size).values()) / 1e6, 1),
+        "formula_mb": round(
+            sum(cost.value for cost in costs.values()) / 1e6,
+            1,
+        ),
     }
 
 

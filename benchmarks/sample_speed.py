@@ -203,8 +203,8 @@ def has_transformers() -> bool:
     return importlib.util.find_spec("transformers") is not None
 
 
-def transformers_generate(model: GPT) -> Callable[[int], None]:
-    """GPT-2 of transformers with these weights, and its `generate`."""
+def transformers_gpt2(model: GPT) -> Any:
+    """GPT-2 of transformers with these weights."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config, device = model.config, model.lm_head.weight.device
@@ -225,6 +225,12 @@ def transformers_generate(model: GPT) -> Callable[[int], None]:
         turned = ".c_" in name and weight.dim() == 2  # Conv1D keeps (in, out)
         state[name if name == "lm_head.weight" else f"transformer.{name}"] = weight.t() if turned else weight
     theirs.load_state_dict(state)
+    return theirs
+
+
+def transformers_generate(model: GPT) -> Callable[[int], None]:
+    """GPT-2 of transformers with these weights, and its `generate`."""
+    theirs, device = transformers_gpt2(model), model.lm_head.weight.device
     idx = torch.ones(1, 1, dtype=torch.long, device=device)
     with torch.no_grad():
         a, b = theirs(idx).logits, model(idx)[0]

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 import microgpt_cli.commands.params  # noqa: F401
 from microgpt_cli.checkpoints import checkpoint
+from microgpt_cli.checkpoints.model_files import load_model
 from microgpt_cli.cli import main as cli
 from microgpt_cli.compute import choose
 from microgpt_cli.data.dataset import Splits
@@ -30,7 +31,7 @@ from microgpt_cli.runs import layout, storage
 from microgpt_cli.training.trainer import Trainer
 
 CPU_SECONDS, EXTRA_BYTES = 2.0, 512 << 20  # what one file may cost
-MODEL, OPTIM, META = checkpoint.MODEL, checkpoint.OPTIM, checkpoint.META
+MODEL, OPTIM, META = layout.MODEL, layout.OPTIM, layout.META
 CONFIG, TOKENIZER, MANIFEST, BEST = layout.CONFIG, layout.TOKENIZER, layout.MANIFEST, layout.BEST
 DEEP = b"[" * 100_000 + b"]" * 100_000
 SHELL = {"_target_": "os.system", "command": "touch canary"}
@@ -75,8 +76,9 @@ def guarded() -> Iterator[None]:
 
 def use(run: Path) -> None:
     """All that the verbs do with a run's files: find, load, build, sample, and get ready to train on."""
-    loaded = checkpoint.load(layout.find_checkpoint(str(run)))
-    model = checkpoint.build_model(loaded, torch.device("cpu")).eval()
+    path = layout.find_checkpoint(str(run))
+    model = load_model(path).model.eval()
+    loaded = checkpoint.load(path)
     prompt = list(range(min(3, model.vocab_size)))
     columns = list(generate(model, prompt, 3, Sampler(), Draws(0, 1)))
     loaded.tokenizer.decode([column[0] for column in columns]).encode()

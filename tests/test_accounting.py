@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import ARCHES, SIZES, preset
+from conftest import ARCHES, SIZES, optim, preset
 from torch.utils.flop_counter import FlopCounterMode
 
 from microgpt_cli.model import layers, loss
@@ -15,6 +15,7 @@ from microgpt_cli.model.accounting import (
     total_parameters,
 )
 from microgpt_cli.model.gpt import GPT
+from microgpt_cli.training.optimizers import make_optimizer
 
 
 @pytest.mark.parametrize("arch", ARCHES)
@@ -53,15 +54,9 @@ def test_flops_are_what_the_flop_counter_counts(arch: str) -> None:
     assert flops_per_token(model).value == counter.get_total_flops() // idx.numel()
 
 
-@pytest.mark.parametrize("arch", ARCHES)
-@pytest.mark.parametrize("batch_size", [1, 3])
-@pytest.mark.parametrize("V", [65, 5003])
-def test_activation_bytes_are_what_autograd_saves(
-    arch: str, batch_size: int, V: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(layers, "LONGEST_SCORES", 0)  # fused attention
-    monkeypatch.setattr(loss, "CHUNK_LOGITS", 64 * 5003)  # of the larger vocabulary, three windows are two chunks
-    model = GPT(preset("micro", arch), V)
+def saved_bytes(model: GPT, batch_size: int) -> int:
+    """Bytes that autograd keeps of a forward pass, parameters and buffers apart."""
+    T, V = model.config.block_size, model.vocab_size
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     saved: dict[int, torch.Tensor] = {}
 
@@ -70,14 +65,44 @@ def test_activation_bytes_are_what_autograd_saves(
             saved[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    idx, targets = torch.randint(V, (batch_size, 32)), torch.randint(V, (batch_size, 32))
+    idx, targets = torch.randint(V, (batch_size, T)), torch.randint(V, (batch_size, T))
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         model(idx, targets)
-    assert memory(model, batch_size)["activations"].value == sum(t.untyped_storage().nbytes() for t in saved.values())
+    return sum(t.untyped_storage().nbytes() for t in saved.values())
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("V", [65, 5003])
+def test_activation_bytes_are_what_autograd_saves_with_fused_attention(
+    arch: str, batch_size: int, V: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "LONGEST_SCORES", 0)
+    monkeypatch.setattr(loss, "CHUNK_LOGITS", 64 * 5003)  # of the larger vocabulary, three windows are two chunks
+    model = GPT(preset("micro", arch), V)
+    assert memory(model, batch_size, optim(), "cuda")["activations"].value == saved_bytes(model, batch_size)
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("T", [32, 256])
+def test_activation_bytes_on_a_cpu_count_attention_weights(arch: str, batch_size: int, T: int) -> None:
+    model = GPT(preset("micro", arch, block_size=T), 65)
+    counted = memory(model, batch_size, optim(), "cpu")["activations"].value
+    assert counted == pytest.approx(saved_bytes(model, batch_size), rel=0.1)
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_optimizer_bytes_are_those_of_its_state(arch: str, kind: str) -> None:
+    model = GPT(preset("micro", arch), 65)
+    state = make_optimizer(model.named_parameters(), optim(kind=kind)).state()
+    cost = memory(model, 1, optim(kind=kind), "cpu")["optimizer"]
+    assert cost.value == sum(tensor.nbytes for tensor in state.values()) == eval_formula(cost.formula)
 
 
 def test_weights_gradients_and_state_are_four_bytes_each() -> None:
-    costs = memory(meta_model(preset("micro", "article"), 65), 16)
+    costs = memory(meta_model(preset("micro", "article"), 65), 16, optim(), "cpu")
     assert costs["weights"].value == costs["gradients"].value == 4 * 209_729
-    assert costs["optimizer"].value == 8 * 209_729
+    assert costs["optimizer"].value == 8 * 209_729 + 4
     assert all(eval_formula(cost.formula) == cost.value for cost in costs.values())

@@ -47,7 +47,7 @@ def test_a_step_folder_needs_nothing_outside_itself(run: Path, tmp_path: Path) -
     assert checkpoint.load(layout.find_checkpoint(str(alone))).step == 30
 
 
-@pytest.mark.parametrize("name", [*checkpoint.FILES, layout.MANIFEST])
+@pytest.mark.parametrize("name", [*layout.STEP_FILES, layout.MANIFEST])
 def test_any_changed_truncated_or_missing_file_is_noticed(run: Path, name: str) -> None:
     path = newest(run) / name
     data = path.read_bytes()
@@ -61,12 +61,12 @@ def test_any_changed_truncated_or_missing_file_is_noticed(run: Path, name: str) 
 
 def test_it_falls_back_to_an_older_one_and_says_so_but_never_to_nothing(run: Path, tried: Tried) -> None:
     tried("an older checkpoint is taken, never none", 2)
-    (newest(run) / checkpoint.MODEL).write_bytes(b"")
+    (newest(run) / layout.MODEL).write_bytes(b"")
     loaded, problems = checkpoint.newest(run)
     assert loaded.step == 20
     assert "damaged" in problems[0]
     for path in layout.step_folders(run):
-        (path / checkpoint.MODEL).write_bytes(b"")
+        (path / layout.MODEL).write_bytes(b"")
     with pytest.raises(UserError, match="no whole checkpoint"):
         checkpoint.newest(run)
 
@@ -84,7 +84,7 @@ def test_the_last_two_and_the_best_are_kept(run: Path) -> None:
 def test_a_damaged_folder_of_the_same_step_is_set_aside_not_overwritten(run: Path) -> None:
     loaded = checkpoint.load(newest(run))
     model = checkpoint.build_model(loaded, torch.device("cpu"))
-    (newest(run) / checkpoint.OPTIM).write_bytes(b"broken")
+    (newest(run) / layout.OPTIM).write_bytes(b"broken")
     checkpoint.save(run, 30, checkpoint.weights_of(model), loaded.optim, loaded.meta, best=None)
     assert checkpoint.load(newest(run)).step == 30
     assert [p for p in (run / layout.CHECKPOINTS).iterdir() if p.name.startswith(".broken-")]

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import TEXT, TINY, Run, Tried
+from conftest import TEXT, TINY, Run, Tried, optim
 
 from microgpt_cli.runs import layout
 
@@ -249,3 +249,17 @@ def test_params_of_a_run(microgpt: Run, trained: Path) -> None:
     refused = microgpt("params", str(trained), "model=mini")
     assert refused.status == 2
     assert "the run tells its own model" in refused.err
+
+
+def test_params_counts_the_optimizer_asked_for_or_the_one_of_the_run(
+    microgpt: Run, trained: Path, tmp_path: Path
+) -> None:
+    assert "optim=muon, device=cpu" in microgpt("params", "device=cpu").out
+    assert "optim=adamw" in microgpt("params", "optim=adamw").out
+    model = tmp_path / "model"
+    shutil.copytree(layout.step_folders(trained)[0], model, ignore=shutil.ignore_patterns(layout.MANIFEST))
+    config = json.loads((model / layout.CONFIG).read_bytes())
+    (model / layout.CONFIG).write_text(json.dumps(config | {"optim": vars(optim())}))
+    assert "optim=adamw" in microgpt("params", str(model)).out
+    refused = microgpt("params", str(trained), "optim=adamw")
+    assert (refused.status, "the run tells its own optimizer" in refused.err) == (2, True)

@@ -7,7 +7,8 @@ import pytest
 from conftest import ARCHES, SIZES, Run, preset
 
 from microgpt_cli.cli import main as cli
-from microgpt_cli.config import CompareConfig, TokenizerConfig, TrainConfig, check_device
+from microgpt_cli.config import CompareConfig, TokenizerConfig, TrainConfig
+from microgpt_cli.config.device import check_device
 from microgpt_cli.config.schema import from_json, leaves
 from microgpt_cli.errors import UserError
 

@@ -12,12 +12,13 @@ from hostile import MANIFEST
 
 from microgpt_cli.checkpoints import checkpoint
 from microgpt_cli.errors import UserError
+from microgpt_cli.runs import layout
 
 
 def damaged(step: Path, flips: int, truncations: int) -> Iterator[tuple[Path, bytes]]:
     """(file, its bytes with one bit another or with the end cut off), every file of the checkpoint in turn."""
     draw = random.Random(0)
-    names = [*checkpoint.FILES, MANIFEST]
+    names = [*layout.STEP_FILES, MANIFEST]
     for number in range(flips + truncations):
         path = step / names[number % len(names)]
         data = path.read_bytes()
@@ -50,7 +51,7 @@ def test_every_flipped_bit_and_every_lost_end_is_noticed(
 @pytest.mark.stress
 def test_verifying_a_checkpoint_does_not_import_the_compiler(step: Path) -> None:
     """Any arithmetic on the meta device does: 480 modules, and seconds at each start."""
-    code = f"""import sys; from pathlib import Path; from microgpt_cli.training import checkpoint
+    code = f"""import sys; from pathlib import Path; from microgpt_cli.checkpoints import checkpoint
 before = len(sys.modules); checkpoint.load(Path({str(step)!r})); print(len(sys.modules) - before)"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 20

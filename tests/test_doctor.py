@@ -18,7 +18,7 @@ from microgpt_cli.compute import choose
 from microgpt_cli.config import TrainConfig
 from microgpt_cli.data import dataset
 from microgpt_cli.data.dataset import Splits
-from microgpt_cli.model.accounting import memory, meta_model
+from microgpt_cli.model.accounting import meta_model
 from microgpt_cli.runs import storage
 from microgpt_cli.training import probe
 from microgpt_cli.training.probe import Pace
@@ -105,8 +105,9 @@ def test_any_bytes_can_be_looked_at_as_bytes(microgpt: Run, tmp_path: Path) -> N
 def test_too_little_memory_names_a_batch_that_fits(
     microgpt: Run, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = meta_model(config().model, len(set(TEXT)))
-    enough = {n: sum(cost.value for cost in memory(model, n).values()) for n in (1, 2, 4)}
+    composed = config()
+    model = meta_model(composed.model, len(set(TEXT)))
+    enough = {n: probe.needed_bytes(model, composed, torch.device("cpu"), n) for n in (1, 2, 4)}
     words = ["doctor", *TINY, f"data.path={text_file}", "max_steps=2"]
     monkeypatch.setattr(probe, "free_bytes", lambda _: int(1.12 * enough[2]))
     ran = microgpt(*words)

@@ -10,9 +10,8 @@ from conftest import Tried
 from hostile import BEST, MANIFEST, MODEL, OPTIM, forge, guarded, hammer, mutate_bytes, mutate_json, tensors, use
 from hypothesis import strategies as st
 
-from microgpt_cli.checkpoints import checkpoint
 from microgpt_cli.data import tokenizers
-from microgpt_cli.runs import storage
+from microgpt_cli.runs import layout, storage
 
 
 @st.composite
@@ -40,7 +39,7 @@ PARTS = range(1, 8)  # each of other mutations, so that several processes share 
 def test_a_mutated_checkpoint_is_refused_or_sound(
     tries: int, part: int, step: Path, tmp_path: Path, tried: Tried
 ) -> None:
-    paths = {name: step / name for name in (*checkpoint.FILES, MANIFEST)} | {BEST: step.parent / BEST}
+    paths = {name: step / name for name in (*layout.STEP_FILES, MANIFEST)} | {BEST: step.parent / BEST}
     whole = {name: path.read_bytes() for name, path in paths.items()}
 
     def check(mutation: tuple[str, bytes, bool]) -> None:

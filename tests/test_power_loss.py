@@ -202,7 +202,7 @@ SCENARIOS = {
     "killed before fsync of a rename to step-…, taken over": killed_at(RENAMED, 50),
     "killed before fsync of a rename to .trash-…, taken over": killed_at(TRASHED, 50),
 }
-FILES = (*checkpoint.FILES, layout.MANIFEST)
+FILES = (*layout.STEP_FILES, layout.MANIFEST)
 # Every fsync of the code (the functions it is called through, and what it is for), and where leaving it out does harm.
 FSYNCS = {
     "sync_folder < make_folder < make_folders home": "a new run",

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from conftest import TINY, Run, instead
 
-from microgpt_cli.config import LOGGERS, TrainConfig
+from microgpt_cli.config import TrainConfig
 from microgpt_cli.config.schema import from_json
+from microgpt_cli.config.train import LOGGERS
 from microgpt_cli.errors import UserError
 from microgpt_cli.training import trackers
 

@@ -17,37 +17,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from microgpt_cli.checkpoints.meta import FORMAT
-from microgpt_cli.checkpoints.meta import check as check_meta
-from microgpt_cli.config import TrainConfig
-from microgpt_cli.config.schema import from_json
-from microgpt_cli.data import tokenizers
-from microgpt_cli.data.tokenizers import Tokenizer
+from microgpt_cli.checkpoints.model_files import Description, describe
+from microgpt_cli.checkpoints.tensor_file import check_names, open_tensors
 from microgpt_cli.errors import UserError
-from microgpt_cli.model.accounting import meta_model
+from microgpt_cli.model.accounting import empty_model
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.runs import layout, storage
+from microgpt_cli.runs.layout import META, MODEL, OPTIM, STEP_FILES
 from microgpt_cli.training.optimizers import make_optimizer
 
-MODEL, OPTIM, META = "model.safetensors", "optim.safetensors", "meta.json"
-FILES = (MODEL, OPTIM, META, layout.CONFIG, layout.TOKENIZER)
-HEADER_BYTES, HEADER_BYTES_PER_TENSOR = 1 << 20, 1 << 8  # largest header of a file of tensors that is read
-ROTARY_BYTES = 128 << 20  # largest tables of rotary positions: no tensor of the file shows what these take
 KEEP_LAST = 2
+NO_OPTIMIZER = ", and with it the optimizer's state: sample, eval and inspect work without, resuming does not"
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A verified checkpoint: its bytes were hashed, and these same bytes were parsed."""
+class Checkpoint(Description):
+    """All that a run goes on from, every byte verified."""
 
-    path: Path
-    config: TrainConfig
-    tokenizer: Tokenizer
+    manifest: dict[str, Any]
     meta: dict[str, Any]
     model: dict[str, Tensor]
     optim: dict[str, Tensor]
@@ -123,61 +115,34 @@ def _keep(parent: Path, best: int | None) -> None:
     storage.remove_folders(parent, [old.name for old in steps[KEEP_LAST:] if old.name != best_name])
 
 
-def load(path: Path, weights: bool = True) -> Checkpoint:
-    """Read a checkpoint's folder, every byte verified before it is used.
+def load(path: Path) -> Checkpoint:
+    """Read all of a checkpoint's folder, every byte verified before it is used.
 
     Args:
         path: a `step-…` folder.
-        weights: whether the tensors are wanted too.
 
     Raises:
         UserError: a file is missing, changed, or not what it should be.
     """
-    noted = _manifest(path)
-    parsed = {
-        name: storage.parse_json(_verified(path / name, noted[name], storage.JSON_BYTES), str(path / name))
-        for name in FILES
-        if name.endswith(".json")
-    }
-    meta = check_meta(parsed[META], str(path / META))
-    if layout.STEP_NAME.fullmatch(path.name) and path.name != layout.step_name(meta["step"]):
-        raise UserError(f"{path / META}: of step {meta['step']:,}, which is not the folder's")
-    config = from_json(TrainConfig, parsed[layout.CONFIG], str(path / layout.CONFIG))
-    tokenizer = tokenizers.from_json(parsed[layout.TOKENIZER], str(path / layout.TOKENIZER))
-    model: dict[str, Tensor] = {}
-    optim: dict[str, Tensor] = {}
-    if weights:
-        size = config.model
-        tables = 4 * size.n_layer * size.block_size * (size.n_embd // size.n_head)
-        if size.position == "rotary" and tables > ROTARY_BYTES:
-            raise UserError(f"{path / layout.CONFIG}: model.block_size={size.block_size} is too large for a checkpoint")
-        expected = dict(meta_model(size, tokenizer.vocab_size).named_parameters())
-        model = _read_tensors(path / MODEL, noted[MODEL], expected)
-        optim = _read_tensors(path / OPTIM, noted[OPTIM], make_optimizer(expected.items(), config.optim).state())
-    return Checkpoint(path, config, tokenizer, meta, model, optim)
+    for name in (layout.MANIFEST, *STEP_FILES):
+        if not (path / name).exists():
+            raise UserError(f"{path / name}: missing{NO_OPTIMIZER if name == OPTIM else ''}")
+    told = describe(path)
+    assert told.manifest is not None
+    assert told.meta is not None
+    expected = dict(told.meta_model.named_parameters())
+    model = _read_tensors(path / MODEL, told.manifest[MODEL], expected)
+    state = make_optimizer(expected.items(), told.config.optim).state()
+    optim = _read_tensors(path / OPTIM, told.manifest[OPTIM], state)
+    return Checkpoint(path, told.config, told.tokenizer, told.manifest, told.meta, model, optim)
 
 
-def _manifest(path: Path) -> dict[str, Any]:
-    """What the manifest of a checkpoint's folder notes of each file."""
-    where = path / layout.MANIFEST
-    written = storage.read_bytes(where)
-    manifest = storage.parse_json(written, str(where))
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise UserError(f"{path}: not a checkpoint of format {FORMAT}")
-    noted = manifest.get("files")
-    if not isinstance(noted, dict) or set(noted) != set(FILES):
-        raise UserError(f"{where}: must name {', '.join(FILES)}")
-    if written != storage.json_bytes(manifest):
-        raise UserError(f"{where}: damaged: not written as we write it")
-    return noted
-
-
-def _verified(path: Path, noted: Any, limit: int) -> bytes:
-    """The bytes of a file, if they are the ones that the manifest notes."""
-    data = storage.read_bytes(path, limit)
-    if noted != {"bytes": len(data), "sha256": storage.sha256(data)}:
-        raise UserError(f"{path}: damaged: its size or checksum is not the one in {layout.MANIFEST}")
-    return data
+def _read_tensors(where: Path, noted: Any, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file that must have those names, shapes and types."""
+    with open_tensors(where, noted, expected) as file:
+        tensors = {name: torch.empty(tensor.shape, dtype=torch.float32) for name, tensor in expected.items()}
+        file.read_into(tensors)
+    return tensors
 
 
 def newest(run: Path) -> tuple[Checkpoint, list[str]]:
@@ -198,7 +163,7 @@ def newest(run: Path) -> tuple[Checkpoint, list[str]]:
 
 def build_model(checkpoint: Checkpoint, device: torch.device) -> GPT:
     """The model of a checkpoint, with its weights, on a device."""
-    model = GPT(checkpoint.config.model, checkpoint.tokenizer.vocab_size)
+    model = empty_model(checkpoint.config.model, checkpoint.tokenizer.vocab_size)
     copy_tensors(checkpoint.model, dict(model.named_parameters()), checkpoint.path / MODEL)
     return model.to(device)
 
@@ -210,7 +175,7 @@ def copy_tensors(source: Mapping[str, Tensor], target: Mapping[str, Tensor], whe
     Raises:
         UserError: it has not.
     """
-    _check_names(source, target, where)
+    check_names(source, target, where)
     for name, tensor in target.items():
         new = source[name]
         if new.shape != tensor.shape or new.dtype != tensor.dtype:
@@ -220,12 +185,6 @@ def copy_tensors(source: Mapping[str, Tensor], target: Mapping[str, Tensor], whe
             )
     for name, tensor in target.items():
         tensor.copy_(source[name])
-
-
-def _check_names(given: Mapping[str, Any], expected: Mapping[str, Any], where: Path) -> None:
-    for name in [*expected, *given]:
-        if name not in given or name not in expected:
-            raise UserError(f"{where}: {name} is {'missing' if name not in given else 'not part of this model'}")
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
@@ -241,51 +200,3 @@ def _tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     ties = {name: other for name, other in names.items() if name != other}  # `lm_head.weight` → `token_embedding_…`
     note = json.dumps({"format": FORMAT, "ties": ties}, sort_keys=True)
     return safetensors.torch.save(plain, metadata={"microgpt": note})
-
-
-def _read_tensors(where: Path, noted: Any, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a file, if they have the names, shapes and types that are expected, and are finite.
-
-    Args:
-        where: the file.
-        noted: what the manifest says of it.
-        expected: tensors without numbers, on the meta device: a file that asks for more memory than these is not read.
-    """
-    header_bytes = HEADER_BYTES + HEADER_BYTES_PER_TENSOR * len(expected)
-    size = sum(tensor.nbytes for tensor in expected.values())
-    data = _verified(where, noted, header_bytes + 2 * size)  # twice: room for a wrong type, to be named
-    length = int.from_bytes(data[:8], "little")
-    header = storage.parse_json(data[8 : 8 + min(length, header_bytes)], str(where))
-    if not isinstance(header, dict):
-        raise UserError(f"{where}: not a valid safetensors file")
-    note = header.pop("__metadata__", {})
-    if not isinstance(note, dict) or not all(isinstance(value, str) for value in note.values()):
-        raise UserError(f"{where}: not a valid safetensors file: its metadata must be text")
-    _check_names(header, expected, where)
-    for name, tensor in expected.items():
-        shown = header[name] if isinstance(header[name], dict) else {}
-        if shown.get("dtype") != "F32" or shown.get("shape") != list(tensor.shape):
-            raise UserError(f"{where}: {name} must be F32 of shape {list(tensor.shape)}, as in the model")
-    if not _tiled({name: header[name].get("data_offsets") for name in expected}, expected, len(data) - 8 - length):
-        raise UserError(f"{where}: not a valid safetensors file: its tensors must fill it one after another")
-    try:
-        tensors = safetensors.torch.load(data)
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{where}: not a valid safetensors file: {error}") from error
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise UserError(f"{where}: {name} holds numbers that are not finite; nothing can go on from them")
-    return tensors
-
-
-def _tiled(offsets: Mapping[str, Any], expected: Mapping[str, Tensor], size_bytes: int) -> bool:
-    """Whether tensors of these offsets lie one after another and fill the file, as the format demands."""
-    spans = [
-        (*span, name) for name, span in offsets.items() if isinstance(span, list) and [*map(type, span)] == [int] * 2
-    ]
-    end = 0
-    for start, stop, name in sorted(spans):
-        if start != end or stop - start != expected[name].nbytes:
-            return False
-        end = stop
-    return len(spans) == len(expected) and end == size_bytes

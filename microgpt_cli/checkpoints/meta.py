@@ -6,8 +6,8 @@ A checksum finds damage and no forger, so nothing goes on from here that the res
 import re
 from typing import Any, NamedTuple
 
-from microgpt_cli.config import LARGEST_STEP
 from microgpt_cli.config.schema import LARGEST_INT
+from microgpt_cli.config.train import LARGEST_STEP
 from microgpt_cli.errors import UserError
 from microgpt_cli.runs.storage import LARGEST_NUMBER
 

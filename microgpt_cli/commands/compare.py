@@ -66,7 +66,7 @@ def _draw(runs: list[reading.Run], letters: str, out: str | None) -> str:
 
 def _continuations(config: CompareConfig) -> list[str]:
     """The continuation of the prompt by each run, or the reason that there is none. Imports torch."""
-    from microgpt_cli.checkpoints import checkpoint
+    from microgpt_cli.checkpoints.model_files import load_model
     from microgpt_cli.compute import choose
     from microgpt_cli.data.tokenizers import unpack
     from microgpt_cli.generation.generate import generate, text_of
@@ -76,11 +76,11 @@ def _continuations(config: CompareConfig) -> list[str]:
     texts = []
     for path in config.paths:
         try:
-            loaded = checkpoint.load(layout.find_checkpoint(path))
+            loaded = load_model(layout.find_checkpoint(path), compute.device)
             tokenizer, block_size = loaded.tokenizer, loaded.config.model.block_size
             encoded = tokenizer.encode(config.prompt)
             ids = unpack(encoded[-block_size * tokenizer.itemsize :], tokenizer.itemsize) or [tokenizer.start_id]
-            model = checkpoint.build_model(loaded, compute.device).eval()
+            model = loaded.model.eval()
         except UserError as error:
             texts.append(f"({table.printable(str(error))})")
             continue

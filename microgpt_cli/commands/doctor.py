@@ -155,8 +155,8 @@ def _room(config: TrainConfig, compute: Compute, whole: Corpus, tokenizer: Token
     """Memory and disk: what is needed, what is there."""
     problems = []
     model = meta_model(config.model, tokenizer.vocab_size)
-    costs = memory(model, config.batch_size)
-    needed, free = probe.needed_bytes(model, config.batch_size), probe.free_bytes(compute.device)
+    costs = memory(model, config.batch_size, config.optim, compute.device.type)
+    needed, free = sum(cost.value for cost in costs.values()), probe.free_bytes(compute.device)
     print(f"model     {total_parameters(model):,} parameters")
     parts = ", ".join(f"{name} {data_size(cost.value)}" for name, cost in costs.items())
     print(
@@ -164,7 +164,8 @@ def _room(config: TrainConfig, compute: Compute, whole: Corpus, tokenizer: Token
         + (f"; {data_size(free)} free" if free is not None else "")
     )
     if free is not None and needed > SPARE * free:
-        problems.append(_too_large(config, probe.fitting_batch(model, config, int(SPARE * free)), needed, free))
+        fitting = probe.fitting_batch(model, config, compute.device, int(SPARE * free))
+        problems.append(_too_large(config, fitting, needed, free))
     state = costs["weights"].value + costs["optimizer"].value
     wanted = [(_out_folder(config), probe.CHECKPOINTS_KEPT * state, "out_dir")]
     if whole.size_bytes > IN_MEMORY_BYTES:
@@ -201,7 +202,8 @@ def _time(config: TrainConfig, compute: Compute, scale: float, tokenizer: Tokeni
     """How long the run will take, by ten of its steps."""
     pace = probe.pace(config, splits, tokenizer.vocab_size, compute)
     eval_tokens = min(config.eval_tokens or EVAL_TOKENS, int(scale * len(splits.val)) - 1)
-    costs = memory(meta_model(config.model, tokenizer.vocab_size), config.batch_size)
+    model = meta_model(config.model, tokenizer.vocab_size)
+    costs = memory(model, config.batch_size, config.optim, compute.device.type)
     state = costs["weights"].value + costs["optimizer"].value
     whole = probe.forecast(config, pace, eval_tokens, SAMPLE_TOKENS, LAST_SAMPLE_TOKENS, state)
     tokens = config.batch_size * config.grad_accum_steps * config.model.block_size

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from microgpt_cli.checkpoints import checkpoint
+from microgpt_cli.checkpoints.model_files import Description, load_model
 from microgpt_cli.commands import Invocation
 from microgpt_cli.commands.console import bytes_bar, duration, file_to_write
 from microgpt_cli.commands.token_losses import WORST, Evaluated, report_token_losses
@@ -35,22 +35,22 @@ def run(config: EvalConfig, invocation: Invocation) -> None:
     path = layout.find_checkpoint(config.ckpt)
     page = None if config.out is None else file_to_write(config.out) if config.per_token else None
     compute = choose(config.device, config.dtype, threads=config.threads)
-    loaded = checkpoint.load(path)
+    loaded = load_model(path, compute.device)
     tokenizer, block_size = loaded.tokenizer, loaded.config.model.block_size
     data, own = _data(config.data, loaded)
     with bytes_bar("reading the text") as progress:
         corpus = open_corpus(data, progress)
         ids, text_sha256 = encode(corpus, tokenizer, Path(data.cache_dir), progress)
-    if own and text_sha256 != loaded.meta["text_sha256"]:
+    trained_on = own if loaded.meta is None else text_sha256 == loaded.meta["text_sha256"]
+    if own and not trained_on:
         raise UserError(
             f"{corpus.name}: the text has changed since the run; name the text to evaluate on with data.path="
         )
-    trained_on = text_sha256 == loaded.meta["text_sha256"]
     which = config.split if config.split != "auto" else "val" if trained_on else "all"
     part = _part(ids, which, loaded.config.data.val_fraction, block_size)
     splits = split(ids, loaded.config.data.val_fraction, block_size) if trained_on else None
     counted = splits.train if splits else part
-    model = checkpoint.build_model(loaded, compute.device).eval()
+    model = loaded.model.eval()
     breakdown = (
         LossBreakdown(tokenizer.vocab_size, block_size, config.shown_tokens, WORST) if config.per_token else None
     )
@@ -64,7 +64,7 @@ def run(config: EvalConfig, invocation: Invocation) -> None:
     characters, size = _characters_and_bytes(part[1:], tokenizer)
     compare = baselines(counted, part, tokenizer.vocab_size)
     what = {"val": "the validation split", "train": "the training split", "all": "the whole text"}[which]
-    print(f"from {path}, step {loaded.step:,}", file=sys.stderr)
+    print(f"from {loaded.origin}", file=sys.stderr)
     print(f"text                {corpus.name}, {what}")
     print(f"predicted           {tokens:,} tokens, context {block_size}, in {duration(seconds)}")
     print(f"loss                {loss:.4f} nats a token")
@@ -84,7 +84,7 @@ def run(config: EvalConfig, invocation: Invocation) -> None:
             ("bits a character", f"{nats / math.log(2) / characters:.4f}"),
             ("bits a byte", f"{nats / math.log(2) / size:.4f}"),
             ("tokens", f"{tokens:,}"),
-            ("step", f"{loaded.step:,}"),
+            ("step", loaded.step_text),
         ]
         report_token_losses(breakdown, text, f"{corpus.name}, {what}, read by {path}", summary, page)
 
@@ -102,7 +102,7 @@ def _losses(
         yield piece.losses.double().sum().item(), piece.losses.numel()
 
 
-def _data(given: DataConfig, loaded: checkpoint.Checkpoint) -> tuple[DataConfig, bool]:
+def _data(given: DataConfig, loaded: Description) -> tuple[DataConfig, bool]:
     """The text to evaluate on, and whether it is the run's own because no other was asked for."""
     if given.path is None and given.source == "run":
         stored = loaded.config.data

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from microgpt_cli.checkpoints import checkpoint
+from microgpt_cli.checkpoints.model_files import load_model
 from microgpt_cli.commands import Invocation
 from microgpt_cli.commands.colours import columns, has_colours, heat_map, padded, shade_loss
 from microgpt_cli.commands.console import file_to_write
@@ -33,12 +33,12 @@ def run(config: InspectConfig, invocation: Invocation) -> None:
     path = layout.find_checkpoint(config.ckpt)
     page = None if config.out is None else file_to_write(config.out)
     compute = choose(config.device, config.dtype, threads=config.threads)
-    loaded = checkpoint.load(path)
+    loaded = load_model(path, compute.device)
     tokenizer, context = loaded.tokenizer, loaded.config.model.block_size
     prompt = read_prompt(config.prompt, config.prompt_file)
     ids, count = encode_prompt(prompt, tokenizer, min(context, config.max_tokens))
-    model = checkpoint.build_model(loaded, compute.device).eval()
-    print(f"from {path}, step {loaded.step:,}", file=sys.stderr)
+    model = loaded.model.eval()
+    print(f"from {loaded.origin}", file=sys.stderr)
     if count > len(ids):
         why = f"the context is {context:,}" if context <= config.max_tokens else f"max_tokens={config.max_tokens}"
         print(f"the text has {count:,} tokens; using only the last {len(ids):,}: {why}", file=sys.stderr)
@@ -58,7 +58,7 @@ def run(config: InspectConfig, invocation: Invocation) -> None:
             ("perplexity", f"{math.exp(losses.mean()):.2f}" if len(losses) else "–"),
             ("model", f"{size.n_layer} layers, {size.n_head} heads"),
             ("context", f"{context:,}"),
-            ("step", f"{loaded.step:,}"),
+            ("step", loaded.step_text),
         ]
         written = write_page(page, logit_lens_page(str(path), summary, to_json(seen, name)))
     coloured = has_colours()

@@ -4,11 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import torch
-
-from microgpt_cli.checkpoints import checkpoint
+from microgpt_cli.checkpoints.model_files import describe, load_model
 from microgpt_cli.commands import Invocation
-from microgpt_cli.config import ModelConfig
+from microgpt_cli.config import ModelConfig, TrainConfig
 from microgpt_cli.errors import UserError
 from microgpt_cli.insight.trace import Call, trace
 from microgpt_cli.model.accounting import meta_model, total_parameters
@@ -33,6 +31,7 @@ class Described:
     config: ModelConfig
     vocab_size: int
     checkpoint: Path | None  # to take the weights from
+    trained: TrainConfig | None  # how that run was trained
 
     def model(self, real: bool) -> GPT:
         """With the run's weights or new ones, or on the meta device: shapes without numbers."""
@@ -40,19 +39,20 @@ class Described:
             return meta_model(self.config, self.vocab_size)
         if self.checkpoint is None:
             return GPT(self.config, self.vocab_size)
-        return checkpoint.build_model(checkpoint.load(self.checkpoint), torch.device("cpu"))
+        return load_model(self.checkpoint).model
 
 
 def described(keys: Keys, invocation: Invocation) -> Described:
     """Raises `UserError` where both a run and groups are given, or the run can't be read."""
     if keys.ckpt is None:
-        return Described(keys.model, keys.vocab_size, None)
-    shapes = [key for key in invocation.typed if key.partition(".")[0] in ("model", "arch", "vocab_size")]
+        return Described(keys.model, keys.vocab_size, None, None)
+    shapes = [key for key in invocation.typed if key.partition(".")[0] in ("model", "arch", "vocab_size", "optim")]
     if shapes:
-        raise UserError(f"ckpt={keys.ckpt}: the run tells its own model, so {shapes[0]} can't be given with it")
+        part = "optimizer" if shapes[0].startswith("optim") else "model"
+        raise UserError(f"ckpt={keys.ckpt}: the run tells its own {part}, so {shapes[0]} can't be given with it")
     path = layout.find_checkpoint(keys.ckpt)
-    loaded = checkpoint.load(path, weights=False)
-    return Described(loaded.config.model, loaded.tokenizer.vocab_size, path)
+    loaded = describe(path)
+    return Described(loaded.config.model, loaded.tokenizer.vocab_size, path, loaded.config)
 
 
 def traced(what: Described, batch: int, time: int | None, device: str, backward: bool = False) -> tuple[GPT, Call]:

@@ -6,8 +6,10 @@ import json
 from microgpt_cli.commands import Invocation
 from microgpt_cli.commands.console import data_size
 from microgpt_cli.commands.model_source import described
+from microgpt_cli.compute import choose
 from microgpt_cli.config import ParamsConfig
 from microgpt_cli.model.accounting import (
+    Quantity,
     Row,
     embedding_parameters,
     flops_per_token,
@@ -20,11 +22,21 @@ from microgpt_cli.model.gpt import GPT
 
 def run(config: ParamsConfig, invocation: Invocation) -> None:
     """Count the model that the groups describe, or the one of a run."""
-    model = described(config, invocation).model(real=False)
-    print({"table": _table, "plain": _plain, "json": _json}[config.format](model, config))
+    what = described(config, invocation)
+    model, optim = what.model(real=False), what.trained.optim if what.trained else config.optim
+    if config.format == "plain":
+        print(_plain(model, config))
+        return
+    device = choose(config.device, "float32").device.type
+    costs = memory(model, config.batch_size, optim, device)
+    if config.format == "json":
+        print(_json(model, config, costs))
+    else:
+        step = f"{config.batch_size} × {model.config.block_size} tokens, optim={optim.kind}, device={device}"
+        print(_table(model, config, costs, step))
 
 
-def _table(model: GPT, config: ParamsConfig) -> str:
+def _table(model: GPT, config: ParamsConfig, costs: dict[str, Quantity], step: str) -> str:
     rows = parameter_rows(model, config.depth)
     total = total_parameters(model)
     names = [f"{'  ' * row.depth}{row.name}" for row in rows]
@@ -42,8 +54,7 @@ def _table(model: GPT, config: ParamsConfig) -> str:
     lines += [_sentence(row) for row in rows if row.depth == 0] + [""]
     flops = flops_per_token(model)
     lines += [f"FLOPs a token, forward and backward: {flops.value:,} = {flops.formula}"]
-    costs = memory(model, config.batch_size)
-    lines += [f"Bytes of a float32 step, {config.batch_size} × {model.config.block_size} tokens, AdamW:"]
+    lines += [f"Bytes of a float32 step, {step}:"]
     lines += [
         f"  {name:12}{data_size(cost.value):>10}  {cost.value:,} = {cost.formula}" for name, cost in costs.items()
     ]
@@ -60,13 +71,13 @@ def _plain(model: GPT, config: ParamsConfig) -> str:
     return "\n".join(_sentence(row) for row in parameter_rows(model, config.depth))
 
 
-def _json(model: GPT, config: ParamsConfig) -> str:
+def _json(model: GPT, config: ParamsConfig, costs: dict[str, Quantity]) -> str:
     total = total_parameters(model)
     page = {
         "parts": [dataclasses.asdict(row) for row in parameter_rows(model, config.depth)],
         "total": total,
         "without_embeddings": total - embedding_parameters(model),
         "flops_per_token": dataclasses.asdict(flops_per_token(model)),
-        "bytes": {name: dataclasses.asdict(cost) for name, cost in memory(model, config.batch_size).items()},
+        "bytes": {name: dataclasses.asdict(cost) for name, cost in costs.items()},
     }
     return json.dumps(page, indent=2, ensure_ascii=False)

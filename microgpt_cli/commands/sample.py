@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from tqdm import tqdm
 
-from microgpt_cli.checkpoints import checkpoint
+from microgpt_cli.checkpoints.model_files import load_model
 from microgpt_cli.commands import Invocation
 from microgpt_cli.commands.console import file_to_write
 from microgpt_cli.commands.prompts import encode_prompt, read_prompt
@@ -34,15 +34,15 @@ def run(config: SampleConfig, invocation: Invocation) -> None:
     """Write the prompt and its continuation to standard output or to a file."""
     path = layout.find_checkpoint(config.ckpt)
     compute = choose(config.device, "auto" if config.cache else config.dtype, threads=config.threads)
-    loaded = checkpoint.load(path)
+    loaded = load_model(path, compute.device)
     prompt = read_prompt(config.prompt, config.prompt_file)
     context = loaded.config.model.block_size
     ids, count = encode_prompt(prompt, loaded.tokenizer, context)
-    model = checkpoint.build_model(loaded, compute.device).eval()
+    model = loaded.model.eval()
     if config.threads is None and config.cache and compute.device.type == "cpu":
         torch.set_num_threads(choose_threads(model, config.num_samples))
-    if "ckpt" not in invocation.typed or config.ckpt == "latest":
-        print(f"from {path}, step {loaded.step:,}", file=sys.stderr)
+    if "ckpt" not in invocation.typed or config.ckpt == "latest" or loaded.manifest is None:
+        print(f"from {loaded.origin}", file=sys.stderr)
     if count > context:
         print(f"the prompt has {count:,} tokens, and the model sees the last {context:,}", file=sys.stderr)
     unlike = difference(model) if config.cache else None

@@ -82,6 +82,8 @@ def _run(config: TrainConfig, invocation: Invocation) -> None:
             raise UserError(f"from_run={config.from_run}: a run is resumed or begun anew from another, not both")
         run_folder = layout.find_run(config.resume, "resume")
         if not layout.step_folders(run_folder):
+            if (run_folder / layout.MODEL).is_file() and not (run_folder / layout.OPTIM).is_file():
+                raise UserError(f"resume={config.resume}: {layout.OPTIM} is missing{checkpoint.NO_OPTIMIZER}")
             raise UserError(
                 f"resume={config.resume}: no checkpoint in this folder; give a run's, as in outputs/train/…"
             )

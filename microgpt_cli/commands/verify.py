@@ -44,12 +44,7 @@ def run(config: VerifyConfig, invocation: Invocation) -> None:
 
 def _check(path: Path) -> int:
     """Check a checkpoint and return its step. Raises `UserError` if it is invalid."""
-    loaded = checkpoint.load(path)
-    checkpoint.build_model(loaded, torch.device("cpu"))
-    for name, tensor in {**loaded.model, **loaded.optim}.items():
-        if not torch.isfinite(tensor).all():
-            raise UserError(f"{path}: {name} contains NaN or Inf")
-    return loaded.step
+    return checkpoint.load(path).step
 
 
 def _replay(valid: dict[int, Path], steps: int) -> None:

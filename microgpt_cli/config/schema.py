@@ -1,6 +1,6 @@
 """How a config's keys are declared, checked when one is made, listed for help, and read back from a run's JSON.
 
-The keys themselves are in config.py.
+The keys themselves are in the other files of this package.
 """
 
 from __future__ import annotations

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from microgpt_cli.config import ModelConfig
+from microgpt_cli.config import ModelConfig, OptimConfig
+from microgpt_cli.model import layers
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.model.loss import needs_chunks
 
 FLOAT32_BYTES, INT64_BYTES = 4, 8
-ADAMW_STATES = 2  # exp_avg and exp_avg_sq, one number each for a parameter
+ADAMW_STATES, MUON_STATES = 2, 1  # numbers kept for a parameter: exp_avg and exp_avg_sq; momentum
 
 
 @dataclass(frozen=True)
@@ -39,18 +40,24 @@ class Quantity:
     formula: str
 
 
-class _SkipDraws(TorchFunctionMode):
-    """Random initialisation does nothing: the meta device has nothing to draw, and the attempt costs seconds."""
+class _SkipInit(TorchFunctionMode):
+    """Draws and scales no initial weights: that takes seconds, and nothing reads them."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") in ("normal_", "uniform_", "kaiming_uniform_"):
+        if getattr(func, "__name__", "") in ("normal_", "uniform_", "kaiming_uniform_", "mul_"):
             return args[0] if args else kwargs["tensor"]
         return func(*args, **(kwargs or {}))
 
 
 def meta_model(config: ModelConfig, vocab_size: int) -> GPT:
     """A GPT with shapes and no numbers: as quick to make at 1.6B parameters as at 0.2M."""
-    with torch.device("meta"), _SkipDraws():
+    with torch.device("meta"), _SkipInit():
+        return GPT(config, vocab_size)
+
+
+def empty_model(config: ModelConfig, vocab_size: int) -> GPT:
+    """A GPT on the CPU whose embeddings and matrices are memory as it was found: for weights that are read next."""
+    with _SkipInit():
         return GPT(config, vocab_size)
 
 
@@ -110,33 +117,57 @@ def flops_per_token(model: GPT) -> Quantity:
     return Quantity(6 * matrices + 12 * L * C * T, f"6 × {matrices:,} + 12 × {L} × {C} × {T}")
 
 
-def memory(model: GPT, batch_size: int) -> dict[str, Quantity]:
-    """Bytes of a float32 training step without dropout: weights, gradients, AdamW's state, saved activations.
+def memory(model: GPT, batch_size: int, optim: OptimConfig, device: str) -> dict[str, Quantity]:
+    """Bytes of a float32 training step without dropout: weights, gradients, the optimizer's state, saved activations.
 
-    Activations are what the backward pass keeps of B sequences of T tokens with fused attention; a test holds the
-    formula against what autograd saves.
+    Activations are what the backward pass keeps of B sequences of T tokens. With fused attention the formula is exact;
+    on a CPU, where short contexts keep the attention weights of all pairs, it is within a tenth. Tests hold it against
+    what autograd saves.
+
+    Args:
+        model: also on the meta device.
+        batch_size: B.
+        optim: which optimizer.
+        device: the type of the device that trains, such as "cpu" or "cuda".
     """
     n = total_parameters(model)
     T = model.config.block_size
     chunks = needs_chunks(batch_size * T, model.vocab_size)
     ids = 1 if chunks else 2  # idx, and without chunks targets
-    per_token = FLOAT32_BYTES * _saved_per_token(model, chunks) + INT64_BYTES * ids
+    written_out = device == "cpu" and T <= layers.LONGEST_SCORES
+    per_token = FLOAT32_BYTES * _saved_per_token(model, chunks, written_out) + INT64_BYTES * ids
     rest = FLOAT32_BYTES * (total_parameters(model.lm_head) if chunks else 1)  # the head's gradient; the weight of all
     return {
         "weights": Quantity(FLOAT32_BYTES * n, f"4 × {n:,}"),
         "gradients": Quantity(FLOAT32_BYTES * n, f"4 × {n:,}"),
-        "optimizer": Quantity(ADAMW_STATES * FLOAT32_BYTES * n, f"4 × {ADAMW_STATES} × {n:,}"),
+        "optimizer": _optimizer_bytes(model, optim),
         "activations": Quantity(batch_size * T * per_token + rest, f"{batch_size} × {T} × {per_token:,} + {rest:,}"),
     }
 
 
-def _saved_per_token(model: GPT, chunks: bool) -> int:
-    """Float32 numbers that the backward pass keeps for one token; `chunks`: where the loss is computed in chunks."""
+def _optimizer_bytes(model: GPT, optim: OptimConfig) -> Quantity:
+    """What `training/optimizers.py` keeps between two updates, and so in a checkpoint: float32 all of it."""
+    by_muon = sum(p.numel() for p in model.blocks.parameters() if p.ndim == 2) if optim.kind == "muon" else 0
+    rest = total_parameters(model) - by_muon
+    parts = [(MUON_STATES, by_muon), (ADAMW_STATES, rest)]
+    total = sum(FLOAT32_BYTES * states * count for states, count in parts) + FLOAT32_BYTES
+    formula = " + ".join(f"{FLOAT32_BYTES} × {states} × {count:,}" for states, count in parts if count)
+    return Quantity(total, f"{formula} + {FLOAT32_BYTES}")  # the number of updates comes last
+
+
+def _saved_per_token(model: GPT, chunks: bool, written_out: bool) -> int:
+    """Float32 numbers that the backward pass keeps for one token.
+
+    Args:
+        chunks: whether the loss is computed in chunks.
+        written_out: whether attention keeps the weights of all pairs.
+    """
     config = model.config
     C, H = config.n_embd, config.n_head
     norm = 2 * C + 2 if config.norm == "layernorm" else 3 * C + 1  # input, statistics, (normalised,) output
     turned = config.position == "rotary" or config.qk_norm
-    attention = 3 * C + C + H  # q, k, v; what the heads found; the log of each softmax's sum
+    attention = 3 * C + C  # q, k, v; what the heads found
+    attention += H * (config.block_size if written_out else 1)  # each softmax, or the log of its sum
     attention += (2 * C if turned else 0) + (2 * H if config.qk_norm else 0)  # q and k again; their statistics
     attention += C if turned else 0  # what the heads found, laid out for the projection
     mlp = 4 * C if config.activation == "relu" else 8 * C  # after, and else also before, the nonlinearity

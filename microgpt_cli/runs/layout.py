@@ -29,6 +29,8 @@ CONFIG, TOKENIZER, RESULT = "config.json", "tokenizer.json", "result.json"
 ABOUT = "about.json"
 METRICS, TIMINGS, SAMPLES, PLOT = "metrics.jsonl", "timings.jsonl", "samples.txt", "loss.png"
 CHECKPOINTS, BEST, MANIFEST = "ckpt", "best.json", "MANIFEST.json"
+MODEL, OPTIM, META = "model.safetensors", "optim.safetensors", "meta.json"
+STEP_FILES = (MODEL, OPTIM, META, CONFIG, TOKENIZER)  # in the folder of a step; the manifest notes each
 STEP_NAME = re.compile(r"step-(\d{8})")
 HYDRA, LOCK = ".hydra", ".lock"
 SWEEP = "sweep.json"  # in the folder of a sweep, which contains those of its jobs
@@ -250,13 +252,13 @@ def step_name(step: int) -> str:
 
 
 def find_checkpoint(name: str, outputs: Path = OUTPUTS) -> Path:
-    """The checkpoint for a `ckpt` key: a step's folder, or the best step of a run, or else its newest step.
+    """The checkpoint to use for a `ckpt` key: a folder with a model, or a run's best step, else its newest.
 
     Raises:
         UserError: there is none.
     """
     folder = find_run(name, "ckpt", outputs)
-    if (folder / MANIFEST).is_file():
+    if (folder / MANIFEST).is_file() or (folder / MODEL).is_file():
         return folder
     steps = step_folders(folder)
     if not steps:

@@ -15,6 +15,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -256,22 +257,33 @@ def _is_deep(data: bytes) -> bool:
     return any(level > JSON_LEVELS for level in itertools.takewhile(lambda level: level >= 0, levels))
 
 
-def read_bytes(path: Path, limit: int = JSON_BYTES) -> bytes:
-    """A regular file of at most `limit` bytes. Raises `UserError` if it is not regular, is larger, or can't be read."""
+@contextlib.contextmanager
+def opened(path: Path, limit: int) -> Iterator[tuple[BufferedReader, int]]:
+    """Open a regular file of at most `limit` bytes; yields it and its size.
+
+    Raises:
+        UserError: it is not regular, is larger, can't be read, or does not fit into memory.
+    """
+    size = 0
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a pipe would block
             raise UserError(f"{path}: not a regular file")
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            data = file.read(size) if size <= limit else b""
+            if size > limit:
+                raise UserError(f"{path}: larger than the limit of {limit:,} bytes")
+            yield file, size
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error
     except MemoryError as error:
         raise UserError(f"{path}: its {size:,} bytes do not fit into memory") from error
-    if size > limit:
-        raise UserError(f"{path}: larger than the limit of {limit:,} bytes")
-    return data
+
+
+def read_bytes(path: Path, limit: int = JSON_BYTES) -> bytes:
+    """A regular file of at most `limit` bytes. Raises `UserError` if it is not regular, is larger, or can't be read."""
+    with opened(path, limit) as (file, size):
+        return file.read(size)
 
 
 def sha256(data: bytes) -> str:

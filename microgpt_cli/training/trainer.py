@@ -131,7 +131,7 @@ class Trainer:
         self.stop_signal: int | None = None  # set by whoever wants the run to stop; it stops within a micro-step
         self.is_pruned = False  # set after an evaluation by whoever finds the run not worth going on with
         if resumed is not None:
-            checkpoint.copy_tensors(resumed.optim, self.optimizer.state(), resumed.path / checkpoint.OPTIM)
+            checkpoint.copy_tensors(resumed.optim, self.optimizer.state(), resumed.path / layout.OPTIM)
             self.state = State(**resumed.meta["state"])
         self.update = Update(model, self.optimizer, splits.train, config, compute)
         self.saver = Saver(saves_beside(compute.device))

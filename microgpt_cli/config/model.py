@@ -1,0 +1,46 @@
+"""The nodes `model` and `arch`: how large a GPT is and what it is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from microgpt_cli.config.schema import Node, key
+from microgpt_cli.errors import UserError
+
+
+@dataclass
+class ModelConfig(Node):
+    """A GPT: how big (group `model`) and of what kind (group `arch`)."""
+
+    NODE: ClassVar[str] = "model."
+
+    n_layer: int = key("transformer blocks", at_least=1, at_most=1000)
+    n_head: int = key("attention heads in a block", at_least=1)
+    n_embd: int = key("width: numbers that stand for one token", at_least=1, at_most=1 << 16)
+    block_size: int = key("context: tokens that the model sees at once", at_least=1, at_most=1 << 24)
+    dropout: float = key("share of activations dropped in training", at_least=0, below=1)
+    position: str = key("how a token's place is told", choices=("learned", "rotary"))
+    token_shift: bool = key("each token also carries a learnt share of the one before it", absent=False)
+    norm: str = key("normalisation before each sublayer", choices=("layernorm", "rmsnorm"))
+    activation: str = key("nonlinearity of the MLP", choices=("relu", "gelu", "relu2"))
+    qk_norm: bool = key("normalise queries and keys")
+    qkv_bias: bool = key("bias in the query, key and value projections")
+    bias: bool = key("bias in the other projections, the MLP and LayerNorm")
+    tied_head: bool = key("lm_head shares the weights of token_embedding_table")
+    head_bias: bool = key("bias in lm_head")
+    residual_init: str = key("start of the projections that write to the residual", choices=("scaled", "zero"))
+
+    def check(self) -> None:
+        n_embd, n_head = self.n_embd, self.n_head
+        if n_embd % n_head:
+            near = sorted({max(n_head, n_embd - n_embd % n_head), n_embd - n_embd % n_head + n_head})
+            raise UserError(
+                f"model.n_embd={n_embd}: cannot be split over model.n_head={n_head} heads; "
+                f"try model.n_embd={' or '.join(map(str, near))}"
+            )
+        if self.position == "rotary" and (n_embd // n_head) % 2:
+            raise UserError(
+                f"model.n_embd={n_embd}: model.position=rotary turns pairs, so n_embd / n_head must be even, "
+                f"not {n_embd // n_head}; try model.n_embd={n_embd + n_head}"
+            )
