@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import microgpt_cli
+from microgpt_cli import threads
 from microgpt_cli.cli import composing, gc_control, overrides
 from microgpt_cli.cli.composing import CONF, group_choices
 from microgpt_cli.cli.verb import Verb
@@ -132,6 +133,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit status: 0, 1 for a run that failed, 2 for bad input, 128 + signal."""
     if argv is None:  # the process is ours
         gc_control.rest()
+    if "torch" not in sys.modules:
+        threads.limit_spinning(os.environ)
     words = list(sys.argv[1:] if argv is None else argv)
     verb = words[0] if words else "--help"
     if hasattr(sys.stdout, "reconfigure"):  # a path need not be UTF-8, nor can every terminal show an ellipsis

@@ -46,7 +46,15 @@ def run(config: TrainConfig, invocation: Invocation) -> None:
         config = config_from_run(config, invocation.typed)
     if config.out_dir is not None:
         layout.refuse_unless_free(config.out_dir)
-    compute = choose(config.device, config.dtype, config.compile, config.threads, work_flops(config), config.model)
+    compute = choose(
+        config.device,
+        config.dtype,
+        config.compile,
+        config.threads,
+        work_flops(config),
+        config.model,
+        config.batch_size,
+    )
     with bytes_bar("reading the text") as progress:
         whole = open_corpus(config.data, progress, keep=False)
         corpus = beginning(whole, IN_MEMORY_BYTES)

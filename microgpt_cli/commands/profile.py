@@ -61,7 +61,15 @@ def run(config: TrainConfig, invocation: Invocation) -> None:
     folder = config.out_dir or str(layout.OUTPUTS / "profile" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f"))
     layout.refuse_unless_free(folder)
     # what a run of this config would choose, so that its own steps are seen
-    compute = choose(config.device, config.dtype, config.compile, config.threads, work_flops(config), config.model)
+    compute = choose(
+        config.device,
+        config.dtype,
+        config.compile,
+        config.threads,
+        work_flops(config),
+        config.model,
+        config.batch_size,
+    )
     corpus, tokenizer, ids, _ = dataset_cache.read(config.data, config.tokenizer)
     compute = for_vocabulary(compute, config.compile, tokenizer.vocab_size)
     splits = split(ids, config.data.val_fraction, config.model.block_size)

@@ -111,7 +111,8 @@ def _train(
 ) -> None:
     require(config.logger)
     device, work = _device(config, invocation), work_flops(config)
-    compute = choose(device, config.dtype, config.compile, config.threads, work, config.model)
+    noted = resumed.meta["threads"] if resumed else None
+    compute = choose(device, config.dtype, config.compile, config.threads, work, config.model, config.batch_size, noted)
     tokenizer_of_run = resumed.tokenizer if resumed else None
     corpus, tokenizer, ids, text_sha256 = dataset_cache.read(config.data, config.tokenizer, tokenizer_of_run)
     compute = for_vocabulary(compute, config.compile, tokenizer.vocab_size)

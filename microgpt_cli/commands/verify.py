@@ -80,7 +80,8 @@ def _trained_again(began: checkpoint.Checkpoint, steps: int) -> dict[str, torch.
         why_not = why_no_native(torch.device("cpu"), DTYPES[began.meta["dtype"]], config.model)
         if why_not:
             raise UserError(f"replay={steps}: this run was trained in part in C, and here: {why_not}")
-    compute = choose(device, began.meta["dtype"], compiled, config.threads, trained=config.model)
+    noted = began.meta["threads"]
+    compute = choose(device, began.meta["dtype"], compiled, config.threads, trained=config.model, noted_threads=noted)
     with bytes_bar("reading the text") as progress:
         corpus = open_corpus(config.data, progress)
         ids, text_sha256 = encode(corpus, began.tokenizer, Path(config.data.cache_dir), progress)
