@@ -37,7 +37,7 @@ from microgpt_cli.runs.samples import Sample, append_sample, drop_samples_after
 from microgpt_cli.sweeps.study import Judge, judge_of
 from microgpt_cli.training import metrics
 from microgpt_cli.training.trackers import Trackers, require
-from microgpt_cli.training.trainer import Evaluated, Logged, Saved, State, Stepped, Trainer, Warned
+from microgpt_cli.training.trainer import Evaluated, Logged, Retuned, Saved, State, Stepped, Trainer, Warned
 
 SAMPLE_TOKENS, LAST_SAMPLE_TOKENS = 150, 500
 
@@ -338,6 +338,8 @@ def _drive(
                     trainer.is_pruned = prunes and not trainer.is_finished
                 case Warned(message):
                     say(f"warning   {message}")
+                case Retuned(message):
+                    say(f"threads   {message}")
                 case Saved():
                     pass
 
