@@ -1,12 +1,17 @@
 """When a run makes its steps with one of its threads."""
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, Run
 
-from microgpt_cli import compute
+from microgpt_cli import compute, threads
+from microgpt_cli.checkpoints import checkpoint
 from microgpt_cli.cli import main as cli
 from microgpt_cli.data.dataset import draw_starts
+from microgpt_cli.errors import UserError
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.training import thread_tuner
 from microgpt_cli.training.thread_tuner import ThreadTuner
@@ -108,3 +113,53 @@ def test_a_rehearsed_step_changes_nothing(optim: str, compiled: str) -> None:
             update(starts, 1e-2, 1.0, lambda: False)
         ended.append([*model.state_dict().values(), *update.optimizer.state().values()])
     assert all(torch.equal(*pair) for pair in zip(*ended, strict=True))
+
+
+@pytest.fixture
+def restored_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("words", [["model=micro"], ["model=mini"], ["model=micro", "arch=modern", "batch_size=27"]])
+def test_training_in_c_has_the_same_bits_with_any_number_of_threads(
+    words: list[str], dtype: str, restored_threads: None
+) -> None:
+    config = cli.load_config("train", [*words, "model.n_layer=1"])
+    try:
+        chosen = compute.choose("cpu", dtype, "native", threads=1, trained=config.model)
+    except UserError as why:  # no compiler
+        pytest.skip(str(why))
+    ids = torch.randint(65, (5000,), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    starts = draw_starts(len(ids), config.batch_size, config.model.block_size, 0, 0)
+    torch.manual_seed(0)
+    update = Update.fresh(GPT(config.model, 65), ids, config, chosen)
+    made = []
+    for count in (1, 2, 3, 4):
+        torch.set_num_threads(count)
+        made.append([tensor.clone() for tensor in update.rehearse(starts)])
+    assert all(torch.equal(one, other) for others in made[1:] for one, other in zip(made[0], others, strict=True))
+
+
+def test_a_run_on_a_busy_machine_gives_the_weights_of_a_quiet_one(
+    microgpt: Run, text_file: Path, cheap: None, monkeypatch: pytest.MonkeyPatch, restored_threads: None
+) -> None:
+    monkeypatch.setattr(threads, "limit", lambda: threads.Limit(2, "2 cores"))
+    used, count_of_torch, update = set[int](), torch.get_num_threads, Update.__call__
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(Update, "__call__", lambda *given: used.add(count_of_torch()) or update(*given))
+    common = ["train", "data.path=my.txt", "device=cpu", "max_steps=8", "model.n_layer=1", "eval_interval=4"]
+    for name, seconds in (("quiet", {2: 0.005, 1: 0.007}), ("busy", {2: 0.030, 1: 0.010})):
+        monkeypatch.setattr(ThreadTuner, "_timed", lambda self, count, starts, seconds=seconds: seconds[count])
+        ran = microgpt(*common, f"out_dir={name}")
+        assert ran.status == 0, ran.err
+        is_native = "what stands between the matrix products, in C" in ran.out
+        told = "threads   1 of 2 from here on" if is_native else "the run keeps 2"
+        assert (told in ran.out) == (name == "busy")
+        assert used == ({1, 2} if name == "busy" and is_native else {2})
+    made, other = (checkpoint.newest(Path(name))[0] for name in ("quiet", "busy"))
+    assert made.meta["threads"] == other.meta["threads"] == 2
+    assert all(torch.equal(tensor, other.model[name]) for name, tensor in made.model.items())
+    assert all(torch.equal(tensor, other.optim[name]) for name, tensor in made.optim.items())

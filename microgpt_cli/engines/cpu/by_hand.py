@@ -180,7 +180,7 @@ class LinearByHand:
         return self.passes.product(x, self.weight, self.layer.bias)  # (N, out)
 
     def backward(self, dy: Tensor) -> Tensor:
-        self.passes.add(dy.mT @ self.x, gradient(self.layer.weight))
+        self.passes.add_product(dy, self.x, gradient(self.layer.weight))
         if self.layer.bias is not None:
             self.passes.add_rows(dy, gradient(self.layer.bias))
         return dy @ self.weight  # (N, in)

@@ -1,12 +1,16 @@
 // What stands between the matrix products of a GPT's blocks, each in one visit to the memory: activations with their
 // slopes, norms and their backward passes, sums. model/passes.py calls them and says the same in torch.
 //
-// Sums over rows are made by each thread and then added up in order, so that two runs agree to the last bit.
+// Sums over rows are made block by block and then added up in order, so that any number of threads gives the same bits.
 // N rows (batch times positions), C numbers in a row. A bias that isn't there is NULL.
 
 #include "functions.h"
 
 #define TOGETHER 8  // rows that are added up before the sum goes back to memory
+#define BLOCKS 32   // of rows, at most, that are summed apart from each other
+
+// Rows in a block, a multiple of TOGETHER: no function of the number of threads.
+static inline long block_rows(long N) { return (N + BLOCKS * TOGETHER - 1) / (BLOCKS * TOGETHER) * TOGETHER; }
 
 static inline void activate_row(number *x, const float *bias, number *y, long C, int kind) {
     for (long c = 0; c < C; c += LANES) {
@@ -62,13 +66,12 @@ void norm(const float *x, const number *more, const float *more_bias, float *sum
 // dx, the gradient that x has from elsewhere, becomes the whole one; it is rounded too. dweight, dbias are added to.
 void norm_backward(const number *dy, const float *x, const float *mean, const float *rstd, const float *weight,
                    float *dx, number *rounded, float *dweight, float *dbias, long N, long C, int centred) {
-    int count = N * C > FEW ? omp_get_max_threads() : 1;
-    float *partial = calloc(2 * count * C, sizeof(float));  // of each thread: of the weight, of the bias
-#pragma omp parallel num_threads(count)
-    {
-        float *dw = partial + 2 * C * omp_get_thread_num(), *db = dw + C;
-#pragma omp for schedule(static)
-        for (long n = 0; n < N; n++) {
+    long rows = block_rows(N), blocks = (N + rows - 1) / rows;
+    float *partial = calloc(2 * blocks * C, sizeof(float));  // of each block: of the weight, of the bias
+#pragma omp parallel for schedule(static) if (N * C > FEW)
+    for (long block = 0; block < blocks; block++) {
+        float *dw = partial + 2 * C * block, *db = dw + C;
+        for (long n = block * rows; n < N && n < (block + 1) * rows; n++) {
             float m = mean[n], r = rstd[n];
             lanes sum = {0}, along = {0};
             for (long c = 0; c < C; c += LANES) {
@@ -88,31 +91,30 @@ void norm_backward(const number *dy, const float *x, const float *mean, const fl
             }
         }
     }
-    for (int t = 0; t < count; t++)
+    for (long block = 0; block < blocks; block++)
         for (long c = 0; c < C; c++) {
-            dweight[c] += partial[2 * C * t + c];
-            if (dbias) dbias[c] += partial[2 * C * t + C + c];
+            dweight[c] += partial[2 * C * block + c];
+            if (dbias) dbias[c] += partial[2 * C * block + C + c];
         }
     free(partial);
 }
 
 // sums (C) += the sum of the rows of x (N, C)
 void add_rows(const number *x, float *sums, long N, long C) {
-    int count = N * C > FEW ? omp_get_max_threads() : 1;
-    float *partial = calloc(count * C, sizeof(float));
-#pragma omp parallel num_threads(count)
-    {
-        float *sum = partial + C * omp_get_thread_num();
-#pragma omp for schedule(static)
-        for (long n = 0; n < N; n += TOGETHER)
+    long rows = block_rows(N), blocks = (N + rows - 1) / rows;
+    float *partial = calloc(blocks * C, sizeof(float));
+#pragma omp parallel for schedule(static) if (N * C > FEW)
+    for (long block = 0; block < blocks; block++) {
+        float *sum = partial + C * block;
+        for (long n = block * rows; n < N && n < (block + 1) * rows; n += TOGETHER)
             for (long c = 0; c < C; c += LANES) {
                 lanes some = take_floats(sum + c, C - c);
                 for (long r = n; r < n + TOGETHER && r < N; r++) some += take(x + r * C + c, C - c);
                 give_floats(some, sum + c, C - c);
             }
     }
-    for (int t = 0; t < count; t++)
-        for (long c = 0; c < C; c++) sums[c] += partial[C * t + c];
+    for (long block = 0; block < blocks; block++)
+        for (long c = 0; c < C; c++) sums[c] += partial[C * block + c];
     free(partial);
 }
 

@@ -26,6 +26,10 @@ from microgpt_cli.engines.cpu import build
 from microgpt_cli.model.layers import LONGEST_SCORES, QK_NORM_EPS, CausalSelfAttention
 
 aten = torch.ops.aten
+# Products of so many rows at most are summed one after another for the gradient of a small weight. Of more rows MKL
+# (float32) and oneDNN (bfloat16) let threads sum a part each, and then the bits depend on the number of threads.
+PIECE_ROWS = {torch.float32: 512, torch.bfloat16: 1024}
+SMALL_WEIGHT = 65_536  # numbers; of larger ones the pieces cost 3% of a step and more
 Biased = tuple[Tensor, Tensor | None]  # a product, and the bias that is still to be added
 
 
@@ -78,6 +82,18 @@ class Passes(ABC):
     @abstractmethod
     def add_rows(self, x: Tensor, sums: Tensor) -> None:
         """Add the sum of the rows of x (N, C) to sums (C), float32."""
+
+    def add_product(self, dy: Tensor, x: Tensor, sums: Tensor) -> None:
+        """Add dy' x, of dy (N, out) and x (N, in), to sums (out, in), float32."""
+        if sums.numel() > SMALL_WEIGHT:
+            self.add(dy.mT @ x, sums)
+            return
+        rows = PIECE_ROWS[self.dtype]
+        for some_dy, some_x in zip(dy.split(rows), x.split(rows), strict=True):
+            if self.dtype == torch.float32:
+                sums.addmm_(some_dy.mT, some_x)
+            else:
+                self.add(some_dy.mT @ some_x, sums)
 
 
 class TorchPasses(Passes):
