@@ -284,10 +284,12 @@ def _about(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines, text_name
 
 
 def _stop_signals(trainer: Trainer) -> AbstractContextManager[None]:
-    """Let a signal finish the micro-step and save; a second one ends at once."""
+    """Let a signal finish the micro-step and save; a second one ends at once, unless it is of a kind that repeats."""
 
     def stop(number: int, _frame: FrameType | None) -> None:
         if trainer.stop_signal is not None:
+            if number in signals.REPEATED:
+                return
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         trainer.stop_signal = number
