@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from microgpt_cli import threads as cpu_threads
 from microgpt_cli.config import ModelConfig
 from microgpt_cli.engines.autograd import autocast
 from microgpt_cli.engines.cpu import muon
@@ -19,6 +20,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 # whose attention is slow in it.
 BFLOAT16_N_EMBD = {"native": 64, "torch": 256}
 COMPILE_FLOPS = 5e15  # below, compiling (20 s and more on an H100) costs more than it saves
+ONE_THREAD_NUMBERS = 8192  # activations of a layer up to which no kernel of a step gains by a second thread
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -33,6 +35,7 @@ class Compute:
     compile_may_fail: bool  # go on without, if it does
     threads: int
     reasons: dict[str, str]  # "device" → "cpu: no GPU found"
+    threads_are_chosen: bool = False  # here, and not by the user
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """A context in which matrix products run in `dtype`."""
@@ -47,6 +50,8 @@ def choose(
     threads: int | None = None,
     work_flops: float = 0.0,
     trained: ModelConfig | None = None,
+    batch_size: int | None = None,
+    noted_threads: int | None = None,
 ) -> Compute:
     """Turn `auto` into what this machine does best, and set torch's number of threads.
 
@@ -56,6 +61,8 @@ def choose(
         device, dtype, engine, compile, threads: the keys of these names.
         work_flops: how much there is to compute, about; what a compiler must pay back.
         trained: the model that is to be trained, if one is.
+        batch_size: sequences in a micro-batch, where one is trained.
+        noted_threads: with which a run began that goes on: its bits depend on them.
 
     Raises:
         UserError: what was asked for is not here.
@@ -64,22 +71,51 @@ def choose(
     who, why_engine = _engine(engine, compile, place)
     kind, why_dtype = _dtype(dtype, place, who, trained)
     compiled, why_compile = _compile(compile, place, who, work_flops)
-    if threads is not None:
-        torch.set_num_threads(threads)
+    count = choose_threads(threads, trained if place.type == "cpu" else None, batch_size, noted_threads)
+    torch.set_num_threads(count.count)
     if place.type == "cpu":
         _keep_freed_memory()
     if place.type == "cuda":
         tf32 = kind == torch.float32 and trained is not None  # where nothing is trained, to the last bit
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
         why_dtype += ", products in TF32" if tf32 else ""
-    count = torch.get_num_threads()
     reasons = {
         "device": f"{place}: {why_device}",
         "dtype": f"{str(kind).removeprefix('torch.')}: {why_dtype}",
         "engine": f"{who}: {why_engine}" + (f"; {why_compile}" if why_compile else ""),
-        "threads": f"{count}: {'as asked' if threads else 'as many as torch finds cores'}",
+        "threads": f"{count.count} ({count.reason})",
     }
-    return Compute(place, kind, who, compiled, compile == "auto", count, reasons)
+    return Compute(
+        place, kind, who, compiled, compile == "auto", count.count, reasons, threads_are_chosen=not count.is_asked
+    )
+
+
+def choose_threads(
+    asked: int | None, trained: ModelConfig | None, batch_size: int | None, noted: int | None
+) -> cpu_threads.Limit:
+    """How many CPU threads to use, and why.
+
+    It depends on the machine, on the config and on nothing that changes by the hour: the number decides in which order
+    sums are made, and equal commands shall give equal bits.
+
+    Args:
+        asked: the key `threads`.
+        trained: the model that is to be trained on the CPU, if one is.
+        batch_size: sequences in its micro-batches.
+        noted: with how many threads the run began, if it is one that goes on.
+    """
+    if asked is not None:
+        return cpu_threads.Limit(asked, "as asked", is_asked=True)
+    limit = cpu_threads.limit()
+    if torch.get_num_threads() < limit.count:
+        limit = cpu_threads.Limit(torch.get_num_threads(), "torch's own number")
+    if noted is not None and noted <= limit.count:
+        return cpu_threads.Limit(noted, "as the run began")
+    if limit.count > 1 and not limit.is_asked and trained is not None and batch_size is not None:
+        numbers = batch_size * trained.block_size * trained.n_embd
+        if numbers <= ONE_THREAD_NUMBERS:
+            return cpu_threads.Limit(1, f"this model is small: of {limit.count} the others would wait")
+    return limit
 
 
 @functools.cache

@@ -49,7 +49,7 @@ def test_joblib_runs_jobs_in_parallel_and_divides_the_threads(text_file: Path) -
     for n in "01":
         said = (sweep / n / job.LOG).read_text()
         threads = max(1, (os.cpu_count() or 1) // 2)
-        assert f"threads   {threads}:" in said
+        assert f"threads   {threads} (OMP_NUM_THREADS)" in said
         assert "val_loss" in said
     assert "text      my.txt" not in out
 

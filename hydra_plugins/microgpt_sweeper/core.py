@@ -280,6 +280,8 @@ class JobSweeper(Sweeper):
         from microgpt_cli.sweeps import job
 
         def stop(number: int, _frame: FrameType | None) -> None:
+            if self._stopped_by is not None and number in signals.REPEATED:
+                return
             is_first, self._stopped_by = self._stopped_by is None, number
             with contextlib.suppress(OSError):
                 job.stop_sweep(self.sweep_folder, signal.Signals(number).name)

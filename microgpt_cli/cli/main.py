@@ -6,6 +6,7 @@ imported before it is needed: `microgpt --help` imports neither.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import microgpt_cli
+from microgpt_cli import signals, threads
 from microgpt_cli.cli import composing, gc_control, overrides
 from microgpt_cli.cli.composing import CONF, group_choices
 from microgpt_cli.cli.verb import Verb
@@ -132,6 +134,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit status: 0, 1 for a run that failed, 2 for bad input, 128 + signal."""
     if argv is None:  # the process is ours
         gc_control.rest()
+    if "torch" not in sys.modules:
+        threads.limit_spinning(os.environ)
     words = list(sys.argv[1:] if argv is None else argv)
     verb = words[0] if words else "--help"
     if hasattr(sys.stdout, "reconfigure"):  # a path need not be UTF-8, nor can every terminal show an ellipsis
@@ -146,19 +150,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif verb in ("-sc", "--shell-completion", "--shell_completion"):
             _complete(words[1:])
         elif verb in VERBS:
-            _run_verb(verb, words[1:])
+            with signals.interrupting():
+                _run_verb(verb, words[1:])
         else:
             raise UserError(f"unknown verb {verb!r}; {_verb_hint(verb, words)}")
         sys.stdout.flush()
     except UserError as error:
         where = f"microgpt {verb}" if verb in VERBS else "microgpt"
-        print(f"{where}: {composing.one_line(error)}", file=sys.stderr)
+        _tell(f"{where}: {composing.one_line(error)}")
         return error.exit_status
     except Interrupted as stop:
-        print(f"microgpt {verb}: {stop}", file=sys.stderr)
+        _tell(f"microgpt {verb}: {stop}")
         return stop.exit_status
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _tell("interrupted")
         return 130
     except BrokenPipeError:  # `microgpt params | head` has read enough
         _drop_stdout()
@@ -168,6 +173,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_stdout()
         return 1
     return 0
+
+
+def _tell(line: str) -> None:
+    """Print to standard error, if it is still there: a terminal may have been closed, which ends the command."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):  # no descriptors: programs may have put something in their place
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for stream in (sys.stdout, sys.stderr):
+                os.dup2(nowhere, stream.fileno())
 
 
 def _drop_stdout() -> None:

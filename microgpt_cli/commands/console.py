@@ -1,6 +1,8 @@
 """How the commands talk: progress bars that keep quiet where nobody watches, text that fits the screen."""
 
+import errno
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,8 +37,16 @@ def say(text: str, stream: TextIO | None = None) -> None:
     try:
         with tqdm.external_write_mode(file=stream):
             print(text, file=stream, flush=True)
-    except BrokenPipeError:  # as in `microgpt train | head`
+    except OSError as error:
+        if not _is_gone(error, stream):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _is_gone(error: OSError, stream: TextIO) -> bool:
+    """Whether nobody reads any more: as in `microgpt train | head`, or when a terminal has been closed."""
+    is_device = error.errno == errno.EIO and stat.S_ISCHR(os.fstat(stream.fileno()).st_mode)
+    return isinstance(error, BrokenPipeError) or is_device
 
 
 def file_to_write(out: str) -> Path:

@@ -47,7 +47,14 @@ def run(config: TrainConfig, invocation: Invocation) -> None:
     if config.out_dir is not None:
         layout.refuse_unless_free(config.out_dir)
     compute = choose(
-        config.device, config.dtype, config.engine, config.compile, config.threads, work_flops(config), config.model
+        config.device,
+        config.dtype,
+        config.engine,
+        config.compile,
+        config.threads,
+        work_flops(config),
+        config.model,
+        config.batch_size,
     )
     with bytes_bar("reading the text") as progress:
         whole = open_corpus(config.data, progress, keep=False)

@@ -38,7 +38,14 @@ def run(config: TrainConfig, invocation: Invocation) -> None:
     layout.refuse_unless_free(folder)
     # as in a run of this config
     compute = choose(
-        config.device, config.dtype, config.engine, config.compile, config.threads, work_flops(config), config.model
+        config.device,
+        config.dtype,
+        config.engine,
+        config.compile,
+        config.threads,
+        work_flops(config),
+        config.model,
+        config.batch_size,
     )
     corpus, tokenizer, ids, _ = dataset_cache.read(config.data, config.tokenizer)
     splits = split(ids, config.data.val_fraction, config.model.block_size)

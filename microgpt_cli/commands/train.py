@@ -38,7 +38,7 @@ from microgpt_cli.runs.samples import Sample, append_sample, drop_samples_after
 from microgpt_cli.sweeps.study import TrialPruner, trial_pruner
 from microgpt_cli.training import metrics
 from microgpt_cli.training.trackers import Trackers, require
-from microgpt_cli.training.trainer import Evaluated, Logged, Saved, State, Stepped, Trainer, Warned
+from microgpt_cli.training.trainer import Evaluated, Logged, Retuned, Saved, State, Stepped, Trainer, Warned
 
 SAMPLE_TOKENS, LAST_SAMPLE_TOKENS = 150, 500
 
@@ -113,9 +113,16 @@ def _train(
     config: TrainConfig, invocation: Invocation, run_folder: Path | None, resumed: checkpoint.Checkpoint | None
 ) -> None:
     require(config.logger)
-    device = _device(config, invocation)
     compute = choose(
-        device, config.dtype, config.engine, config.compile, config.threads, work_flops(config), config.model
+        _device(config, invocation),
+        config.dtype,
+        config.engine,
+        config.compile,
+        config.threads,
+        work_flops(config),
+        config.model,
+        config.batch_size,
+        resumed.meta["threads"] if resumed else None,
     )
     tokenizer_of_run = resumed.tokenizer if resumed else None
     corpus, tokenizer, ids, text_sha256 = dataset_cache.read(config.data, config.tokenizer, tokenizer_of_run)
@@ -291,10 +298,12 @@ def _about(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines, text_name
 
 
 def _stop_signals(trainer: Trainer) -> AbstractContextManager[None]:
-    """Let a signal finish the micro-step and save; a second one ends at once."""
+    """Let a signal finish the micro-step and save; a second one ends at once, unless it is of a kind that repeats."""
 
     def stop(number: int, _frame: FrameType | None) -> None:
         if trainer.stop_signal is not None:
+            if number in signals.REPEATED:
+                return
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         trainer.stop_signal = number
@@ -345,6 +354,8 @@ def _drive(
                     trainer.is_pruned = prunes and not trainer.is_finished
                 case Warned(message):
                     say(f"warning   {message}")
+                case Retuned(message):
+                    say(f"threads   {message}")
                 case Saved():
                     pass
 

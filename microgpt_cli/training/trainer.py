@@ -29,6 +29,7 @@ from microgpt_cli.runs import layout
 from microgpt_cli.training.metrics import JsonLines
 from microgpt_cli.training.optimizers import make_optimizer
 from microgpt_cli.training.schedule import lr_at
+from microgpt_cli.training.thread_tuner import ThreadTuner
 from microgpt_cli.training.update import Update
 
 EVAL_TOKENS = 1 << 20  # evaluated on by default at most: 1,048,576
@@ -98,7 +99,14 @@ class Warned:
     message: str
 
 
-Event = Stepped | Logged | Evaluated | Saved | Warned
+@dataclass(frozen=True)
+class Retuned:
+    """Another number of CPU threads is faster as the machine stands; steps use it, unless it would change bits."""
+
+    message: str
+
+
+Event = Stepped | Logged | Evaluated | Saved | Warned | Retuned
 
 
 class Trainer:
@@ -134,6 +142,11 @@ class Trainer:
             checkpoint.copy_tensors(resumed.optim, self.optimizer.state(), resumed.path / layout.OPTIM)
             self.state = State(**resumed.meta["state"])
         self.update = Update(model, self.optimizer, splits.train, config, compute)
+        self._tuner: ThreadTuner | None = None
+        if _may_tune(config, compute):
+            self._tuner = ThreadTuner(
+                self.update.rehearse, compute.threads, give_up=lambda: self.stop_signal is not None
+            )
         self.saver = Saver(saves_beside(compute.device))
         self._pending: list[Tensor] = []  # (loss, grad_norm) of steps, still on the device and not yet looked at
         self._saved_step = self.state.step if resumed is not None else None
@@ -219,11 +232,18 @@ class Trainer:
         if config.model.dropout > 0:
             torch.manual_seed(randomness.derive(config.seed, randomness.DROPOUT, state.step))
         learning_rate = lr_at(state.step, config.max_steps, config.optim)
+        if self._tuner is not None:
+            told = self._tuner.step(starts)
+            if told is not None:
+                yield Retuned(told)
         try:
             done = self.update(starts, learning_rate, state.loss_scale, lambda: self.stop_signal is not None)
         except CompilerFailed as error:
             yield Warned(f"torch.compile failed, going on without it: {error}")
             return
+        finally:
+            if self._tuner is not None:
+                self._tuner.after_step()
         if done is None:
             return
         self._pending.append(done)
@@ -344,6 +364,17 @@ class Trainer:
         done = self.saver.finish()
         if done is not None:
             yield Saved(*done)
+
+
+def _may_tune(config: TrainConfig, compute: Compute) -> bool:
+    """Whether the number of threads is ours to vary; with dropout a rehearsal would take the step's draws."""
+    return (
+        compute.threads_are_chosen
+        and compute.threads > 1
+        and compute.device.type == "cpu"
+        and not compute.compile
+        and config.model.dropout == 0
+    )
 
 
 def _first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:

@@ -98,6 +98,22 @@ class Update:
             self._finite.fill_(True)
         return self._step(starts, learning_rate, loss_scale, give_up)
 
+    def rehearse(self, starts: Tensor) -> list[Tensor]:
+        """Make a step on a CPU that leaves the weights and the optimizer as they are.
+
+        Args:
+            starts: as `__call__` takes them.
+
+        Returns:
+            Loss and gradient norm, and all gradients.
+        """
+        finite = self._finite.clone()
+        self._finite.fill_(False)
+        numbers = self._step(starts, 0.0, 1.0, lambda: False)
+        self._finite.copy_(finite)
+        assert numbers is not None
+        return [numbers, *self.optimizer.grads()]
+
     def _step(
         self, starts: Tensor, learning_rate: float | Tensor, loss_scale: float, give_up: Callable[[], bool]
     ) -> Tensor | None:

@@ -19,6 +19,10 @@ from microgpt_cli.engines.cpu import build
 
 DEFINES: dict[torch.dtype, list[str]] = {torch.float32: [], torch.bfloat16: ["BFLOAT16"]}
 ACTIVATIONS = ("relu", "gelu", "relu2")  # in the order of the enum in activations.h
+# The gradient of a small weight is summed over pieces of so many rows. Of more rows MKL (float32) and oneDNN (bfloat16)
+# let each thread sum a part, and the bits depend on the number of threads.
+PIECE_ROWS = {torch.float32: 512, torch.bfloat16: 1024}
+SMALL_WEIGHT = 65_536  # numbers; of larger ones the pieces cost 3% of a step and more
 LONGEST_ATTENTION = 256  # positions whose weights are all kept
 
 
@@ -157,6 +161,18 @@ class Kernels:
         y = torch.empty_like(x)
         self._activate(address(x), address(bias), address(y), *y.shape, ACTIVATIONS.index(kind))
         return y
+
+    def add_product(self, dy: Tensor, x: Tensor, sums: Tensor) -> None:
+        """Add dy' x, of dy (N, out) and x (N, in), to sums (out, in), float32."""
+        if sums.numel() > SMALL_WEIGHT:
+            self.add(dy.mT @ x, sums)
+            return
+        rows = PIECE_ROWS[self.dtype]
+        for some_dy, some_x in zip(dy.split(rows), x.split(rows), strict=True):
+            if self.dtype == torch.float32:
+                sums.addmm_(some_dy.mT, some_x)
+            else:
+                self.add(some_dy.mT @ some_x, sums)
 
     def add(self, x: Tensor, sums: Tensor) -> None:
         """Add x to sums of its shape, float32."""

@@ -1,12 +1,16 @@
 // Fused element-wise and row-wise kernels of a transformer block: residual addition with LayerNorm or RMSNorm,
 // activation with its derivative, their backward passes, and sums over rows. kernels.py calls them.
 //
-// Sums over rows are computed by each thread and then added in thread order, so that they are bit for bit reproducible.
+// Sums over rows are computed block by block and then added in order, so that any number of threads gives the same bits.
 // N rows (batch times positions), C elements in a row. An absent bias is NULL.
 
 #include "activations.h"
 
-#define ROW_BLOCK 8  // rows added in registers before their sum is stored
+#define ROW_BLOCK 8    // rows added in registers before their sum is stored
+#define MAX_BLOCKS 32  // of rows, each with a sum of its own
+
+// Rows in a block, a multiple of ROW_BLOCK: not a function of the number of threads.
+static inline long block_rows(long N) { return (N + MAX_BLOCKS * ROW_BLOCK - 1) / (MAX_BLOCKS * ROW_BLOCK) * ROW_BLOCK; }
 
 static inline void activate_row(scalar *x, const float *bias, scalar *y, long C, int kind) {
     for (long c = 0; c < C; c += LANES) {
@@ -63,14 +67,13 @@ void norm(const float *x, const scalar *residual, const float *residual_bias, fl
 // the gradients of weight and bias to dweight and dbias. x, mean, rstd: the forward pass's sum, mean and rstd.
 int norm_backward(const scalar *dy, const float *dtotal, const float *x, const float *mean, const float *rstd,
                   const float *weight, float *dx, scalar *rounded, float *dweight, float *dbias, long N, long C, int subtract_mean) {
-    int threads = N * C > MIN_PARALLEL ? omp_get_max_threads() : 1;
-    float *partial = calloc(2 * threads * C, sizeof(float));  // (threads, 2, C): of weight, of bias
+    long rows = block_rows(N), blocks = (N + rows - 1) / rows;
+    float *partial = calloc(2 * blocks * C, sizeof(float));  // (blocks, 2, C): of weight, of bias
     if (!partial) return OUT_OF_MEMORY;
-#pragma omp parallel num_threads(threads)
-    {
-        float *dw = partial + 2 * C * omp_get_thread_num(), *db = dw + C;
-#pragma omp for schedule(static)
-        for (long n = 0; n < N; n++) {
+#pragma omp parallel for schedule(static) if (N * C > MIN_PARALLEL)
+    for (long block = 0; block < blocks; block++) {
+        float *dw = partial + 2 * C * block, *db = dw + C;
+        for (long n = block * rows; n < N && n < (block + 1) * rows; n++) {
             float m = mean[n], r = rstd[n];
             vec sum = {0}, product = {0};
             for (long c = 0; c < C; c += LANES) {
@@ -91,10 +94,10 @@ int norm_backward(const scalar *dy, const float *dtotal, const float *x, const f
             }
         }
     }
-    for (int t = 0; t < threads; t++)
+    for (long block = 0; block < blocks; block++)
         for (long c = 0; c < C; c++) {
-            dweight[c] += partial[2 * C * t + c];
-            if (dbias) dbias[c] += partial[2 * C * t + C + c];
+            dweight[c] += partial[2 * C * block + c];
+            if (dbias) dbias[c] += partial[2 * C * block + C + c];
         }
     free(partial);
     return OK;
@@ -102,22 +105,21 @@ int norm_backward(const scalar *dy, const float *dtotal, const float *x, const f
 
 // sums (C) += the sum of the rows of x (N, C)
 int add_rows(const scalar *x, float *sums, long N, long C) {
-    int threads = N * C > MIN_PARALLEL ? omp_get_max_threads() : 1;
-    float *partial = calloc(threads * C, sizeof(float));  // (threads, C)
+    long rows = block_rows(N), blocks = (N + rows - 1) / rows;
+    float *partial = calloc(blocks * C, sizeof(float));  // (blocks, C)
     if (!partial) return OUT_OF_MEMORY;
-#pragma omp parallel num_threads(threads)
-    {
-        float *sum = partial + C * omp_get_thread_num();
-#pragma omp for schedule(static)
-        for (long n = 0; n < N; n += ROW_BLOCK)
+#pragma omp parallel for schedule(static) if (N * C > MIN_PARALLEL)
+    for (long block = 0; block < blocks; block++) {
+        float *sum = partial + C * block;
+        for (long n = block * rows; n < N && n < (block + 1) * rows; n += ROW_BLOCK)
             for (long c = 0; c < C; c += LANES) {
                 vec v = load_float(sum + c, C - c);
                 for (long r = n; r < n + ROW_BLOCK && r < N; r++) v += load(x + r * C + c, C - c);
                 store_float(v, sum + c, C - c);
             }
     }
-    for (int t = 0; t < threads; t++)
-        for (long c = 0; c < C; c++) sums[c] += partial[C * t + c];
+    for (long block = 0; block < blocks; block++)
+        for (long c = 0; c < C; c++) sums[c] += partial[C * block + c];
     free(partial);
     return OK;
 }

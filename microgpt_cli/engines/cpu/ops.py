@@ -62,7 +62,7 @@ class Linear(Op):
         dy = gradients.pop(self.y, None)
         if dy is None:
             return
-        self.kernels.add(dy.mT @ self._x, grad_of(self.weight))
+        self.kernels.add_product(dy, self._x, grad_of(self.weight))
         if self.bias is not None:
             self.kernels.add_rows(dy, grad_of(self.bias))
         gradients.give(self.x, dy @ self.rounded)
