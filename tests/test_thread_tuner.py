@@ -96,7 +96,7 @@ def test_nothing_is_measured_before_the_first_steps_nor_once_the_run_is_to_stop(
 
 
 @pytest.mark.parametrize("optim", ["muon", "adamw"])
-@pytest.mark.parametrize("compiled", ["auto", "false"])
+@pytest.mark.parametrize("engine", ["auto", "torch"])
 def test_a_rehearsed_step_changes_nothing(optim: str, engine: str) -> None:
     config = cli.load_config("train", [*TINY, f"optim={optim}", f"engine={engine}"])
     chosen = compute.choose("cpu", "float32", engine, threads=1, trained=config.model)
