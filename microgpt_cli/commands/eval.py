@@ -92,7 +92,7 @@ def run(config: EvalConfig, invocation: Invocation) -> None:
 def _losses(
     model: GPT, part: Tensor, compute: Compute, batch_size: int, breakdown: LossBreakdown | None
 ) -> Iterator[tuple[float, int]]:
-    """The nats of some windows and how many tokens they predict; `breakdown` takes in each token of them."""
+    """The nats of some windows and how many tokens they predict; `breakdown` aggregates each token."""
     if breakdown is None:
         for nats, count in evaluate(model, part, compute, batch_size):
             yield nats.item(), count
