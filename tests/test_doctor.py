@@ -90,7 +90,7 @@ def test_odd_characters_and_those_of_the_held_out_part_alone_are_named(microgpt:
         "\ufeff" + "".join(f"Line {i} of a text.\r\n" for i in range(300)) + "Ω", newline=""
     )
     out = microgpt("doctor", *TINY, "data.path=t.txt", "max_steps=2").out
-    assert "odd       U+000D, 300 times: end of a line as Windows writes it" in out
+    assert "odd       U+000D, 300 times: Windows line ending" in out
     assert "odd       U+FEFF ZERO WIDTH NO-BREAK SPACE, once: invisible" in out
     assert "only in the held-out part, where nothing can be learnt of them: 'Ω'" in out
 
