@@ -1,27 +1,43 @@
-"""Types and ranges live in the dataclasses, values in `conf/`, and no default in both."""
+"""Types and ranges live in the dataclasses, values in `conf/`, and the defaults of programs are the same."""
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 from conftest import ARCHES, SIZES, Run, preset
 
 from microgpt_cli.cli import main as cli
+from microgpt_cli.cli.verb import Verb
 from microgpt_cli.config import CompareConfig, TokenizerConfig, TrainConfig
 from microgpt_cli.config.device import check_device
 from microgpt_cli.config.schema import from_json, leaves
 from microgpt_cli.errors import UserError
 
 
-@pytest.mark.parametrize("schema", [verb.schema for verb in cli.VERBS.values()])
-def test_no_key_has_a_default_in_its_dataclass(schema: type) -> None:
-    def walk(node: type) -> None:
-        for item in dataclasses.fields(node):
-            assert item.default is dataclasses.MISSING
-            assert item.default_factory is dataclasses.MISSING
+@pytest.mark.parametrize("verb", cli.VERBS.values(), ids=cli.VERBS)
+def test_every_key_has_a_meaning(verb: Verb) -> None:
+    assert all(leaf.meaning for leaf in leaves(verb.schema))
 
-    walk(schema)
-    assert all(leaf.meaning for leaf in leaves(schema))
+
+def test_defaults_of_programs_are_those_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert cli.load_config("train", []) == TrainConfig()
+
+
+@pytest.mark.parametrize("schema", {verb.schema for verb in cli.VERBS.values()} - {TrainConfig})
+def test_what_programs_do_not_make_has_no_defaults(schema: type) -> None:
+    for item in dataclasses.fields(schema):
+        assert item.default is item.default_factory is dataclasses.MISSING
+
+
+def test_no_default_of_a_program_stands_in_for_a_value_that_yaml_lacks(microgpt: Run, tmp_path: Path) -> None:
+    own = tmp_path / "my" / "optim" / "own.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("kind: muon\n")
+    ran = microgpt("train", "--config-dir", "my", "optim=own")
+    assert (ran.status, ran.err.count("\n")) == (2, 1)
+    assert "optim.adamw_learning_rate is required" in ran.err
 
 
 @pytest.mark.parametrize("size", SIZES)

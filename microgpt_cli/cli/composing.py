@@ -15,7 +15,7 @@ from typing import Any
 
 from microgpt_cli.cli import overrides
 from microgpt_cli.cli.verb import Verb
-from microgpt_cli.config.schema import Leaf, flatten
+from microgpt_cli.config.schema import Leaf, Node, flatten, kinds
 from microgpt_cli.errors import UserError
 from microgpt_cli.runs import escape
 
@@ -44,14 +44,25 @@ def version_base() -> dict[str, str]:
     return {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}
 
 
-def register(verbs: Mapping[str, Verb]) -> None:
-    """Let Hydra know the schema of each verb."""
+def register(verbs: Mapping[str, Verb], verb: str) -> None:
+    """Let Hydra know the schema of a verb, by the name of each verb that shares it."""
     from hydra.core.config_store import ConfigStore
 
-    store = ConfigStore.instance()
-    for name, verb in verbs.items():
-        if f"_{name}.yaml" not in store.repo:  # Hydra 1.4 warns of a second time
-            store.store(name=f"_{name}", node=verb.schema)
+    store, schema = ConfigStore.instance(), verbs[verb].schema
+    node = _without_values(schema)
+    for name, other in verbs.items():
+        if other.schema is schema and f"_{name}.yaml" not in store.repo:  # Hydra 1.4 warns of a second time
+            store.store(name=f"_{name}", node=node)
+
+
+def _without_values(schema: type[Any]) -> Any:
+    """A structured config without the defaults that programs have: on a command line all values are YAML's."""
+    from omegaconf import MISSING, OmegaConf
+
+    node = OmegaConf.structured(schema)
+    for name, kind in kinds(schema).items():
+        node[name] = _without_values(kind) if isinstance(kind, type) and issubclass(kind, Node) else MISSING
+    return node
 
 
 def flag(flags: Sequence[str], name: str) -> str | None:
@@ -65,7 +76,7 @@ def compose(verbs: Mapping[str, Verb], verb: str, words: overrides.Words) -> Any
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
 
-    register(verbs)
+    register(verbs, verb)
     conf = Path(flag(words.flags, "--config-path") or CONF).absolute()
     extra = flag(words.flags, "--config-dir")
     search = [f"hydra.searchpath=[{overrides.quote('file://' + os.path.abspath(extra))}]"] if extra else []

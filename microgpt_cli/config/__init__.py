@@ -1,7 +1,8 @@
 """One dataclass for each node of `conf/`, a file a node or verb: type, unit, meaning and range of every key.
 
-Values live in the YAML files under `conf/`, types live here, and no default stands in both. A dataclass checks
-itself when it is made, so a config that exists is a config that is right.
+Types live here, values in the YAML files under `conf/`. What a program makes without Hydra (a model, a text, a
+tokenizer, an optimizer, a run) has the same values as defaults, and a test compares the two. A dataclass checks itself
+when it is made, so a config that exists is a config that is right.
 """
 
 from microgpt_cli.config.compare import CompareConfig

@@ -15,9 +15,9 @@ class CompareConfig(Node):
 
     paths: list[str] = key("the runs to compare, two or more: their folders, as bare words")
     sample: bool = key("let each of them go on from the prompt")
-    prompt: str = key("text to go on from", may_be_empty=True)
+    prompt: str = key("prompt", may_be_empty=True)
     max_new_tokens: int = key("tokens that each writes", at_least=0)
-    temperature: float = key("0: always the likeliest token; 1: as learnt; above: bolder", at_least=0)
+    temperature: float = key("0: greedy; 1: the model's probabilities; above 1: more random", at_least=0)
     seed: int = key("of the samples; the same for each run", at_least=0)
     device: str = key(f"where to compute: {DEVICE}")
     out: str | None = key("folder for the plot (null: the one that the runs lie in)")

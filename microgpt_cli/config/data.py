@@ -16,15 +16,15 @@ class DataConfig(Node):
 
     NODE: ClassVar[str] = "data."
 
-    source: str = key("kind of source", choices=("pydocs", "download", "path", "run"))
-    path: str | None = key("your own text: a file, a folder of .txt and .md, or a glob")
-    val_fraction: float = key("share held out for evaluation, from the end", above=0, below=1)
-    folder: str = key("where a downloaded text is looked for first")
-    cache_dir: str = key("where downloads and encoded corpora are kept")
-    url: str | None = key("where a download comes from")
-    file_name: str | None = key("name of the downloaded file")
-    sha256: str | None = key("checksum that the file must have")
-    size_bytes: int | None = key("size that the file must have, bytes", at_least=1)
+    source: str = key("kind of source", choices=("pydocs", "download", "path", "run"), default="pydocs")
+    path: str | None = key("your own text: a file, a folder of .txt and .md, or a glob", default=None)
+    val_fraction: float = key("fraction of the text, from its end, used for validation", above=0, below=1, default=0.1)
+    folder: str = key("folder that is searched for a downloaded text first", default="data")
+    cache_dir: str = key("folder for downloads and encoded datasets", default="~/.cache/microgpt")
+    url: str | None = key("URL of a download", default=None)
+    file_name: str | None = key("name of the downloaded file", default=None)
+    sha256: str | None = key("checksum that the file must have", default=None)
+    size_bytes: int | None = key("size that the file must have, bytes", at_least=1, default=None)
 
     def check(self) -> None:
         # A run that came from elsewhere brings these along: they must not reach other files than the cache's own.

@@ -13,14 +13,14 @@ from microgpt_cli.errors import UserError
 class InspectConfig(Node):
     """`microgpt inspect`."""
 
-    ckpt: str = key("a run's folder, one of its ckpt/step-… folders, or latest")
+    ckpt: str = key("a run (its best checkpoint is used), one of its ckpt/step-… folders, or latest")
     prompt: str = key("text to look at as the model reads it", may_be_empty=True)
     prompt_file: str | None = key("a file to read the text from")
     max_tokens: int = key("look at so many tokens of its end at most; the page grows with the square", at_least=1)
     out: str | None = key("the HTML page to write, in place of an older one (null: none)")
     device: str = key(f"where to compute: {DEVICE}")
     dtype: str = key("precision of the arithmetic", choices=DTYPES)
-    threads: int | None = key("CPU threads (null: torch's choice)", at_least=1, at_most=MOST_THREADS)
+    threads: int | None = key("CPU threads (null: by cores, quota and model size)", at_least=1, at_most=MOST_THREADS)
 
     def check(self) -> None:
         check_device(self.device)

@@ -15,21 +15,23 @@ class ModelConfig(Node):
 
     NODE: ClassVar[str] = "model."
 
-    n_layer: int = key("transformer blocks", at_least=1, at_most=1000)
-    n_head: int = key("attention heads in a block", at_least=1)
-    n_embd: int = key("width: numbers that stand for one token", at_least=1, at_most=1 << 16)
-    block_size: int = key("context: tokens that the model sees at once", at_least=1, at_most=1 << 24)
-    dropout: float = key("share of activations dropped in training", at_least=0, below=1)
-    position: str = key("how a token's place is told", choices=("learned", "rotary"))
-    token_shift: bool = key("each token also carries a learnt share of the one before it", absent=False)
-    norm: str = key("normalisation before each sublayer", choices=("layernorm", "rmsnorm"))
-    activation: str = key("nonlinearity of the MLP", choices=("relu", "gelu", "relu2"))
-    qk_norm: bool = key("normalise queries and keys")
-    qkv_bias: bool = key("bias in the query, key and value projections")
-    bias: bool = key("bias in the other projections, the MLP and LayerNorm")
-    tied_head: bool = key("lm_head shares the weights of token_embedding_table")
-    head_bias: bool = key("bias in lm_head")
-    residual_init: str = key("start of the projections that write to the residual", choices=("scaled", "zero"))
+    n_layer: int = key("transformer blocks", at_least=1, at_most=1000, default=4)
+    n_head: int = key("attention heads in a block", at_least=1, default=4)
+    n_embd: int = key("width of the model: dimension of embeddings", at_least=1, at_most=1 << 16, default=64)
+    block_size: int = key("context length in tokens", at_least=1, at_most=1 << 24, default=32)
+    dropout: float = key("dropout probability", at_least=0, below=1, default=0.0)
+    position: str = key("positional encoding", choices=("learned", "rotary"), default="learned")
+    token_shift: bool = key("add a learned fraction of the previous token's embedding", absent=False, default=False)
+    norm: str = key("normalization before each sublayer", choices=("layernorm", "rmsnorm"), default="layernorm")
+    activation: str = key("activation of the MLP", choices=("relu", "gelu", "relu2"), default="relu")
+    qk_norm: bool = key("normalize queries and keys", default=False)
+    qkv_bias: bool = key("bias in the query, key and value projections", default=False)
+    bias: bool = key("bias in the other projections, the MLP and LayerNorm", default=True)
+    tied_head: bool = key("lm_head shares the weights of token_embedding_table", default=False)
+    head_bias: bool = key("bias in lm_head", default=True)
+    residual_init: str = key(
+        "start of the projections that write to the residual", choices=("scaled", "zero"), default="scaled"
+    )
 
     def check(self) -> None:
         n_embd, n_head = self.n_embd, self.n_head

@@ -16,20 +16,35 @@ class OptimConfig(Node):
     NODE: ClassVar[str] = "optim."
 
     kind: str = key(
-        "adamw, or muon: Muon for the blocks' matrices, AdamW for the rest", choices=("adamw", "muon"), absent="adamw"
+        "adamw, or muon: Muon for the blocks' matrices, AdamW for the rest",
+        choices=("adamw", "muon"),
+        absent="adamw",
+        default="muon",
     )
-    learning_rate: float = key("peak learning rate", above=0)
-    adamw_learning_rate: float | None = key("muon: peak learning rate of AdamW's part", above=0, absent=None)
-    warmup_steps: int = key("steps of linear rise to the peak", at_least=0)
-    schedule: str = key("course after the warm-up", choices=("constant", "linear", "cosine"))
-    decay_fraction: float = key("share of the run over which it falls, at its end", above=0, at_most=1, absent=1.0)
-    min_learning_rate: float | None = key("learning rate at max_steps (null: a tenth of the peak)", at_least=0)
-    weight_decay: float = key("decoupled decay of matrices and tables (biases and gains are spared)", at_least=0)
-    beta1: float = key("decay of the gradient's running mean", at_least=0, below=1)
-    beta2: float = key("decay of the squared gradient's running mean", at_least=0, below=1)
-    eps: float = key("added to the denominator", above=0)
-    momentum: float | None = key("muon: decay of the matrices' running mean", at_least=0, below=1, absent=None)
-    grad_clip: float = key("largest gradient norm (0: no clipping)", at_least=0)
+    learning_rate: float = key("peak learning rate", above=0, default=1.5e-2)
+    adamw_learning_rate: float | None = key(
+        "muon: peak learning rate of AdamW's part", above=0, absent=None, default=1e-2
+    )
+    warmup_steps: int = key("steps of linear warm-up", at_least=0, default=0)
+    schedule: str = key(
+        "learning-rate schedule after the warm-up", choices=("constant", "linear", "cosine"), default="linear"
+    )
+    decay_fraction: float = key(
+        "share of the run over which it falls, at its end", above=0, at_most=1, absent=1.0, default=0.8
+    )
+    min_learning_rate: float | None = key(
+        "learning rate at max_steps (null: a tenth of the peak)", at_least=0, default=0.0
+    )
+    weight_decay: float = key(
+        "decoupled decay of matrices and tables (biases and gains are spared)", at_least=0, default=0.1
+    )
+    beta1: float = key("decay of the running mean of gradients (Adam)", at_least=0, below=1, default=0.9)
+    beta2: float = key("decay of the running mean of squared gradients (Adam)", at_least=0, below=1, default=0.99)
+    eps: float = key("added to the denominator", above=0, default=1e-8)
+    momentum: float | None = key(
+        "muon: decay of the matrices' running mean", at_least=0, below=1, absent=None, default=0.9
+    )
+    grad_clip: float = key("largest gradient norm (0: no clipping)", at_least=0, default=1.0)
 
     def check(self) -> None:
         if self.schedule != "constant" and self.last_learning_rate > self.learning_rate:

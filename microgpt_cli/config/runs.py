@@ -13,7 +13,7 @@ class RunsConfig(Node):
     """`microgpt runs`."""
 
     paths: list[str] = key("folders to look for runs in; bare words")
-    sort: str = key("column or setting to sort by; - before it turns the order round")
+    sort: str = key("column or setting to sort by; prefix with - for descending")
     filter: str | None = key("which runs, as in model.n_layer>4 and status=finished")
     format: str = key("how to print", choices=("table", "csv", "json", "md"))
     plot: bool = key("draw val_loss against the step, and the best one against each setting that differs")

@@ -30,14 +30,18 @@ def key(
     choices: tuple[str, ...] = (),
     may_be_empty: bool = False,
     absent: Any = dataclasses.MISSING,
+    default: Any = dataclasses.MISSING,
 ) -> Any:
     """A field of a config: what it means, and the range or the choices that a value must keep to.
 
-    A key that is younger than runs that are to be read says in `absent` what those runs had.
+    A key that is younger than runs that are to be read says in `absent` what those runs had. What a program makes
+    without Hydra has in `default` the value that `conf/` gives it, too.
     """
     bounds = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
     texts = {"meaning": meaning, "choices": choices, "may_be_empty": may_be_empty, "absent": absent}
-    return field(metadata=texts | bounds)
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=texts | bounds)
+    return field(default=default, metadata=texts | bounds)
 
 
 @dataclass
@@ -145,6 +149,12 @@ def absent_values(schema: type[Any], prefix: str = "") -> dict[str, Any]:
         elif item.metadata["absent"] is not dataclasses.MISSING:
             values[prefix + item.name] = item.metadata["absent"]
     return values
+
+
+def kinds(schema: type[Any]) -> dict[str, Any]:
+    """The type of each key of a node, null left out: another node's class, or that of a value."""
+    hints = typing.get_type_hints(schema)
+    return {item.name: _required(hints[item.name])[0] for item in dataclasses.fields(schema)}
 
 
 def _required(hint: Any) -> tuple[Any, bool]:

@@ -14,18 +14,18 @@ class SweepConfig(Node):
 
     NODE: ClassVar[str] = "sweep."
 
-    resume: str | None = key("go on with the sweep in this folder, or with the newest: latest")
-    fail_fast: bool = key("begin no further job after one has failed")
+    resume: str | None = key("continue the sweep in this folder; latest: the newest sweep")
+    fail_fast: bool = key("start no further job after one has failed")
 
 
 @dataclass
 class SearchConfig(SweepConfig):
     """What `hydra/sweeper=optuna` takes beside."""
 
-    sampler: str = key("how settings are drawn", choices=("tpe", "random", "grid"))
+    sampler: str = key("sampler of settings", choices=("tpe", "random", "grid"))
     n_trials: int | None = key("settings to try (null: 20, or the whole grid)", at_least=1, at_most=1 << 20)
-    pruner: str = key("how runs that do worse are ended early", choices=("asha", "median", "none"))
-    min_steps: int | None = key("no run is pruned before so many steps (null: those of the warm-up)", at_least=1)
-    keep_one_in: int = key("asha: one run in so many goes on to so many times the steps", at_least=2, at_most=64)
-    at_once: int | None = key("trials begun together (null: as many as the launcher runs at once)", at_least=1)
-    seed: int = key("of the draws; the runs have a seed of their own", at_least=0)
+    pruner: str = key("pruner that stops worse runs early", choices=("asha", "median", "none"))
+    min_steps: int | None = key("steps before a run may be pruned (null: those of the warm-up)", at_least=1)
+    keep_one_in: int = key("ASHA reduction factor", at_least=2, at_most=64)
+    at_once: int | None = key("trials started together (null: as many as the launcher runs at once)", at_least=1)
+    seed: int = key("random seed of the sampler, not of the runs", at_least=0)

@@ -14,5 +14,9 @@ class TokenizerConfig(Node):
 
     NODE: ClassVar[str] = "tokenizer."
 
-    kind: str = key("char: one id a code point of the corpus; byte: UTF-8 bytes", choices=("char", "byte"))
-    unknown: str = key("a character the vocabulary lacks: refuse, or replace by U+FFFD", choices=("error", "replace"))
+    kind: str = key(
+        "char: one id a code point of the corpus; byte: UTF-8 bytes", choices=("char", "byte"), default="char"
+    )
+    unknown: str = key(
+        "a character the vocabulary lacks: refuse, or replace by U+FFFD", choices=("error", "replace"), default="error"
+    )

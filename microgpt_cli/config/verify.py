@@ -11,5 +11,5 @@ from microgpt_cli.config.schema import Node, key
 class VerifyConfig(Node):
     """`microgpt verify`."""
 
-    ckpt: str = key("a run's folder, one of its ckpt/step-… folders, or latest")
+    ckpt: str = key("a run, one of its ckpt/step-… folders, or latest")
     replay: int = key("steps to train again from a checkpoint, to compare the bits (0: none)", at_least=0)
