@@ -1,6 +1,7 @@
 """What the project says about its speed, measured anew: `make bench`, about five minutes on two cores.
 
     python benchmarks/bench.py [only=training,start,…] [text=FILE] [rounds=5] [threads=N] [name=NAME]
+    python benchmarks/bench.py only=threads         # whole runs, quiet and beside others: minutes more
     python benchmarks/bench.py only=loss            # a whole recipe beside the plain loop's: minutes more
     python benchmarks/bench.py readme=NAME          # put the table of a stored result into the README; measures nothing
 
@@ -22,6 +23,7 @@ from pathlib import Path
 import evaluating
 import machine
 import sample_speed
+import threads as cpu_threads
 import torch
 import train_speed
 from timing import Ratio
@@ -64,6 +66,7 @@ SAMPLED_GOALS = {"micro": 5.0, "small": 50.0, "gpt2": 5.0}  # one sample, times 
 START_SEC = {"help": 0.1, "params": 0.5, "first_step": 0.8}  # at most; but for the first, beyond import torch
 FIRST_TOKEN_SEC, FIRST_TOKEN_GB = 1.0, 1.1  # at most, of GPT-2's size; the seconds beyond import torch
 EVALUATING = 0.05  # of a run at most
+QUIET_THREADS, BUSY_THREADS = 0.97, 0.9  # of what OpenMP's own spinning gives; of what one thread gives
 SPEEDRUN = 10.0  # times as fast as the plain way's work
 
 
@@ -94,6 +97,22 @@ def training(settings: Settings) -> Iterator[Row]:
                 f"≥ {goal_share:.0%}" if goal_share else "",
                 met=share >= goal_share if goal_share else None,
             )
+
+
+def threads(settings: Settings) -> Iterator[Row]:
+    """The default number of threads on a quiet machine and beside others' work."""
+    for size in ("micro", "mini"):
+        found = cpu_threads.measure(
+            size, cpu_threads.STEPS[size], min(settings.rounds, cpu_threads.ROUNDS), settings.progress
+        )
+        for name, situation, goal, other in (
+            ("quiet_default_to_spinning", cpu_threads.QUIET, QUIET_THREADS, "spinning"),
+            ("busy_default_to_one", cpu_threads.BUSY, BUSY_THREADS, "one"),
+            ("two_runs_default_to_one", cpu_threads.TWO_RUNS, BUSY_THREADS, "one"),
+        ):
+            rates = found["tokens_per_sec"][situation]
+            measured = f"{rates['default']:,} tokens/s, {other} {rates[other]:,}"
+            yield against(goal, Ratio(*found[name]), "threads", f"train {size}, {situation}", measured)
 
 
 def start(settings: Settings) -> Iterator[Row]:
@@ -192,9 +211,14 @@ def against(goal: float, ratio: Ratio, part: str, what: str, measured: str) -> R
 
 
 PARTS = {
-    "training": training, "start": start, "first_token": first_token, "sampling": sampling, "evaluating": evaluation,
+    "training": training,
+    "threads": threads,
+    "start": start,
+    "first_token": first_token,
+    "sampling": sampling,
+    "evaluating": evaluation,
     "loss": loss,
-}  # fmt: skip
+}
 USUAL = "training,start,first_token,sampling,evaluating"
 
 
