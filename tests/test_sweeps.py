@@ -102,7 +102,7 @@ def test_failed_job_is_reported_and_the_others_continue(
     sweep = only_sweep(tmp_path)
     assert ran.status == 1
     assert ran.err == (
-        f"microgpt train: 1 of 3 jobs failed (1); to run those again: microgpt train -m sweep.resume={sweep}\n"
+        f"microgpt train: 1 of 3 jobs failed (1); run those again with: microgpt train -m sweep.resume={sweep}\n"
     )
     said = "ValueError: boom \\x1b[2J" if isinstance(error, ValueError) else "no such thing. What was saved is kept"
     [line] = [line for line in ran.out.splitlines() if line.startswith("job 1 ")]
@@ -114,7 +114,7 @@ def test_failed_job_is_reported_and_the_others_continue(
     assert "in evaluate" in (sweep / "1" / "traceback.txt").read_text()
     assert [job.read_status(sweep / n).status for n in "012"] == ["finished", "failed", "finished"]
     assert "\x1b" not in ran.out
-    # It may have been a passing trouble.
+    # The failure may have been temporary.
     before = everything(sweep / "0")
     again = microgpt("train", "-m", "sweep.resume=latest")
     assert again.status == 0, again.err
