@@ -5,7 +5,7 @@ BIN := $(if $(wildcard .venv/bin/python),.venv/bin/,)
 TARGETS := native $(if $(filter x86_64,$(shell uname -m)),x86-64-v3)
 NATIVE := microgpt_cli/engines/cpu
 
-.PHONY: check check-c sanitize test test-oldest test-slow stress test-gpu cover bench bench-loss bench-peers bench-growth
+.PHONY: check check-c sanitize test test-oldest test-slow stress test-gpu cover bench bench-loss bench-peers bench-growth docs
 
 check: check-c
 	$(BIN)ruff format --check .
@@ -66,3 +66,7 @@ bench-peers:
 
 bench-growth:
 	$(BIN)python benchmarks/growth.py $(ARGS)
+
+# The site in site/; its pages open from the disk
+docs:
+	$(BIN)mkdocs build --strict

@@ -3,7 +3,7 @@
     python benchmarks/bench.py [only=training,start,…] [text=FILE] [rounds=5] [threads=N] [name=NAME]
     python benchmarks/bench.py only=threads         # whole runs, quiet and beside others: minutes more
     python benchmarks/bench.py only=loss            # a whole recipe beside the plain loop's: minutes more
-    python benchmarks/bench.py readme=NAME          # put the table of a stored result into the README; measures nothing
+    python benchmarks/bench.py page=NAME           # put the table of a stored result into docs/performance.md
 
 Ours and the plain way (`plain.py`, and the article's `generate`) run in turns in this process; the median of the rounds
 counts. A table at the end holds each figure against its goal; all of it goes to `results/bench_NAME.json`. With
@@ -31,8 +31,8 @@ from timing import Ratio
 from microgpt_cli.cli import main as cli
 from microgpt_cli.errors import UserError
 
-README = Path(__file__).resolve().parent.parent / "README.md"
-BEGIN, END = "<!-- bench: python benchmarks/bench.py readme=NAME writes this -->\n", "<!-- end of bench -->\n"
+PAGE = Path(__file__).resolve().parent.parent / "docs/performance.md"
+BEGIN, END = "<!-- bench: python benchmarks/bench.py page=NAME writes this -->\n", "<!-- end of bench -->\n"
 
 
 @dataclass(frozen=True)
@@ -223,10 +223,10 @@ USUAL = "training,start,first_token,sampling,evaluating"
 
 
 def main(words: list[str]) -> None:
-    known = {"only": "", "text": "", "rounds": "5", "threads": "", "name": machine.name_of_machine(), "readme": ""}
+    known = {"only": "", "text": "", "rounds": "5", "threads": "", "name": machine.name_of_machine(), "page": ""}
     given, _ = machine.settings(words, known)
-    if given["readme"]:
-        put_into_readme(given["readme"])
+    if given["page"]:
+        put_into_page(given["page"])
         return
     chosen = (given["only"] or USUAL).split(",")
     unknown = [name for name in chosen if name not in PARTS]
@@ -309,19 +309,19 @@ def table(rows: list[dict[str, object]]) -> str:
     return "\n".join(f"| {' | '.join(f'{c:{w}}' for c, w in zip(row, widths, strict=True))} |" for row in lines)
 
 
-def put_into_readme(name: str) -> None:
-    """Write the table of a stored result between the marks in the README."""
+def put_into_page(name: str) -> None:
+    """Write the table of a stored result between the marks in docs/performance.md."""
     path = machine.RESULTS / f"{name.removesuffix('.json')}.json"
     if not path.exists():
         path = machine.RESULTS / f"bench_{name}.json"
     page = json.loads(path.read_text(encoding="utf-8"))
     versions = ", ".join(f"{what} {version}" for what, version in page["versions"].items())
     caption = f"{page['device']}, {page['threads']} threads, {versions}; {page['measured']}, `{path.name}`:"
-    before, mark, rest = README.read_text(encoding="utf-8").partition(BEGIN)
+    before, mark, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (mark and end):
-        sys.exit(f"{README}: the marks of the table are missing")
-    README.write_text(f"{before}{BEGIN}{caption}\n\n{table(page['rows'])}\n\n{END}{after}", encoding="utf-8")
+        sys.exit(f"{PAGE}: the marks of the table are missing")
+    PAGE.write_text(f"{before}{BEGIN}{caption}\n\n{table(page['rows'])}\n\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -127,12 +127,12 @@ def test_a_part_that_fails_is_told_and_the_others_are_kept(
 def test_the_table_goes_between_its_marks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     bench, machine = script("bench"), script("machine")
     monkeypatch.setattr(machine, "RESULTS", tmp_path)
-    monkeypatch.setattr(bench, "README", tmp_path / "README.md")
+    monkeypatch.setattr(bench, "PAGE", tmp_path / "page.md")
     bench.store("bench_it", [], [vars(bench.Row("training", "what was measured", "1"))], ["training"])
-    (tmp_path / "README.md").write_text(f"before\n{bench.BEGIN}old\n{bench.END}after\n", encoding="utf-8")
+    (tmp_path / "page.md").write_text(f"before\n{bench.BEGIN}old\n{bench.END}after\n", encoding="utf-8")
     for _ in range(2):  # the second changes nothing
-        bench.main(["readme=it"])
-        text = (tmp_path / "README.md").read_text(encoding="utf-8")
+        bench.main(["page=it"])
+        text = (tmp_path / "page.md").read_text(encoding="utf-8")
         assert text.startswith(f"before\n{bench.BEGIN}")
         assert text.endswith(f"\n{bench.END}after\n")
         assert text.count("what was measured") == 1
@@ -147,7 +147,7 @@ def test_an_unknown_word_costs_a_line() -> None:
         assert words[0] in stopped.value.code
 
 
-def test_the_readme_has_the_marks_of_the_table() -> None:
+def test_the_page_has_the_marks_of_the_table() -> None:
     bench = script("bench")
-    text = bench.README.read_text(encoding="utf-8")
+    text = bench.PAGE.read_text(encoding="utf-8")
     assert text.count(bench.BEGIN) == text.count(bench.END) == 1
