@@ -158,7 +158,8 @@ def _engine(wanted: str, compile: str, device: torch.device) -> tuple[str, str]:
         raise UserError(f"engine=native: {why_not}; try engine=auto")
     if why_not:
         return "torch", "autograd" if device.type != "cpu" else f"autograd; {why_not}"
-    return "native", "fused C kernels, following the model's forward pass"
+    note = Kernels(torch.float32).note
+    return "native", "fused C kernels, following the model's forward pass" + (f"; {note}" if note else "")
 
 
 def why_not_native() -> str:

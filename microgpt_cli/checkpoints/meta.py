@@ -77,6 +77,13 @@ def check(meta: Any, where: str) -> dict[str, Any]:
     return meta
 
 
+def engine_of(meta: dict[str, Any]) -> tuple[str, str]:
+    """The engine of a checkpoint and whether its model was compiled, as the keys have them; before 0.3 in one entry."""
+    compiled = meta.get("compile", False)
+    engine = meta.get("engine", "native" if compiled == "native" else "torch")
+    return engine, str(compiled is True).lower()
+
+
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and value.isprintable() and 0 < len(value) <= LONGEST_TEXT
 

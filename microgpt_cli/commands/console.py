@@ -49,6 +49,14 @@ def _is_gone(error: OSError, stream: TextIO) -> bool:
     return isinstance(error, BrokenPipeError) or is_device
 
 
+def announce_kernels(engine: str, device: str) -> None:
+    """Say so before the C kernels are compiled, which takes seconds and happens once on a machine."""
+    from microgpt_cli.engines.cpu import build
+
+    if engine != "torch" and device in ("auto", "cpu") and build.will_compile("layer_ops"):
+        say("compiling the CPU kernels, once for this machine; a few seconds", sys.stderr)
+
+
 def file_to_write(out: str) -> Path:
     """Where `out=` says. Raises `UserError` if that is a folder, or in none."""
     target = Path(os.path.expanduser(out))

@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 from microgpt_cli import __version__, randomness, signals
 from microgpt_cli.checkpoints import checkpoint
+from microgpt_cli.checkpoints.meta import engine_of
 from microgpt_cli.commands import Invocation, dataset_cache, lr_find
-from microgpt_cli.commands.console import say, thousands
+from microgpt_cli.commands.console import announce_kernels, say, thousands
 from microgpt_cli.commands.resume import config_from_run, resumed_config
 from microgpt_cli.commands.train_report import conclude, go_on, introduce, smaller_batch
 from microgpt_cli.compute import Compute, choose
@@ -26,6 +27,7 @@ from microgpt_cli.config import TrainConfig
 from microgpt_cli.data.baselines import Baselines, baselines
 from microgpt_cli.data.dataset import Splits, split
 from microgpt_cli.data.tokenizers import Tokenizer
+from microgpt_cli.engines.cpu import build
 from microgpt_cli.engines.structure import difference
 from microgpt_cli.errors import Interrupted, RunStopped, UserError
 from microgpt_cli.generation.generate import generate, text_of
@@ -113,6 +115,7 @@ def _train(
     config: TrainConfig, invocation: Invocation, run_folder: Path | None, resumed: checkpoint.Checkpoint | None
 ) -> None:
     require(config.logger)
+    announce_kernels(config.engine, config.device)
     compute = choose(
         _device(config, invocation),
         config.dtype,
@@ -174,6 +177,8 @@ def _facts(compute: Compute, text_sha256: str) -> dict[str, Any]:
         "threads": compute.threads,
         "engine": compute.engine,
         "compile": compute.compile,
+        **({"processor": build.processor()} if compute.device.type == "cpu" else {}),
+        **({"kernels": build.build_hash()} if compute.engine == "native" else {}),
     }
 
 
@@ -184,9 +189,12 @@ def _check_same(resumed: checkpoint.Checkpoint, facts: dict[str, Any]) -> None:
             "resume: the text has changed since the run began (its checksum is another); "
             "give the old text with data.path=, or start a new run"
         )
-    changed = [
-        f"{k} {resumed.meta.get(k)} → {v}" for k, v in facts.items() if k != "text_sha256" and resumed.meta.get(k) != v
-    ]
+    engine, compiled = engine_of(resumed.meta)
+    began = resumed.meta | {
+        "engine": engine,
+        "compile": compiled == "true",
+    }  # older runs note neither processor nor kernels
+    changed = [f"{key} {began[key]} → {value}" for key, value in facts.items() if began.get(key, value) != value]
     if changed:
         say(f"note      not bit for bit what one uninterrupted run gives: {', '.join(changed)}")
 
@@ -400,5 +408,6 @@ def _write_result(trainer: Trainer, status: str) -> None:
         "parameters": total_parameters(trainer.model),
         "device": str(trainer.compute.device),
         "dtype": str(trainer.compute.dtype).removeprefix("torch."),
+        "engine": trainer.update.engine.name,
     }
     storage.replace(trainer.run_folder / layout.RESULT, storage.json_bytes(result))

@@ -2,12 +2,12 @@
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from microgpt_cli.checkpoints import checkpoint
+from microgpt_cli.checkpoints.meta import engine_of
 from microgpt_cli.commands import Invocation
 from microgpt_cli.commands.console import bytes_bar
 from microgpt_cli.compute import choose, why_not_native
@@ -67,13 +67,6 @@ def _replay(valid: dict[int, Path], steps: int) -> None:
             f"(trained on {loaded.meta['device']} with torch {loaded.meta['torch']}, {loaded.meta['threads']} threads)"
         )
     print(f"good  {steps} steps from step {start:,} are bit-identical to {what}")
-
-
-def engine_of(meta: dict[str, Any]) -> tuple[str, str]:
-    """The engine of a checkpoint and whether it was compiled, as the keys have them; before 0.3 in one entry."""
-    compiled = meta.get("compile", False)
-    engine = meta.get("engine", "native" if compiled == "native" else "torch")
-    return engine, str(compiled is True).lower()
 
 
 def _retrain(loaded: checkpoint.Checkpoint, steps: int) -> dict[str, torch.Tensor]:

@@ -90,6 +90,8 @@ class Kernels:
         self.dtype = dtype
         libraries = {file: build.load(file, *DEFINES[dtype]) for file in ("layer_ops", "attention")}
 
+        self.note = next((library.note for library in libraries.values() if library.note), "")  # for a person
+
         def function(name: str) -> Callable[..., None]:
             found = getattr(libraries["attention" if name.startswith("attention") else "layer_ops"].functions, name)
             found.argtypes, found.restype = ARGUMENTS[name], ctypes.c_int if name in ALLOCATING else None
