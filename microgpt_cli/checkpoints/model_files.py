@@ -5,6 +5,7 @@ present, `meta.json` and `MANIFEST.json`. The optimizer's state is not read and 
 shapes and numbers are still checked, but damage that keeps them valid goes unnoticed.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -73,9 +74,12 @@ class Description:
 
 @dataclass(frozen=True)
 class TrainedModel(Description):
-    """A model with its weights, its tokenizer, and where they come from."""
+    """A model with its weights, its tokenizer, and where they come from; unpacks into model and tokenizer."""
 
     model: GPT
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.model, self.tokenizer))
 
 
 def describe(path: Path) -> Description:

@@ -66,16 +66,16 @@ class Session:
         return self.invocation.sweep_dir is not None
 
 
-def run(config: TrainConfig, invocation: Invocation) -> None:
-    """Train a new run, or go on with an old one."""
+def run(config: TrainConfig, invocation: Invocation) -> Path | None:
+    """Train a new run, or go on with an old one, and return its folder; None if no run was asked for."""
     threads = torch.get_num_threads()
     try:
-        _run(config, invocation)
+        return _run(config, invocation)
     finally:
         torch.set_num_threads(threads)  # for the next run in this process
 
 
-def _run(config: TrainConfig, invocation: Invocation) -> None:
+def _run(config: TrainConfig, invocation: Invocation) -> Path | None:
     if config.resume is not None:
         for name in ("lr_find", "profile"):
             if getattr(config, name):
@@ -94,26 +94,25 @@ def _run(config: TrainConfig, invocation: Invocation) -> None:
             for problem in problems:
                 say(f"warning   {problem}; falling back to step {resumed.step:,}")
             config = resumed_config(config, resumed.config, invocation.typed, run_folder)
-            _train(config, invocation, run_folder, resumed)
-        return
+            return _train(config, invocation, run_folder, resumed)
     if config.from_run is not None:
         config = config_from_run(config, invocation.typed)
     if config.lr_find and config.profile:
         raise UserError("lr_find=true profile=true: one at a time; neither leaves a model for the other")
     if config.lr_find:
         lr_find.run(config, invocation)
-        return
+        return None
     if config.profile:
         from microgpt_cli.commands import profile  # a run has no profiler in memory
 
         profile.run(config, invocation)
-        return
-    _train(config, invocation, None, None)
+        return None
+    return _train(config, invocation, None, None)
 
 
 def _train(
     config: TrainConfig, invocation: Invocation, run_folder: Path | None, resumed: checkpoint.Checkpoint | None
-) -> None:
+) -> Path:
     require(config.logger)
     announce_kernels(config.engine, config.device)
     compute = choose(
@@ -144,11 +143,12 @@ def _train(
     )
     if run_folder is not None:  # resumed, and locked already
         _train_in(run_folder, session)
-        return
+        return run_folder
     files = {layout.TOKENIZER: tokenizer.to_json(), layout.CONFIG: dataclasses.asdict(config)}
     written = {name: storage.json_bytes(data) for name, data in files.items()}
     with layout.new(config.out_dir, invocation.sweep_dir, written, invocation.hydra_files) as made:
         _train_in(made, session)
+    return made
 
 
 def _device(config: TrainConfig, invocation: Invocation) -> str:

@@ -30,10 +30,10 @@ class GPT(nn.Module):
 
     Args:
         config: size and kind.
-        vocab_size: V.
+        vocab_size: V; by default that of the article's text.
     """
 
-    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+    def __init__(self, config: ModelConfig, vocab_size: int = 65) -> None:
         super().__init__()
         self.config = config
         self.vocab_size = vocab_size
