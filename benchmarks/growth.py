@@ -62,7 +62,7 @@ def main(words: list[str]) -> None:
 def point(seconds: float, words: list[str]) -> dict[str, Any]:
     """A few steps of one setting, about so many seconds of them."""
     config = cli.load_config("train", ["arch=gpt2", "optim=adamw", *words])
-    compute = choose(config.device, config.dtype, config.compile, config.threads, 0.0, config.model)
+    compute = choose(config.device, config.dtype, config.engine, config.compile, config.threads, trained=config.model)
     ids = token_ids(VOCAB_SIZE)
     before = held_bytes()
     model = GPT(config.model, VOCAB_SIZE).to(compute.device)

@@ -5,7 +5,7 @@ import torch
 from conftest import ARCHES, SIZES, preset
 from torch.utils.flop_counter import FlopCounterMode
 
-from microgpt_cli.model import layers, loss
+from microgpt_cli.model import loss
 from microgpt_cli.model.accounting import (
     embedding_parameters,
     flops_per_token,
@@ -59,7 +59,6 @@ def test_flops_are_what_the_flop_counter_counts(arch: str) -> None:
 def test_activation_bytes_are_what_autograd_saves(
     arch: str, batch_size: int, V: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layers, "LONGEST_SCORES", 0)  # fused attention
     monkeypatch.setattr(loss, "CHUNK_LOGITS", 64 * 5003)  # of the larger vocabulary, three windows are two chunks
     model = GPT(preset("micro", arch), V)
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}

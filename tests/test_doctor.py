@@ -79,7 +79,7 @@ def test_it_says_all_of_it_and_ends_with_the_run_to_type(microgpt: Run, text_fil
     ran = microgpt("doctor", *words)
     assert ran.status == 0, ran.err
     names = {line[:9].strip() for line in ran.out.splitlines()}
-    assert {"machine", "device", "dtype", "compile", "threads", "compiler", "text", "split", "compare"} <= names
+    assert {"machine", "device", "dtype", "engine", "threads", "compiler", "text", "split", "compare"} <= names
     assert {"model", "memory", "disk", "pace", "time", "passes", "little", "copied", "repeated"} <= names
     typed = shlex.split(ran.out.splitlines()[-1].partition("microgpt train")[2])
     assert cli.load_config("train", typed) == cli.load_config("train", words)
