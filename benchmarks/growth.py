@@ -62,14 +62,14 @@ def main(words: list[str]) -> None:
 def point(seconds: float, words: list[str]) -> dict[str, Any]:
     """A few steps of one setting, about so many seconds of them."""
     config = cli.load_config("train", ["arch=gpt2", "optim=adamw", *words])
-    compute = choose(config.device, config.dtype, config.compile, config.threads, 0.0, config.model)
+    compute = choose(config.device, config.dtype, config.engine, config.compile, config.threads, trained=config.model)
     ids = token_ids(VOCAB_SIZE)
     before = held_bytes()
     model = GPT(config.model, VOCAB_SIZE).to(compute.device)
     steps = our_steps(config, model, ids, compute)
     each = seconds_of(steps, WARMUP_STEPS) / WARMUP_STEPS
     count = max(2, round(seconds / each))
-    costs = memory(model, config.batch_size, config.optim, compute.device.type)
+    costs = memory(model, config.batch_size, config.optim, compute.engine)
     rate = config.batch_size * config.model.block_size * count / seconds_of(steps, count)
     return {
         "model": next(word.partition("=")[2] for word in words if word.startswith("model=")),

@@ -120,7 +120,7 @@ class Bench:
 
     def __init__(self, text_file: str) -> None:
         self.words = [f"data.path={text_file}", "device=cpu", "threads=1", f"max_steps={STEPS}"]
-        self.compute = choose("cpu", "float32", threads=1)
+        self.compute = choose("cpu", "float32", "auto", threads=1)
         config = self.config()
         cache = Path(config.data.cache_dir)
         corpus = open_corpus(config.data)

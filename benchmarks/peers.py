@@ -76,7 +76,7 @@ def nanogpt_module(path: str) -> ModuleType | None:
 def training(size: str, batch_size: int, rounds: int, nanogpt: ModuleType | None) -> dict[str, Any]:
     """Tokens/s of training steps."""
     config = cli.load_config("train", [f"model={size}", "arch=gpt2", "optim=adamw", f"batch_size={batch_size}"])
-    compute = choose(config.device, config.dtype, config.compile, config.threads, 0.0, config.model)
+    compute = choose(config.device, config.dtype, config.engine, config.compile, config.threads, trained=config.model)
     ids, T = token_ids(VOCAB_SIZE), config.model.block_size
     ways = {"ours": our_steps(config, GPT(config.model, VOCAB_SIZE).to(compute.device), ids, compute)}
     if nanogpt is not None:

@@ -6,7 +6,6 @@ every ten steps.
 """
 
 import contextlib
-import functools
 from collections.abc import Callable
 
 import torch
@@ -14,14 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from microgpt_cli.model.gpt import GPT
-from microgpt_cli.model.layers import CausalSelfAttention, attend_fused
 
 
 def plain_step(model: GPT, ids: Tensor, batch_size: int, compile: bool) -> Callable[[int], None]:
     """A function that makes one training step, given its number."""
     cuda = model.token_embedding_table.weight.is_cuda
-    for block in model.blocks:
-        block.attention.forward = functools.partial(_attention, block.attention)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1, betas=(0.9, 0.99), fused=cuda)
     autocast = torch.autocast("cuda", torch.bfloat16) if cuda else contextlib.nullcontext()
 
@@ -67,8 +63,3 @@ def training_step(
             loss.item()
 
     return step
-
-
-def _attention(layer: CausalSelfAttention, x: Tensor) -> Tensor:
-    q, k, v = layer.project(x)
-    return layer.merge(attend_fused(q, k, v, layer.dropout if layer.training else 0.0))

@@ -42,7 +42,7 @@ def main(words: list[str]) -> None:
 
 def learn(config: TrainConfig) -> tuple[int, float]:
     """Parameters, and the loss over the whole held-out split after the last step."""
-    compute = choose(config.device, config.dtype, config.compile, config.threads, 0.0, config.model)
+    compute = choose(config.device, config.dtype, config.engine, config.compile, config.threads, trained=config.model)
     _, tokenizer, ids, _ = dataset_cache.read(config.data, config.tokenizer, None)
     splits = split(ids, config.data.val_fraction, config.model.block_size)
     torch.manual_seed(randomness.derive(config.seed, randomness.WEIGHTS))

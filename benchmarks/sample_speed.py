@@ -41,7 +41,7 @@ Row = dict[str, Any]
 def main(words: list[str]) -> None:
     known = {"model": "micro,small,gpt2", "num_samples": "1,8,64", "dtype": "auto", "rounds": "5", "device": "auto"}
     given, overrides = machine.settings(
-        words, known | {"threads": "", "compile": "auto", "name": "sample_speed"}, more=True
+        words, known | {"threads": "", "engine": "auto", "name": "sample_speed"}, more=True
     )
     threads = int(given["threads"]) if given["threads"] else None
     if not has_transformers():
@@ -50,7 +50,7 @@ def main(words: list[str]) -> None:
         for count in given["num_samples"].split(","):
             for dtype in given["dtype"].split(","):
                 row = compare(
-                    size, int(count), given["device"], dtype, threads, int(given["rounds"]), overrides, given["compile"]
+                    size, int(count), given["device"], dtype, threads, int(given["rounds"]), overrides, given["engine"]
                 )
                 print(json.dumps(row), flush=True)
                 store(given["name"], row, words)
@@ -77,7 +77,7 @@ def compare(
     threads: int | None = None,
     rounds: int = 5,
     overrides: Sequence[str] = (),
-    compile: str = "auto",
+    engine: str = "auto",
 ) -> Row:
     """One row: rates of all in tokens/s over all samples, how many times the others' ours is, time to the first token.
 
@@ -85,7 +85,7 @@ def compare(
 
     Args:
         size: a choice of the group `model`.
-        device, dtype, threads, compile: as the keys of `microgpt sample`.
+        device, dtype, threads, engine: as the keys of `microgpt sample`.
         rounds: how often each is timed.
         overrides: other `key=value` words of `microgpt train`.
     """
@@ -95,7 +95,7 @@ def compare(
     torch.manual_seed(0)
     model = GPT(config.model, VOCAB_SIZES.get(size, SMALL_VOCAB_SIZE)).to(compute.device).eval()
     chosen, _ = choose_dtype(dtype, model, num_samples)
-    native = choose_native(compile, model, chosen, num_samples, cache=True)
+    native = choose_native(engine, model, chosen, num_samples, cache=True)
     our_threads = choose_threads(model, num_samples) if compute.device.type == "cpu" else all_threads
     block_size = model.config.block_size
 

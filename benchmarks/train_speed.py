@@ -52,7 +52,7 @@ def compare(
         size: what the row is called.
         plain_compile: whether the plain way compiles; auto: on a GPU.
     """
-    compute = choose(config.device, config.dtype, config.compile, config.threads, 0.0, config.model)
+    compute = choose(config.device, config.dtype, config.engine, config.compile, config.threads, trained=config.model)
     cuda = compute.device.type == "cuda"
     ids = token_ids(vocab_size)
     B, T = config.batch_size, config.model.block_size

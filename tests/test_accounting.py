@@ -5,8 +5,10 @@ import torch
 from conftest import ARCHES, SIZES, optim, preset
 from torch.utils.flop_counter import FlopCounterMode
 
-from microgpt_cli.model import layers, loss
+from microgpt_cli.engines.cpu import kernels
+from microgpt_cli.model import loss
 from microgpt_cli.model.accounting import (
+    LONGEST_NATIVE_ATTENTION,
     embedding_parameters,
     flops_per_token,
     memory,
@@ -77,19 +79,18 @@ def saved_bytes(model: GPT, batch_size: int) -> int:
 def test_activation_bytes_are_what_autograd_saves_with_fused_attention(
     arch: str, batch_size: int, V: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layers, "LONGEST_SCORES", 0)
     monkeypatch.setattr(loss, "CHUNK_LOGITS", 64 * 5003)  # of the larger vocabulary, three windows are two chunks
     model = GPT(preset("micro", arch), V)
-    assert memory(model, batch_size, optim(), "cuda")["activations"].value == saved_bytes(model, batch_size)
+    assert memory(model, batch_size, optim(), "torch")["activations"].value == saved_bytes(model, batch_size)
 
 
-@pytest.mark.parametrize("arch", ARCHES)
-@pytest.mark.parametrize("batch_size", [1, 3])
-@pytest.mark.parametrize("T", [32, 256])
-def test_activation_bytes_on_a_cpu_count_attention_weights(arch: str, batch_size: int, T: int) -> None:
-    model = GPT(preset("micro", arch, block_size=T), 65)
-    counted = memory(model, batch_size, optim(), "cpu")["activations"].value
-    assert counted == pytest.approx(saved_bytes(model, batch_size), rel=0.1)
+@pytest.mark.parametrize("T", [32, 257])
+def test_the_native_engine_also_keeps_the_attention_weights_of_short_contexts(T: int) -> None:
+    assert kernels.LONGEST_ATTENTION == LONGEST_NATIVE_ATTENTION
+    model = meta_model(preset("micro", "article", block_size=T), 65)
+    native, torchs = (memory(model, 2, optim(), engine)["activations"].value for engine in ("native", "torch"))
+    kept = 4 * 4 * 2 * 4 * (T * T - T) if T <= LONGEST_NATIVE_ATTENTION else 0  # bytes, layers, B, H
+    assert native - torchs == kept
 
 
 @pytest.mark.parametrize("arch", ARCHES)
@@ -97,12 +98,12 @@ def test_activation_bytes_on_a_cpu_count_attention_weights(arch: str, batch_size
 def test_optimizer_bytes_are_those_of_its_state(arch: str, kind: str) -> None:
     model = GPT(preset("micro", arch), 65)
     state = make_optimizer(model.named_parameters(), optim(kind=kind)).state()
-    cost = memory(model, 1, optim(kind=kind), "cpu")["optimizer"]
+    cost = memory(model, 1, optim(kind=kind), "torch")["optimizer"]
     assert cost.value == sum(tensor.nbytes for tensor in state.values()) == eval_formula(cost.formula)
 
 
 def test_weights_gradients_and_state_are_four_bytes_each() -> None:
-    costs = memory(meta_model(preset("micro", "article"), 65), 16, optim(), "cpu")
+    costs = memory(meta_model(preset("micro", "article"), 65), 16, optim(), "torch")
     assert costs["weights"].value == costs["gradients"].value == 4 * 209_729
     assert costs["optimizer"].value == 8 * 209_729 + 4
     assert all(eval_formula(cost.formula) == cost.value for cost in costs.values())

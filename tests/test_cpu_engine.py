@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import preset
+from support.engines import batch, by_autograd, distance, engine_of, gradients, loss_and_gradients
 from support.models import EDITS, KINDS, V, disturbed, exact_gelu, in_place, written_out_attention
 from torch import Tensor
 
@@ -16,8 +17,6 @@ from microgpt_cli.compute import choose
 from microgpt_cli.data.dataset import draw_starts, take
 from microgpt_cli.engines.autograd import Autograd
 from microgpt_cli.engines.cpu import ops
-from microgpt_cli.engines.cpu.build import Unavailable
-from microgpt_cli.engines.cpu.engine import CpuEngine
 from microgpt_cli.engines.cpu.record import Unsupported
 from microgpt_cli.model import loss as loss_module
 from microgpt_cli.model.gpt import GPT
@@ -25,47 +24,6 @@ from microgpt_cli.model.layers import Block
 from microgpt_cli.training.update import Update
 
 DROPOUT = [("gpt2", {"dropout": 0.2}), ("modern", {"dropout": 0.1})]
-
-
-def engine_of(model: GPT, dtype: torch.dtype = torch.float32) -> CpuEngine:
-    try:
-        return CpuEngine(model, dtype)
-    except Unavailable as why:
-        pytest.skip(str(why))
-
-
-def loss_and_gradients(model: GPT, dtype: torch.dtype = torch.float32, T: int = 32) -> tuple[Tensor, dict[str, Tensor]]:
-    """By the engine, drawing the dropout that `by_autograd` draws."""
-    engine = engine_of(model, dtype)
-    torch.manual_seed(2)
-    loss = engine.forward_pass(*batch(T))
-    engine.backward_pass()
-    return loss, gradients(model)
-
-
-def batch(T: int = 32) -> tuple[Tensor, Tensor]:
-    drawn = torch.Generator().manual_seed(1)
-    return torch.randint(V, (4, T), generator=drawn), torch.randint(V, (4, T), generator=drawn)
-
-
-def gradients(model: GPT) -> dict[str, Tensor]:
-    found = {name: p.grad for name, p in model.named_parameters()}
-    model.zero_grad()
-    assert all(grad is not None for grad in found.values())
-    return found  # type: ignore[return-value]
-
-
-def by_autograd(model: GPT, dtype: torch.dtype, T: int = 32) -> tuple[Tensor, dict[str, Tensor]]:
-    torch.manual_seed(2)
-    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-        _, loss = model(*batch(T))
-    assert loss is not None
-    loss.backward()
-    return loss.detach(), gradients(model)
-
-
-def distance(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize("T", [32, 7])

@@ -79,7 +79,7 @@ def test_it_says_all_of_it_and_ends_with_the_run_to_type(microgpt: Run, text_fil
     ran = microgpt("doctor", *words)
     assert ran.status == 0, ran.err
     names = {line[:9].strip() for line in ran.out.splitlines()}
-    assert {"machine", "device", "dtype", "compile", "threads", "compiler", "text", "split", "compare"} <= names
+    assert {"machine", "device", "dtype", "engine", "threads", "compiler", "text", "split", "compare"} <= names
     assert {"model", "memory", "disk", "pace", "time", "passes", "little", "copied", "repeated"} <= names
     typed = shlex.split(ran.out.splitlines()[-1].partition("microgpt train")[2])
     assert cli.load_config("train", typed) == cli.load_config("train", words)
@@ -107,7 +107,8 @@ def test_too_little_memory_names_a_batch_that_fits(
 ) -> None:
     composed = config()
     model = meta_model(composed.model, len(set(TEXT)))
-    enough = {n: probe.needed_bytes(model, composed, torch.device("cpu"), n) for n in (1, 2, 4)}
+    engine = choose("cpu", "auto", "auto", trained=composed.model).engine
+    enough = {n: probe.needed_bytes(model, composed, engine, n) for n in (1, 2, 4)}
     words = ["doctor", *TINY, f"data.path={text_file}", "max_steps=2"]
     monkeypatch.setattr(probe, "free_bytes", lambda _: int(1.12 * enough[2]))
     ran = microgpt(*words)

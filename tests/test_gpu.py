@@ -31,7 +31,8 @@ def config(**changes: object) -> TrainConfig:
     base = TrainConfig(
         **{field.name: None for field in dataclasses.fields(TrainConfig) if field.name not in changes}  # type: ignore[arg-type]
         | {"model": preset("micro", "gpt2"), "data": data, "tokenizer": TokenizerConfig("byte", "error")}
-        | {"optim": optim(), "device": "cuda", "dtype": "float32", "compile": "false", "batch_size": 8}
+        | {"optim": optim(), "device": "cuda", "dtype": "float32", "engine": "auto", "compile": "false"}
+        | {"batch_size": 8}
         | {"grad_accum_steps": 2, "max_steps": 100, "seed": 1}
         | changes,
     )
@@ -40,7 +41,7 @@ def config(**changes: object) -> TrainConfig:
 
 def trained(graph: bool, steps: int = 20, rate: float = 1e-3, **changes: object) -> tuple[GPT, list[float]]:
     settings = config(**changes)
-    compute = choose("cuda", settings.dtype, settings.compile)
+    compute = choose("cuda", settings.dtype, settings.engine, settings.compile)
     torch.manual_seed(0)
     model = GPT(settings.model, 256).to("cuda")
     ids = (torch.arange(10_000) * 7 % 251).to(torch.uint8)

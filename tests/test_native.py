@@ -1,7 +1,6 @@
 """Compiled C code: built once, cached, rebuilt when damaged, replaced by torch where there is no compiler."""
 
 import ctypes
-import dataclasses
 import errno
 import platform
 import shutil
@@ -11,16 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import test_by_hand
 import torch
 from conftest import Run, preset
-from microgpt_cli.engines.cpu.passes import ARGUMENTS, NativePasses, _Heads
-from test_decoding import lively
+from support.decoding import lively
+from support.engines import by_autograd, distance, loss_and_gradients
+from support.models import disturbed
 
 from microgpt_cli.commands import train as train_command
-from microgpt_cli.compute import choose, for_vocabulary
+from microgpt_cli.compute import choose
 from microgpt_cli.engines.cpu import build, decode, muon
 from microgpt_cli.engines.cpu.build import Library, Unavailable, load, will_compile
+from microgpt_cli.engines.cpu.kernels import ARGUMENTS, Heads, Kernels
 from microgpt_cli.errors import UserError
 from microgpt_cli.generation.generate import generate
 from microgpt_cli.generation.sampling import Draws, Sampler
@@ -182,15 +182,15 @@ def test_a_library_uses_the_openmp_that_torch_has_loaded(
     program = f"""
 import ctypes
 from pathlib import Path
-from microgpt_cli.native import library
+from microgpt_cli.engines.cpu import build
 openmp = Path("{libomp}")
 ctypes.CDLL(str(openmp), ctypes.RTLD_GLOBAL)
-library._openmp_of_torch = lambda: openmp
-found = library.load("layer_ops")
+build._openmp_of_torch = lambda: openmp
+found = build.load("layer_ops")
 x, sums = (ctypes.c_float * 60000)(*[1] * 60000), (ctypes.c_float * 20)()
 assert found.functions.add_rows(x, sums, ctypes.c_long(3000), ctypes.c_long(20)) == 0
 assert list(sums) == [3000] * 20, list(sums)
-assert library._openmp_of(found.functions) == openmp
+assert build._openmp_of(found.functions) == openmp
 assert "libgomp" not in Path("/proc/self/maps").read_text()
 """
     monkeypatch.setenv("CC", compiler)
@@ -210,11 +210,20 @@ def test_clang_is_refused_beside_libgomp(home: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_second_openmp_runtime_is_refused(compiler: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    build = next(build._builds())
-    assert build.openmp is not None
+    first = next(build._builds())
+    assert first.openmp is not None
     monkeypatch.setattr(build, "_openmp_of", lambda _: Path("/elsewhere/libgomp.so.1"))
-    with pytest.raises(Unavailable, match=f"linked /elsewhere/libgomp.so.1 instead of PyTorch's {build.openmp}"):
-        build._load_build(build, "layer_ops", ())
+    with pytest.raises(Unavailable, match=f"linked /elsewhere/libgomp.so.1 instead of PyTorch's {first.openmp}"):
+        build._load_build(first, "layer_ops", ())
+
+
+def gradients_are_autograds(arch: str) -> None:
+    model = disturbed(preset("micro", arch))
+    expected_loss, expected = by_autograd(model, torch.float32, 29)
+    loss, found = loss_and_gradients(model, torch.float32, 29)
+    torch.testing.assert_close(loss, expected_loss)
+    for name, grad in found.items():
+        assert distance(grad, expected[name]) < 1e-5, name
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors have other instructions")
@@ -224,7 +233,7 @@ def test_narrower_vectors_give_the_same_results(
 ) -> None:
     monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, *without))
     for arch in ("gpt2", "modern"):
-        test_by_hand.test_in_float32_it_is_autograds_to_rounding(NativePasses, arch, {"block_size": 32}, 29)
+        gradients_are_autograds(arch)
     model = lively("micro", "modern")
     given = model, [1, 2, 3], 60, Sampler(0.9), Draws(5, 1)
     assert list(generate(*given, native=True)) == list(generate(*given[:-1], Draws(5, 1)))
@@ -269,20 +278,17 @@ HUGE = 1 << 46  # floats, which is more than there is address space
 
 
 def test_a_kernel_without_memory_raises_memory_error(compiler: None) -> None:
-    passes, nothing = NativePasses(torch.float32), torch.empty(0)
-    layer = torch.nn.Module()
-    layer.n_head, layer.qk_norm, layer.rotary, layer.qkv = 1, False, None, torch.nn.Linear(1, 1, bias=False)
-    layer.weight, layer.bias = torch.nn.Parameter(nothing), None
-    layer.weight.grad = nothing
+    kernels, nothing = Kernels(torch.float32), torch.empty(0)
+    heads = Heads(0, 1, 1, HUGE)
     wide = torch.empty(1).expand(1, 1 << 24, 1 << 24)
-    muon = muon.NativeMuon([(wide, wide, wide, 1.0)], False, NEWTON_SCHULZ, STEPS)
+    update = muon.NativeMuon([(wide, wide, wide, 1.0)], False, NEWTON_SCHULZ, STEPS)
     rows, qkv = torch.empty(0, HUGE), torch.empty(0, 3 * HUGE)
     for call in (
-        lambda: passes.add_rows(rows, nothing),
-        lambda: passes.norm_backward(layer, (nothing, nothing, nothing), rows, rows),
-        lambda: passes.attention(layer, qkv, 1),  # type: ignore[arg-type]
-        lambda: passes.attention_backward(layer, (qkv, nothing, _Heads(0, 1, 1, HUGE)), rows),  # type: ignore[arg-type]
-        lambda: muon(0.1, 1.0, 0.9, 0.0),
+        lambda: kernels.add_rows(rows, nothing),
+        lambda: kernels.norm_backward(rows, None, (rows, nothing, nothing), nothing, nothing, None, True),
+        lambda: kernels.attention(qkv, heads),
+        lambda: kernels.attention_backward(rows, qkv, nothing, heads),
+        lambda: update(0.1, 1.0, 0.9, 0.0),
     ):
         with pytest.raises(MemoryError, match="can't allocate memory") as raised:
             call()
@@ -309,13 +315,11 @@ def test_training_continues_without_a_compiler_and_says_why(
     as_if_new()
     ran = microgpt("train", *words)
     assert ran.status == 0
-    assert (
-        "compile   no: no C compiler found (cc, gcc, clang), and torch.compile costs more than it saves here" in ran.out
-    )
-    refused = microgpt("train", *words, "compile=native")
+    assert "engine    torch: autograd; no C compiler found (cc, gcc, clang)" in ran.out
+    refused = microgpt("train", *words, "engine=native")
     as_if_new()
     assert refused.status == 2
-    assert "compile=native: no C compiler found (cc, gcc, clang); try compile=auto" in refused.err
+    assert "engine=native: no C compiler found (cc, gcc, clang); try engine=auto" in refused.err
 
 
 def test_verify_does_not_replay_native_steps_without_a_compiler(
@@ -331,49 +335,47 @@ def test_verify_does_not_replay_native_steps_without_a_compiler(
     as_if_new()
     refused = microgpt("verify", f"ckpt={home / 'run'}", "replay=2")
     assert refused.status == 2
-    assert "replay=2: this run was trained in part in C, and here: no C compiler found (cc, gcc, clang)" in refused.err
+    assert (
+        "replay=2: this run was trained with engine=native, and here: no C compiler found (cc, gcc, clang)"
+        in refused.err
+    )
 
 
-def test_unsupported_settings_are_refused() -> None:
-    for device, trained, why in (
-        ("cpu", preset("micro", "article", dropout=0.1), "nothing in C for dropout or a context of over 256"),
-        ("cpu", None, "nothing is trained"),
-        ("meta", preset("micro", "article"), "not for meta"),
-    ):
-        with pytest.raises(UserError, match=f"compile=native: {why}; try compile=auto"):
-            choose(device, "float32", "native", trained=trained)
-
-
-def test_a_large_vocabulary_is_left_to_torch_with_the_reason() -> None:
-    compute = choose("cpu", "float32", "false")
-    native = dataclasses.replace(compute, native=True)
-    assert for_vocabulary(native, "auto", 4095) is native
-    larger = for_vocabulary(native, "auto", 4096)
-    assert not larger.native
-    assert larger.reasons["compile"] == "no: nothing in C for 4,096 tokens and more"
-    with pytest.raises(UserError, match="compile=native: nothing in C for 4,096 tokens and more; try compile=auto"):
-        for_vocabulary(native, "native", 4096)
+@pytest.mark.parametrize(
+    ("device", "compile", "why"),
+    [
+        ("meta", "auto", "the C kernels are for the CPU, not for meta"),
+        ("cpu", "true", "compile=true: torch.compile works on torch's operations"),
+    ],
+)
+def test_native_is_refused_where_it_can_not_compute(compiler: None, device: str, compile: str, why: str) -> None:
+    trained = preset("micro", "article")
+    with pytest.raises(UserError, match=f"engine=native: {why}; try engine=auto"):
+        choose(device, "float32", "native", compile, trained=trained)
+    compute = choose(device, "float32", "auto", compile, trained=trained)
+    assert compute.engine == "torch"
+    assert compute.compile == (compile == "true")
 
 
 def test_a_cpu_with_a_compiler_uses_it(home: Path) -> None:
-    compute = choose("cpu", "float32", "auto", trained=preset("micro", "modern"))
-    assert compute.native
+    compute = choose("cpu", "float32", "auto", "auto", trained=preset("micro", "modern"))
+    assert compute.engine == "native"
     assert not compute.compile
-    assert compute.reasons["compile"] == "in part: what stands between the matrix products, in C"
-    assert not choose("cpu", "float32", "false", trained=preset("micro", "modern")).native
+    assert compute.reasons["engine"] == "native: fused C kernels, following the model's forward pass"
+    asked = choose("cpu", "float32", "torch", "auto", trained=preset("micro", "modern"))
+    assert asked.engine == "torch"
+    assert asked.reasons["engine"] == "torch: as asked"
 
 
 @pytest.mark.parametrize("kind", ["relu", "gelu", "relu2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_nan_and_inf_are_passed_on(compiler: None, kind: str, dtype: torch.dtype) -> None:
-    passes = NativePasses(dtype)
+    kernels = Kernels(dtype)
     x = torch.tensor([[float("nan"), float("inf"), -float("inf"), 3e38] + [1.0] * 20], dtype=dtype)
-    y, _ = passes.activate(kind, (x, None))
+    y = kernels.activate(kind, x, None)
     assert y[0, 0].isnan()
     assert y[0, 1] == float("inf")
     qkv = torch.zeros(4, 3 * 16, dtype=dtype)
     qkv[1, 3] = float("nan")
-    layer = torch.nn.Module()
-    layer.n_head, layer.qk_norm, layer.rotary, layer.qkv = 1, False, None, torch.nn.Linear(16, 48, bias=False)
-    found, _ = passes.attention(layer, qkv, 4)  # type: ignore[arg-type]
+    found, _ = kernels.attention(qkv, Heads(1, 4, 1, 16))
     assert found.isnan().any(1).tolist() == [False, True, False, False]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ARCHES, Run
-from test_decoding import V, lively, plainly
+from support.decoding import V, lively, plainly
 
 from microgpt_cli.engines.cpu import decode
 from microgpt_cli.engines.cpu.build import Unavailable
@@ -146,13 +146,13 @@ def test_unsupported_settings_are_refused_if_it_is_required(monkeypatch: pytest.
     model = lively("micro", "gpt2")
     assert choose_native("auto", model)
     assert choose_native("native", model, torch.bfloat16)
-    assert not choose_native("false", model)
+    assert not choose_native("torch", model)
     for given, why in (
         ({"num_samples": 2}, "it is for one sample at a time; try num_samples=1"),
         ({"cache": False}, "it keeps keys and values; try cache=true"),
     ):
         assert not choose_native("auto", model, **given)  # type: ignore[arg-type]
-        with pytest.raises(UserError, match=f"compile=native: {why}"):
+        with pytest.raises(UserError, match=f"engine=native: {why}"):
             choose_native("native", model, **given)  # type: ignore[arg-type]
 
     def missing(dtype: torch.dtype) -> None:
@@ -160,18 +160,18 @@ def test_unsupported_settings_are_refused_if_it_is_required(monkeypatch: pytest.
 
     monkeypatch.setattr(decode, "load", missing)
     assert not choose_native("auto", model)
-    with pytest.raises(UserError, match=r"compile=native: no C compiler found \(cc\); try compile=false"):
+    with pytest.raises(UserError, match=r"engine=native: no C compiler found \(cc\); try engine=torch"):
         choose_native("native", model)
     elsewhere = lively("micro", "gpt2").to("meta")
-    with pytest.raises(UserError, match="compile=native: not for meta; try device=cpu"):
+    with pytest.raises(UserError, match="engine=native: not for meta; try device=cpu"):
         choose_native("native", elsewhere)
 
 
 def test_sample_prints_the_same_with_and_without_it(microgpt: Run, trained: Path) -> None:
     words = ["sample", str(trained), "max_new_tokens=120", "temperature=0", "prompt=The "]
-    native, plain = (microgpt(*words, f"compile={way}") for way in ("native", "false"))
+    native, plain = (microgpt(*words, f"engine={way}") for way in ("native", "torch"))
     assert native.status == plain.status == 0
     assert native.out == plain.out
-    refused = microgpt(*words, "compile=native", "cache=false")
+    refused = microgpt(*words, "engine=native", "cache=false")
     assert refused.status == 2
-    assert "compile=native: it keeps keys and values; try cache=true" in refused.err
+    assert "engine=native: it keeps keys and values; try cache=true" in refused.err

@@ -120,7 +120,9 @@ def make(run: Path, trained: Path, **changes: object) -> Trainer:
     model = GPT(config.model, loaded.tokenizer.vocab_size)
     ids = torch.arange(500) % loaded.tokenizer.vocab_size
     facts = {name: fact for name, fact in loaded.meta.items() if name not in ("format", "step", "state")}
-    return Trainer(run, config, model, Splits(ids[:400], ids[400:]), choose("cpu", "auto", config.compile), facts)
+    return Trainer(
+        run, config, model, Splits(ids[:400], ids[400:]), choose("cpu", "auto", config.engine, config.compile), facts
+    )
 
 
 def test_it_says_what_happens_in_order(tmp_path: Path, trained: Path) -> None:

@@ -162,7 +162,7 @@ def _room(config: TrainConfig, compute: Compute, whole: Corpus, tokenizer: Token
     """Memory and disk: what is needed, what is there."""
     problems = []
     model = meta_model(config.model, tokenizer.vocab_size)
-    costs = memory(model, config.batch_size, config.optim, compute.device.type)
+    costs = memory(model, config.batch_size, config.optim, compute.engine)
     needed, free = sum(cost.value for cost in costs.values()), probe.free_bytes(compute.device)
     print(f"model     {total_parameters(model):,} parameters")
     parts = ", ".join(f"{name} {data_size(cost.value)}" for name, cost in costs.items())
@@ -171,7 +171,7 @@ def _room(config: TrainConfig, compute: Compute, whole: Corpus, tokenizer: Token
         + (f"; {data_size(free)} free" if free is not None else "")
     )
     if free is not None and needed > SPARE * free:
-        fitting = probe.fitting_batch(model, config, compute.device, int(SPARE * free))
+        fitting = probe.fitting_batch(model, config, compute.engine, int(SPARE * free))
         problems.append(_too_large(config, fitting, needed, free))
     state = costs["weights"].value + costs["optimizer"].value
     wanted = [(_out_folder(config), probe.CHECKPOINTS_KEPT * state, "out_dir")]
@@ -210,7 +210,7 @@ def _time(config: TrainConfig, compute: Compute, scale: float, tokenizer: Tokeni
     pace = probe.pace(config, splits, tokenizer.vocab_size, compute)
     eval_tokens = min(config.eval_tokens or EVAL_TOKENS, int(scale * len(splits.val)) - 1)
     model = meta_model(config.model, tokenizer.vocab_size)
-    costs = memory(model, config.batch_size, config.optim, compute.device.type)
+    costs = memory(model, config.batch_size, config.optim, compute.engine)
     state = costs["weights"].value + costs["optimizer"].value
     whole = probe.forecast(config, pace, eval_tokens, SAMPLE_TOKENS, LAST_SAMPLE_TOKENS, state)
     tokens = config.batch_size * config.grad_accum_steps * config.model.block_size

@@ -28,11 +28,12 @@ def run(config: ParamsConfig, invocation: Invocation) -> None:
         print(_plain(model, config))
         return
     device = choose(config.device, "float32").device.type
-    costs = memory(model, config.batch_size, optim, device)
+    engine = "native" if device == "cpu" else "torch"  # as engine=auto chooses where there is a C compiler
+    costs = memory(model, config.batch_size, optim, engine)
     if config.format == "json":
         print(_json(model, config, costs))
     else:
-        step = f"{config.batch_size} × {model.config.block_size} tokens, optim={optim.kind}, device={device}"
+        step = f"{config.batch_size} × {model.config.block_size} tokens, optim={optim.kind}, engine={engine}"
         print(_table(model, config, costs, step))
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
@@ -21,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from microgpt_cli.config import ModelConfig
 from microgpt_cli.model.accounting import meta_model
 from microgpt_cli.model.gpt import GPT
+from microgpt_cli.model.loss import chunked_cross_entropy
 
 # Sizes of the second model. Its B, T and block_size are at least those of the traced model, so that code that branches
 # on them takes the same branch, and the smallest ones for which all expressions below have distinct values.
@@ -219,6 +221,10 @@ class _Tracer(TorchFunctionMode):
         ]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is chunked_cross_entropy:  # shown as the operations that it equals, on all logits at once
+            x, head, targets = args
+            with self:
+                return F.cross_entropy(head(x), targets)
         given = _tensors((args, kwargs or {}))
         before = [self.value(t) for t in given]  # an in-place operation creates another value of the same tensor
         result = func(*args, **(kwargs or {}))

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from microgpt_cli.config import ModelConfig, OptimConfig
-from microgpt_cli.model import layers
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.model.loss import needs_chunks
 
 FLOAT32_BYTES, INT64_BYTES = 4, 8
 ADAMW_STATES, MUON_STATES = 2, 1  # numbers kept for a parameter: exp_avg and exp_avg_sq; momentum
+LONGEST_NATIVE_ATTENTION = 256  # tokens; up to these engines/cpu keeps the attention weights of all pairs
 
 
 @dataclass(frozen=True)
@@ -117,24 +117,23 @@ def flops_per_token(model: GPT) -> Quantity:
     return Quantity(6 * matrices + 12 * L * C * T, f"6 × {matrices:,} + 12 × {L} × {C} × {T}")
 
 
-def memory(model: GPT, batch_size: int, optim: OptimConfig, device: str) -> dict[str, Quantity]:
+def memory(model: GPT, batch_size: int, optim: OptimConfig, engine: str) -> dict[str, Quantity]:
     """Bytes of a float32 training step without dropout: weights, gradients, the optimizer's state, saved activations.
 
-    Activations are what the backward pass keeps of B sequences of T tokens. With fused attention the formula is exact;
-    on a CPU, where short contexts keep the attention weights of all pairs, it is within a tenth. Tests hold it against
-    what autograd saves.
+    Activations are what the backward pass keeps of B sequences of T tokens. For engine=torch tests compare the formula
+    with what autograd saves; engine=native also keeps the attention weights of all pairs of a short context.
 
     Args:
         model: also on the meta device.
         batch_size: B.
         optim: which optimizer.
-        device: the type of the device that trains, such as "cpu" or "cuda".
+        engine: who computes the step, "native" or "torch".
     """
     n = total_parameters(model)
     T = model.config.block_size
     chunks = needs_chunks(batch_size * T, model.vocab_size)
     ids = 1 if chunks else 2  # idx, and without chunks targets
-    written_out = device == "cpu" and T <= layers.LONGEST_SCORES
+    written_out = engine == "native" and T <= LONGEST_NATIVE_ATTENTION
     per_token = FLOAT32_BYTES * _saved_per_token(model, chunks, written_out) + INT64_BYTES * ids
     rest = FLOAT32_BYTES * (total_parameters(model.lm_head) if chunks else 1)  # the head's gradient; the weight of all
     return {

@@ -17,7 +17,6 @@ from microgpt_cli.config import ModelConfig
 
 ROTARY_BASE, QK_NORM_EPS = 10_000.0, 1e-6
 HEAD_MULTIPLE, HEAD_PADDED_FROM = 64, 1024
-LONGEST_SCORES = 256  # context up to which the scores of all pairs are written out on a CPU
 
 
 def squared_relu(x: Tensor) -> Tensor:

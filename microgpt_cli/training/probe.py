@@ -117,16 +117,16 @@ def forecast(
     )
 
 
-def needed_bytes(model: GPT, config: TrainConfig, device: torch.device, batch_size: int) -> int:
+def needed_bytes(model: GPT, config: TrainConfig, engine: str, batch_size: int) -> int:
     """Memory of a training step, by the formulas of model/accounting.py."""
-    return sum(cost.value for cost in memory(model, batch_size, config.optim, device.type).values())
+    return sum(cost.value for cost in memory(model, batch_size, config.optim, engine).values())
 
 
-def fitting_batch(model: GPT, config: TrainConfig, device: torch.device, free: int) -> int | None:
+def fitting_batch(model: GPT, config: TrainConfig, engine: str, free: int) -> int | None:
     """The largest divisor of the batch size whose step fits into `free` bytes; None if one sequence does not."""
     B = config.batch_size
     divisors = [n for n in range(B, 0, -1) if B % n == 0]
-    return next((n for n in divisors if needed_bytes(model, config, device, n) <= free), None)
+    return next((n for n in divisors if needed_bytes(model, config, engine, n) <= free), None)
 
 
 def free_bytes(device: torch.device) -> int | None:
