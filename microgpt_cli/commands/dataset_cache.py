@@ -28,7 +28,8 @@ def read(
         corpus = open_corpus(data, progress)
         if tokenizer is not None:
             return corpus, tokenizer, *encode(corpus, tokenizer, Path(data.cache_dir), progress)
-    return corpus, *_encoded(corpus, corpus.stamp(), kind.kind, kind.unknown, data.cache_dir)
+    with corpus.unchanged():
+        return corpus, *_encoded(corpus, corpus.stamp(), kind.kind, kind.unknown, data.cache_dir)
 
 
 @functools.lru_cache(maxsize=KEPT)

@@ -50,6 +50,30 @@ class Corpus:
         stats = [source.stat() for source in self.sources if isinstance(source, Path)]
         return tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)
 
+    @contextlib.contextmanager
+    def unchanged(self) -> Iterator[Callable[[], None]]:
+        """Several passes over the corpus that belong together.
+
+        Yields:
+            A function that raises `UserError` if a file has changed since; at the end it is called anyway.
+        """
+        before = self.stamp()
+
+        def check() -> None:
+            try:
+                is_same = self.stamp() == before
+            except OSError:  # it is gone
+                is_same = False
+            if not is_same:
+                raise UserError(f"{self.name}: it changed while it was read; begin again when it is whole")
+
+        try:
+            yield check
+        except UserError:  # which may come of the change: a character that was not there at first
+            check()
+            raise
+        check()
+
     @property
     def size_bytes(self) -> int:
         return sum(len(s) if isinstance(s, bytes) else s.stat().st_size for s in self.sources)
@@ -194,23 +218,52 @@ def _downloaded(config: DataConfig, progress: Progress, keep: bool) -> Path | by
         with _told_how_to_do_without(config, cached):
             _fetch(config, pieces.append, progress)
         return b"".join(pieces)
-    try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=cached.parent, prefix=f".{config.file_name}.")
-    except OSError as error:
-        raise UserError(
-            f"{cached.parent}: {error.strerror or error}; choose another folder with data.cache_dir"
-        ) from error
-    temporary = Path(name)
-    try:
-        with _told_how_to_do_without(config, cached):
-            with os.fdopen(handle, "wb") as file:
-                _fetch(config, file.write, progress)
-            temporary.chmod(0o644)
-            os.replace(temporary, cached)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(writing_in(cached.parent, f".{config.file_name}.*"))
+            handle, name = tempfile.mkstemp(dir=cached.parent, prefix=f".{config.file_name}.")
+        except OSError as error:
+            raise UserError(
+                f"{cached.parent}: {error.strerror or error}; choose another folder with data.cache_dir"
+            ) from error
+        temporary = Path(name)
+        try:
+            with _told_how_to_do_without(config, cached):
+                with os.fdopen(handle, "wb") as file:
+                    _fetch(config, file.write, progress)
+                temporary.chmod(0o644)
+                os.replace(temporary, cached)
+        finally:
+            temporary.unlink(missing_ok=True)
     return cached
+
+
+@contextlib.contextmanager
+def writing_in(folder: Path, temporaries: str) -> Iterator[None]:
+    """Write temporary files into a folder; first, what processes that were killed have left of them is removed.
+
+    It is removed where nobody else writes there: writers share a lock on the folder, which ends with them.
+
+    Args:
+        temporaries: a pattern of their names.
+    """
+    if os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # others write there, or this file system knows no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for left in folder.glob(temporaries):
+                left.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

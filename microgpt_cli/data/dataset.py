@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from microgpt_cli import randomness
 from microgpt_cli.config import TokenizerConfig
 from microgpt_cli.data import tokenizers
-from microgpt_cli.data.corpus import Corpus, Progress, no_progress
+from microgpt_cli.data.corpus import Corpus, Progress, no_progress, writing_in
 from microgpt_cli.data.tokenizers import Tokenizer
 from microgpt_cli.errors import UserError
 from microgpt_cli.runs import storage
@@ -69,18 +69,20 @@ def encode(
     """
     if corpus.size_bytes <= IN_MEMORY_BYTES:
         digest, ids = hashlib.sha256(), bytearray()
-        for chunk in corpus.chunks():
-            digest.update(chunk)
-        for encoded in _encoded(corpus, tokenizer, progress):
-            ids += encoded
+        with corpus.unchanged():
+            for chunk in corpus.chunks():
+                digest.update(chunk)
+            for encoded in _encoded(corpus, tokenizer, progress):
+                ids += encoded
         return torch.frombuffer(ids, dtype=DTYPES[tokenizer.itemsize]), digest.hexdigest()
-    source_sha256 = corpus.sha256(progress)
-    kind = storage.sha256(storage.json_bytes(tokenizer.to_json()))
-    path = Path(os.path.expanduser(cache_dir)) / "tokens" / f"{source_sha256[:32]}-{kind[:16]}.bin"
-    record = path.with_suffix(".json")
-    if not _is_intact(path, record, progress):
-        with _told(path):
-            _encode_to_file(corpus, tokenizer, path, record, progress)
+    with corpus.unchanged() as check:
+        source_sha256 = corpus.sha256(progress)
+        kind = storage.sha256(storage.json_bytes(tokenizer.to_json()))
+        path = Path(os.path.expanduser(cache_dir)) / "tokens" / f"{source_sha256[:32]}-{kind[:16]}.bin"
+        record = path.with_suffix(".json")
+        if not _is_intact(path, record, progress):
+            with _told(path):
+                _encode_to_file(corpus, tokenizer, path, record, progress, check)
     return _mapped(path, DTYPES[tokenizer.itemsize]), source_sha256
 
 
@@ -106,25 +108,29 @@ def _encoded(corpus: Corpus, tokenizer: Tokenizer, progress: Progress) -> Iterat
         position += len(text)
 
 
-def _encode_to_file(corpus: Corpus, tokenizer: Tokenizer, path: Path, record: Path, progress: Progress) -> None:
-    """Write the ids beside their final name, and give them that name when they are whole."""
+def _encode_to_file(
+    corpus: Corpus, tokenizer: Tokenizer, path: Path, record: Path, progress: Progress, check: Callable[[], None]
+) -> None:
+    """Write the ids beside their final name, and give them that name when they are whole and `check` finds no fault."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _check_room(corpus, tokenizer, path.parent)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    digest = hashlib.sha256()
-    try:
-        with os.fdopen(handle, "wb") as file:
-            for encoded in _encoded(corpus, tokenizer, progress):
-                digest.update(encoded)
-                file.write(encoded)
-            file.flush()
-            os.fsync(file.fileno())
-        size = temporary.stat().st_size
-        os.replace(temporary, path)
-        storage.replace(record, storage.json_bytes({"bytes": size, "sha256": digest.hexdigest()}))
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing_in(path.parent, ".*.bin.*"):
+        _check_room(corpus, tokenizer, path.parent)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = Path(name)
+        digest = hashlib.sha256()
+        try:
+            with os.fdopen(handle, "wb") as file:
+                for encoded in _encoded(corpus, tokenizer, progress):
+                    digest.update(encoded)
+                    file.write(encoded)
+                file.flush()
+                os.fsync(file.fileno())
+            check()
+            size = temporary.stat().st_size
+            os.replace(temporary, path)
+            storage.replace(record, storage.json_bytes({"bytes": size, "sha256": digest.hexdigest()}))
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
