@@ -156,7 +156,9 @@ class TrainConfig(Node):
         "true: torch.compile the model; native: on a CPU, by its C compiler, Muon and what is between matrix products",
         choices=("auto", "true", "false", "native"),
     )
-    threads: int | None = key("CPU threads (null: torch's choice)", at_least=1, at_most=MOST_THREADS)
+    threads: int | None = key(
+        "CPU threads (null: as cores, quota and OMP_NUM_THREADS allow)", at_least=1, at_most=MOST_THREADS
+    )
     seed: int = key("every draw is a function of it, the stream, the step and the rank", at_least=0)
     max_steps: int = key("optimizer steps", at_least=1, at_most=LARGEST_STEP)
     batch_size: int = key("sequences in a micro-batch", at_least=1, at_most=1 << 20)
@@ -251,7 +253,9 @@ class InspectConfig(Node):
     out: str | None = key("the HTML page to write, in place of an older one (null: none)")
     device: str = key(f"where to compute: {DEVICE}")
     dtype: str = key("precision of the arithmetic", choices=DTYPES)
-    threads: int | None = key("CPU threads (null: torch's choice)", at_least=1, at_most=MOST_THREADS)
+    threads: int | None = key(
+        "CPU threads (null: as cores, quota and OMP_NUM_THREADS allow)", at_least=1, at_most=MOST_THREADS
+    )
 
     def check(self) -> None:
         check_device(self.device)
@@ -324,7 +328,9 @@ class EvalConfig(Node):
     out: str | None = key("per_token: the HTML page to write, in place of an older one (null: none)")
     device: str = key(f"where to compute: {DEVICE}")
     dtype: str = key("precision of the arithmetic", choices=DTYPES)
-    threads: int | None = key("CPU threads (null: torch's choice)", at_least=1, at_most=MOST_THREADS)
+    threads: int | None = key(
+        "CPU threads (null: as cores, quota and OMP_NUM_THREADS allow)", at_least=1, at_most=MOST_THREADS
+    )
 
     def check(self) -> None:
         check_device(self.device)
