@@ -232,8 +232,9 @@ def test_a_stop_signal_waits_for_the_save_and_loses_no_step(
 
 def test_a_second_signal_does_not_wait_for_the_save(tmp_path: Path, text_file: Path) -> None:
     code = (
-        "import os, signal, sys, threading, time; from microgpt_cli import cli\n"
-        "from microgpt_cli.training import checkpoint, trainer\n"
+        "import os, signal, sys, threading, time; from microgpt_cli.cli import main as cli\n"
+        "from microgpt_cli.checkpoints import checkpoint\n"
+        "from microgpt_cli.training import trainer\n"
         "trainer.saves_beside = lambda device: True\n"
         "def never(*args):\n"
         "    os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.5); os.kill(os.getpid(), signal.SIGTERM)\n"

@@ -50,7 +50,7 @@ def test_every_flipped_bit_and_every_lost_end_is_noticed(
 @pytest.mark.stress
 def test_verifying_a_checkpoint_does_not_import_the_compiler(step: Path) -> None:
     """Any arithmetic on the meta device does: 480 modules, and seconds at each start."""
-    code = f"""import sys; from pathlib import Path; from microgpt_cli.training import checkpoint
+    code = f"""import sys; from pathlib import Path; from microgpt_cli.checkpoints import checkpoint
 before = len(sys.modules); checkpoint.load(Path({str(step)!r})); print(len(sys.modules) - before)"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 20

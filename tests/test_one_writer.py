@@ -26,7 +26,7 @@ with folder.locked(Path(sys.argv[1])):
 # The second writer: `microgpt` in a process of its own that says whether it had to import torch to find out.
 SECOND = """
 import sys
-from microgpt_cli import cli
+from microgpt_cli.cli import main as cli
 status = cli.main(sys.argv[1:])
 assert "torch" not in sys.modules, "seconds went by before it looked"
 sys.exit(status)
@@ -38,7 +38,7 @@ import os, sys
 import torch
 import microgpt_cli.commands.train
 from killing import in_child, status_of
-from microgpt_cli import cli
+from microgpt_cli.cli import main as cli
 torch.set_num_threads(1)
 waiting, begin = os.pipe()
 def train():

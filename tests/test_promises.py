@@ -150,7 +150,7 @@ def test_a_signal_at_any_instant_loses_no_step(
 def test_a_second_signal_ends_it_at_once(tmp_path: Path, text_file: Path, tried: Tried) -> None:
     tried("a second signal ends it at once")
     code = (
-        "import os, signal, sys; from microgpt_cli import cli; from microgpt_cli.model.gpt import GPT\n"
+        "import os, signal, sys; from microgpt_cli.cli import main as cli; from microgpt_cli.model.gpt import GPT\n"
         "original = GPT.forward\n"
         "def forward(*args):\n"
         "    os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGTERM)\n"

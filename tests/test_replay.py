@@ -77,7 +77,7 @@ def play(run: Path, pressed: bytes, *words: str) -> tuple[int, str, bool]:
         "import fcntl, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
         "signal.signal(signal.SIGINT, signal.default_int_handler)"  # which may have been ignored where pytest began
     )
-    code = f"{own_terminal}; from microgpt_cli import cli; sys.exit(cli.main(sys.argv[1:]))"
+    code = f"{own_terminal}; from microgpt_cli.cli import main as cli; sys.exit(cli.main(sys.argv[1:]))"
     process = subprocess.Popen(
         [sys.executable, "-c", code, "replay", str(run), *words],
         stdin=theirs,

@@ -220,7 +220,8 @@ def test_one_outlier_does_not_press_a_curve_flat() -> None:
 
 
 def test_it_does_not_import_torch(trained: Path, tmp_path: Path) -> None:
-    code = f"import sys; from microgpt_cli import cli; cli.main(['report', {str(trained)!r}, 'out={tmp_path}/r.html'])"
+    words = ["report", str(trained), f"out={tmp_path}/r.html"]
+    code = f"import sys; from microgpt_cli.cli import main as cli; cli.main({words!r})"
     done = subprocess.run(
         [sys.executable, "-c", f"{code}; print(*sys.modules)"],
         capture_output=True,

@@ -253,7 +253,7 @@ def test_reading_and_writing_the_table_needs_neither_torch_nor_matplotlib(tmp_pa
     make_run(tmp_path / "outputs" / "a", loss=1.0)
     make_run(tmp_path / "outputs" / "b", None)
     code = (
-        "import sys; from microgpt_cli import cli; assert cli.main(['runs']) == 0;"
+        "import sys; from microgpt_cli.cli import main as cli; assert cli.main(['runs']) == 0;"
         "assert cli.main(['compare', 'outputs/a', 'outputs/b', 'sample=false', '--cfg', 'job']) == 0;"
         "assert not {'torch', 'matplotlib', 'numpy'} & set(sys.modules), sys.modules"
     )

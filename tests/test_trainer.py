@@ -15,6 +15,7 @@ from conftest import TINY, Run, Tried, instead
 from microgpt_cli.checkpoints import checkpoint
 from microgpt_cli.compute import choose
 from microgpt_cli.data.dataset import Splits
+from microgpt_cli.engines.autograd import Autograd
 from microgpt_cli.errors import RunStopped
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.runs import layout
@@ -183,7 +184,8 @@ def test_a_compiler_that_fails_costs_one_warning(
 
     monkeypatch.setattr(torch, "compile", broken)
     trainer = make(tmp_path / "run", trained, max_steps=2, compile="true")
-    trainer.update.compute = dataclasses.replace(trainer.compute, compile_may_fail=True)
+    assert isinstance(trainer.update.engine, Autograd)
+    trainer.update.engine.compile_may_fail = True
     events = list(trainer.run())
     assert [event for event in events if isinstance(event, Warned)] == [
         Warned("torch.compile failed, going on without it: no C++ compiler found")

@@ -22,10 +22,10 @@ from torch.utils.hooks import RemovableHandle
 from microgpt_cli.config import ModelConfig
 from microgpt_cli.model.accounting import meta_model
 from microgpt_cli.model.gpt import GPT
-from microgpt_cli.model.loss import chunked_cross_entropy
+from microgpt_cli.model.loss import LARGE_VOCABULARY, chunked_cross_entropy
 
-# Sizes of the second model; its B, T and block_size are the first from those of the model itself on that let no two of
-# the expressions below come to the same number, so that code which looks at them decides the same.
+# Sizes of the second model; its B, T, block_size and a large V are the first from those of the model itself on that let
+# no two of the expressions below come to the same number, so that code which looks at them decides the same.
 TWIN = {"C": 154, "H": 7, "D": 22, "V": 23}
 LEAST = 5  # a shape may hold a 1, 2, 3 or 4 that is no size of the model
 MULTIPLES, PAIRS = (("C", 2), ("C", 3), ("C", 4), ("D", 2)), (("B", "T"), ("B", "H"))
@@ -295,7 +295,7 @@ def _sizes(config: ModelConfig, vocab_size: int, batch: int, time: int) -> dict[
 
 def _twin_sizes(own: dict[str, int]) -> dict[str, int]:
     sizes = dict(TWIN)
-    for name in ("T", "B", "block_size"):
+    for name in ("V", "T", "B", "block_size") if own["V"] >= LARGE_VOCABULARY else ("T", "B", "block_size"):
         least = max(own[name], LEAST, sizes["T"] + 1 if name == "block_size" else 0)
         sizes[name] = next(n for n in itertools.count(least) if _distinct(sizes | {name: n}))
     return sizes
