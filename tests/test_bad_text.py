@@ -252,7 +252,7 @@ def test_gigabytes_are_trained_on_in_less_memory(kind: str, size_bytes: int, tmp
     code = f"""
 import resource, sys
 resource.setrlimit(resource.RLIMIT_DATA, ({MEMORY_BYTES}, {MEMORY_BYTES}))
-from microgpt_cli import cli
+from microgpt_cli.cli import main as cli
 sys.exit(cli.main({[*words, "data.cache_dir=cache"]!r}))
 """
     try:

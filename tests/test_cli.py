@@ -18,7 +18,7 @@ MICROGPT = [sys.executable, "-m", "microgpt_cli"]
 
 def imported(*words: str) -> set[str]:
     """The modules that a command line imports."""
-    code = f"import sys; from microgpt_cli import cli; cli.main({list(words)!r}); print('#', *sys.modules)"
+    code = f"import sys; from microgpt_cli.cli import main as cli; cli.main({list(words)!r}); print('#', *sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(done.stdout.rpartition("#")[2].split())
 
@@ -35,7 +35,7 @@ def test_pages_about_a_verb_do_not_import_torch(words: tuple[str, ...]) -> None:
 
 FIRST_STEP = """
 import sys
-from microgpt_cli import cli
+from microgpt_cli.cli import main as cli
 from microgpt_cli.training.trainer import Stepped, Trainer
 
 run = Trainer.run
@@ -62,7 +62,7 @@ def test_what_takes_long_to_import_is_not_there_at_the_first_step(text_file: Pat
 
 COLLECTOR = """
 import gc, sys
-from microgpt_cli import cli
+from microgpt_cli.cli import main as cli
 sys.argv = ["microgpt", "runs", "nowhere"]
 cli.main(sys.argv[1:] if {by_program} else None)
 print(gc.isenabled(), gc.get_freeze_count() > 0)
@@ -79,7 +79,7 @@ def test_the_collector_rests_while_a_command_starts_and_never_in_a_program_of_ot
 def test_the_compiler_has_nothing_to_say_at_the_end() -> None:
     """Where nothing is cleared away when the process ends, triton prints a list of what it calls leaked."""
     pytest.importorskip("triton")
-    code = "from microgpt_cli import collector; collector.rest(); import triton; collector.work()"
+    code = "from microgpt_cli.cli import gc_control; gc_control.rest(); import triton; gc_control.work()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == ""
 
@@ -121,7 +121,7 @@ def test_text_that_a_terminal_lacks_costs_no_traceback() -> None:
 
 def test_a_bug_shows_its_traceback(tmp_path: Path) -> None:
     code = (
-        "import sys; from microgpt_cli import cli, overrides;"
+        "import sys; from microgpt_cli.cli import main as cli, overrides;"
         "overrides.sort_words = lambda *a: 1 / 0; sys.exit(cli.main(['params']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -32,9 +32,9 @@ FORBIDDEN_CALLS = {
 FORBIDDEN_TEXT = ("_target_", "allow_pickle", "weights_only")
 ALLOWED = {
     ("verb.py", "importlib.import_module"),  # of a function that the table of verbs names
-    ("library.py", "subprocess.run"),  # the C compiler, given the package's own C
-    ("library.py", "ctypes.CDLL"),  # what it made
-    ("device.py", "ctypes.CDLL"),  # glibc
+    ("build.py", "subprocess.run"),  # the C compiler, given the package's own C
+    ("build.py", "ctypes.CDLL"),  # what it made
+    ("compute.py", "ctypes.CDLL"),  # glibc
 }
 
 

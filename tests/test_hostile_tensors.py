@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import Tried
-from hostile import DEEP, MODEL, OPTIM, forge, refusal, tensors
+from support.hostile import DEEP, MODEL, OPTIM, forge, refusal, tensors
 
 from microgpt_cli.checkpoints import checkpoint
 from microgpt_cli.errors import UserError

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 from conftest import Run, Tried
-from hostile import CPU_SECONDS, guarded, hammer, mutate_bytes
 from hypothesis import strategies as st
+from support.hostile import CPU_SECONDS, guarded, hammer, mutate_bytes
 
 from microgpt_cli.cli import main as cli
 from microgpt_cli.cli import own_configs

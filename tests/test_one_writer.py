@@ -37,7 +37,7 @@ CONCURRENT = """
 import os, sys
 import torch
 import microgpt_cli.commands.train
-from killing import in_child, status_of
+from support.killing import in_child, status_of
 from microgpt_cli.cli import main as cli
 torch.set_num_threads(1)
 waiting, begin = os.pipe()

@@ -198,7 +198,7 @@ def test_no_torch_optimizer_is_made_in_training() -> None:
     import sys
 
     code = (
-        "import sys; from microgpt_cli import cli;"
+        "import sys; from microgpt_cli.cli import main as cli;"
         "assert cli.main(['train', 'max_steps=2', 'device=cpu', 'model.n_layer=1', 'sample_interval=1']) == 0;"
         "assert 'torch._dynamo' not in sys.modules and 'sympy' not in sys.modules"
     )

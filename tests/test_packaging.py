@@ -48,7 +48,7 @@ def test_the_wheel_runs_away_from_the_checkout(tmp_path: Path) -> None:
         archive.extractall(tmp_path / "site")
     assert (tmp_path / "site/microgpt_cli/conf/train.yaml").is_file()
     code = (
-        "import sys; sys.path.insert(0, 'site'); from microgpt_cli import cli;"
+        "import sys; sys.path.insert(0, 'site'); from microgpt_cli.cli import main as cli;"
         "assert 'site' in str(cli.CONF), cli.CONF; sys.exit(cli.main(sys.argv[1:]))"
     )
     assert (tmp_path / "site/hydra_plugins/microgpt_sweeper/grid.py").is_file()

@@ -32,8 +32,8 @@ PARTS = range(1, 6)  # a part of the many kills each, so that several processes 
 
 
 def killing(how: str, *numbers: int) -> dict[str, Any]:
-    """Run `killing.py` and return what it counted."""
-    words = [sys.executable, HERE / "killing.py", how, *map(str, numbers)]
+    """Run `support/killing.py` and return what it counted."""
+    words = [sys.executable, HERE / "support" / "killing.py", how, *map(str, numbers)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -150,7 +150,7 @@ def test_a_signal_at_any_instant_loses_no_step(
 def test_a_second_signal_ends_it_at_once(tmp_path: Path, text_file: Path, tried: Tried) -> None:
     tried("a second signal ends it at once")
     code = (
-        "import os, signal, sys; from microgpt_cli import cli; from microgpt_cli.model.gpt import GPT\n"
+        "import os, signal, sys; from microgpt_cli.cli import main as cli; from microgpt_cli.model.gpt import GPT\n"
         "original = GPT.forward\n"
         "def forward(*args):\n"
         "    os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGTERM)\n"

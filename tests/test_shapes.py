@@ -36,7 +36,7 @@ def test_json_contains_every_block_and_sums_match(microgpt: Run) -> None:
     for figure in ("parameters", "flops"):
         assert sum(op[figure] for op in ops) == page["path"][figure] == page[figure]
     assert sum(op.get("backward_flops", 0) for op in ops) == page["backward_flops"]
-    assert len([op for op in ops if op["operation"] == "softmax"]) == 4
+    assert len([op for op in ops if op["operation"] == "scaled_dot_product_attention"]) == 4
     assert ops[0]["in"] == [{"names": ["B", "T"], "shape": [2, 8]}]
     assert ops[0]["weight_gradients"] == {"token_embedding_table.weight": [65, 64]}
 

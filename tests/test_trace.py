@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from microgpt_cli.insight.trace import Call, Op, Step, Value, backward_flops, flops, fold, parameters, trace
+from microgpt_cli.model import loss
 from microgpt_cli.model.accounting import flops_per_token, meta_model, total_parameters
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.model.layers import CausalSelfAttention
@@ -89,9 +90,9 @@ def test_equal_sizes_are_distinguished() -> None:
     """B, H, D and n_layer are 4, and C, T, V and block_size 16."""
     config = preset("micro", "article", n_head=4, n_embd=16, block_size=16)
     ops = list(trace(GPT(config, 16), 4, 16).ops())
-    scores = next(op for op in ops if op.name == "softmax")
-    assert scores.outputs[0].names == ("B", "H", "T", "T")
-    assert scores.outputs[0].shape == (4, 4, 16, 16)
+    attention = next(op for op in ops if op.name == "scaled_dot_product_attention")
+    assert attention.outputs[0].names == ("B", "H", "T", "D")
+    assert attention.outputs[0].shape == (4, 4, 16, 4)
     assert ops[-1].outputs[0].names == ("B", "T", "V")
 
 
@@ -160,10 +161,24 @@ def test_tied_head_reads_the_embedding_weights() -> None:
 def test_active_dropout_is_traced() -> None:
     config = preset("micro", "article", dropout=0.1)
     model = GPT(config, 65)
-    assert [op.name for op in trace(model, 1, 4).ops()].count("dropout") == 12
+    called = [op.name for op in trace(model, 1, 4).ops()]
+    assert called.count("dropout") == 8  # that of the attention's weights is part of scaled_dot_product_attention
     assert "dropout" not in [op.name for op in trace(model.eval(), 1, 4).ops()]
     whole = GPT(dataclasses.replace(config, dropout=0.0), 65)
     assert "dropout" not in [op.name for op in trace(whole, 1, 4).ops()]
+
+
+def test_a_loss_in_chunks_is_traced_as_the_head_and_the_loss_of_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "CHUNK_LOGITS", 4096 * 64)
+    model = GPT(preset("micro", "gpt2"), 4096)
+    assert loss.needs_chunks(4 * 32, 4096)
+    *_, head, end = trace(model, 4, 32, backward=True).ops()
+    assert (head.name, head.outputs[0].names) == ("linear", ("B·T", "V"))
+    assert head.flops == 2 * 4 * 32 * 64 * 4096
+    assert head.backward_flops == 2 * head.flops
+    assert [weight.gradient for weight in head.weights] == [(4096, 64)]
+    assert end.name == "cross_entropy"
+    assert [value.names for value in end.inputs] == [("B·T", "V"), ("B·T",)]
 
 
 def test_tracing_changes_neither_rng_nor_weights() -> None:

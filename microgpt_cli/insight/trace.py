@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from microgpt_cli.config import ModelConfig
 from microgpt_cli.model.accounting import meta_model
 from microgpt_cli.model.gpt import GPT
-from microgpt_cli.model.loss import chunked_cross_entropy
+from microgpt_cli.model.loss import LARGE_VOCABULARY, chunked_cross_entropy
 
 # Sizes of the second model. Its B, T and block_size are at least those of the traced model, so that code that branches
 # on them takes the same branch, and the smallest ones for which all expressions below have distinct values.
@@ -295,7 +295,7 @@ def _sizes(config: ModelConfig, vocab_size: int, batch: int, time: int) -> dict[
 
 def _twin_sizes(own: dict[str, int]) -> dict[str, int]:
     sizes = dict(TWIN)
-    for name in ("T", "B", "block_size"):
+    for name in ("V", "T", "B", "block_size") if own["V"] >= LARGE_VOCABULARY else ("T", "B", "block_size"):
         least = max(own[name], MIN_SIZE, sizes["T"] + 1 if name == "block_size" else 0)
         sizes[name] = next(n for n in itertools.count(least) if _distinct(sizes | {name: n}))
     return sizes
