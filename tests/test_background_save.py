@@ -18,7 +18,7 @@ import pytest
 import torch
 from conftest import TINY, Run, Tried, instead
 from support import killing
-from support.failing_disk import WORDS, check_command
+from support.failing_disk import WORDS, check_command, failing_train
 from support.training import make
 
 from microgpt_cli.checkpoints import checkpoint

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ARCHES, SIZES, Run, preset
 
 from microgpt_cli.cli import main as cli
@@ -18,6 +19,12 @@ from microgpt_cli.errors import UserError
 @pytest.mark.parametrize("verb", cli.VERBS.values(), ids=cli.VERBS)
 def test_every_key_has_a_meaning(verb: Verb) -> None:
     assert all(leaf.meaning for leaf in leaves(verb.schema))
+
+
+@pytest.mark.parametrize("verb", sorted(set(cli.VERBS) - {"doctor"}))  # whose defaults are those of train
+def test_the_groups_of_the_schema_are_those_of_the_defaults_list(verb: str) -> None:
+    listed = yaml.safe_load((cli.CONF / f"{verb}.yaml").read_text(encoding="utf-8"))["defaults"]
+    assert list(cli.group_choices(verb)) == [name for entry in listed if isinstance(entry, dict) for name in entry]
 
 
 def test_defaults_of_programs_are_those_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:

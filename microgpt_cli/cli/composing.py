@@ -15,7 +15,7 @@ from typing import Any
 
 from microgpt_cli.cli import overrides
 from microgpt_cli.cli.verb import Verb
-from microgpt_cli.config.schema import Leaf, Node, flatten, kinds
+from microgpt_cli.config.schema import Leaf, Node, flatten, groups, kinds
 from microgpt_cli.errors import UserError
 from microgpt_cli.runs import escape
 
@@ -25,16 +25,9 @@ LONGEST_LINE = 2000  # characters of an error that are shown
 CONF = next((path for path in (HERE / "conf", HERE.parent / "conf") if (path / "train.yaml").is_file()), HERE / "conf")
 
 
-def group_choices(verb: str) -> dict[str, list[str]]:
-    """The config groups of a verb, from its own defaults list, each with the choices in `conf/`."""
-    import yaml
-
-    defaults = yaml.safe_load((CONF / f"{verb}.yaml").read_text(encoding="utf-8"))["defaults"]
-    bases = [entry for entry in defaults if isinstance(entry, str) and not entry.startswith("_")]  # doctor: train
-    if bases:
-        return group_choices(bases[0])
-    names = [name for entry in defaults if isinstance(entry, dict) for name in entry]
-    return {name: sorted(path.stem for path in (CONF / name).glob("[!_]*.yaml")) for name in names}
+def group_choices(schema: type[Node]) -> dict[str, list[str]]:
+    """The config groups of a verb, each with the choices in `conf/`."""
+    return {name: sorted(path.stem for path in (CONF / name).glob("[!_]*.yaml")) for name in groups(schema)}
 
 
 def version_base() -> dict[str, str]:

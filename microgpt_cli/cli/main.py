@@ -16,7 +16,7 @@ from typing import Any
 import microgpt_cli
 from microgpt_cli import signals, threads
 from microgpt_cli.cli import composing, gc_control, overrides
-from microgpt_cli.cli.composing import CONF, group_choices
+from microgpt_cli.cli.composing import CONF
 from microgpt_cli.cli.verb import Verb
 from microgpt_cli.config import (
     CompareConfig,
@@ -249,6 +249,11 @@ def load_config(verb: str, words: Sequence[str]) -> Any:
     schema_leaves = {leaf.name: leaf for leaf in leaves(spec.schema)}
     sorted_words = overrides.sort_words(words, schema_leaves, group_choices(verb), ())
     return composing.to_config(verb, spec, composing.compose(VERBS, verb, sorted_words))
+
+
+def group_choices(verb: str) -> dict[str, list[str]]:
+    """The config groups of a verb, each with its choices."""
+    return composing.group_choices(VERBS[verb].schema)
 
 
 def _sweep_keys(spec: Verb) -> dict[str, Leaf]:

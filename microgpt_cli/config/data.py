@@ -15,6 +15,7 @@ class DataConfig(Node):
     """Where text comes from, and how it is split."""
 
     NODE: ClassVar[str] = "data."
+    GROUPS: ClassVar[tuple[str, ...]] = ("data",)
 
     source: str = key("kind of source", choices=("pydocs", "download", "path", "run"), default="pydocs")
     path: str | None = key("your own text: a file, a folder of .txt and .md, or a glob", default=None)

@@ -14,6 +14,7 @@ class ModelConfig(Node):
     """A GPT: how big (group `model`) and of what kind (group `arch`)."""
 
     NODE: ClassVar[str] = "model."
+    GROUPS: ClassVar[tuple[str, ...]] = ("model", "arch")
 
     n_layer: int = key("transformer blocks", at_least=1, at_most=1000, default=4)
     n_head: int = key("attention heads in a block", at_least=1, default=4)

@@ -14,6 +14,7 @@ class OptimConfig(Node):
     """The optimizer and its learning-rate schedule."""
 
     NODE: ClassVar[str] = "optim."
+    GROUPS: ClassVar[tuple[str, ...]] = ("optim",)
 
     kind: str = key(
         "adamw, or muon: Muon for the blocks' matrices, AdamW for the rest",

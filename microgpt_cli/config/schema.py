@@ -49,6 +49,7 @@ class Node:
     """A node of the config tree, range-checked when made."""
 
     NODE: ClassVar[str] = ""  # where the node hangs in the tree: "" is the root
+    GROUPS: ClassVar[tuple[str, ...]] = ()  # the folders of `conf/` whose choices give it values
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
@@ -155,6 +156,12 @@ def kinds(schema: type[Any]) -> dict[str, Any]:
     """The type of each key of a node, null left out: another node's class, or that of a value."""
     hints = typing.get_type_hints(schema)
     return {item.name: _required(hints[item.name])[0] for item in dataclasses.fields(schema)}
+
+
+def groups(schema: type[Node]) -> list[str]:
+    """The config groups of a verb, those of its nodes first."""
+    nodes = [kind for kind in kinds(schema).values() if isinstance(kind, type) and issubclass(kind, Node)]
+    return [name for node in (*nodes, schema) for name in node.GROUPS]
 
 
 def _required(hint: Any) -> tuple[Any, bool]:

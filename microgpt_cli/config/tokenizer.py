@@ -13,6 +13,7 @@ class TokenizerConfig(Node):
     """How text becomes token ids."""
 
     NODE: ClassVar[str] = "tokenizer."
+    GROUPS: ClassVar[tuple[str, ...]] = ("tokenizer",)
 
     kind: str = key(
         "char: one id a code point of the corpus; byte: UTF-8 bytes", choices=("char", "byte"), default="char"

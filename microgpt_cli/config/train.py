@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from microgpt_cli.config.data import DataConfig
 from microgpt_cli.config.device import DEVICE, DTYPES, ENGINES, MOST_THREADS, check_device
@@ -19,6 +19,8 @@ LOGGERS = ("tensorboard", "wandb", "trackio")
 @dataclass
 class TrainConfig(Node):
     """`microgpt train`."""
+
+    GROUPS: ClassVar[tuple[str, ...]] = ("experiment",)
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
