@@ -15,7 +15,7 @@ from microgpt_cli.engines.cuda.decode_graph import decode_anywhere, stretch_for
 from microgpt_cli.engines.decoding import Cache, prefill, prepare
 from microgpt_cli.generation.generate import generate
 from microgpt_cli.generation.sampling import Draws, Sampler
-from microgpt_cli.insight.logit_lens import look
+from microgpt_cli.insight.logit_lens import probe_layers
 from microgpt_cli.insight.token_losses import LossBreakdown, token_losses
 from microgpt_cli.model import loss
 from microgpt_cli.model.gpt import GPT
@@ -130,7 +130,7 @@ def test_what_is_seen_inside_is_what_the_cpu_sees() -> None:
     here, seen, sums = choose("cpu", "float32"), [], []
     for compute in (here, choose("cuda", "float32")):
         model = model.to(compute.device)
-        seen.append(look(model, ids[:32].to(compute.device), 5))
+        seen.append(probe_layers(model, ids[:32].to(compute.device), 5))
         breakdown = LossBreakdown(256, 32, 10, 3)
         for piece in token_losses(model, ids.to(torch.uint8), compute, 2):
             breakdown.add(piece)

@@ -100,7 +100,7 @@ def failing_train(microgpt: Run) -> Callable[..., Ran]:
     return run
 
 
-KEPT = ("metrics.jsonl", "samples.txt", "ckpt/best.json", *(f"ckpt/step-00000004/{n}" for n in checkpoint.FILES))
+KEPT = ("metrics.jsonl", "samples.txt", "ckpt/best.json", *(f"ckpt/step-00000004/{n}" for n in layout.STEP_FILES))
 
 
 def check_command(train: Callable[..., Ran], whole: Path, fail_at: int, number: int, broken: bool) -> int:
@@ -138,5 +138,5 @@ def check_command(train: Callable[..., Ran], whole: Path, fail_at: int, number: 
     assert json.loads((run / layout.RESULT).read_bytes())["status"] == "finished"
     for file in KEPT:
         ours, theirs = (folder / file for folder in (run, whole))
-        assert ours.read_bytes() == theirs.read_bytes() or file.endswith((layout.CONFIG, checkpoint.META)), file
+        assert ours.read_bytes() == theirs.read_bytes() or file.endswith((layout.CONFIG, layout.META)), file
     return 1
