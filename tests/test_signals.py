@@ -51,7 +51,7 @@ def test_a_run_saves_and_says_how_to_go_on(number: signal.Signals, status: int, 
             process.send_signal(number)
         _, err = process.communicate(timeout=60)
     assert process.returncode == status, err
-    assert "go on with: microgpt train resume=run" in err
+    assert "resume with: microgpt train resume=run" in err
     assert saved(Path("run"))
 
 

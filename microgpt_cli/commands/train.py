@@ -20,7 +20,7 @@ from microgpt_cli.checkpoints import checkpoint
 from microgpt_cli.commands import Invocation, dataset_cache, lr_find
 from microgpt_cli.commands.console import say, thousands
 from microgpt_cli.commands.resume import config_from_run, resumed_config
-from microgpt_cli.commands.train_report import conclude, go_on, introduce, smaller_batch
+from microgpt_cli.commands.train_report import conclude, how_to_resume, introduce, smaller_batch
 from microgpt_cli.compute import Compute, choose
 from microgpt_cli.config import TrainConfig
 from microgpt_cli.data.baselines import Baselines, baselines
@@ -238,13 +238,13 @@ def _train_in(run_folder: Path, session: Session) -> None:
         if isinstance(error, UserError):
             raise RunStopped(f"{error}. What was saved is kept: {run_folder}") from error
         if isinstance(error, OSError) and error.filename:
-            raise RunStopped(f"{storage.explain(error)}, then {go_on(run_folder, config, resumed)}") from error
+            raise RunStopped(f"{storage.explain(error)}, then {how_to_resume(run_folder, config, resumed)}") from error
         raise
     trackers.close()
     if _status(trainer) == "interrupted":
         assert trainer.stop_signal is not None  # nothing else ends a run before its end
         where = f"stopped at step {trainer.state.step:,}, saved"
-        raise Interrupted(f"{where}; {go_on(run_folder, config, resumed)}", trainer.stop_signal)
+        raise Interrupted(f"{where}; {how_to_resume(run_folder, config, resumed)}", trainer.stop_signal)
     conclude(trainer, about, text)
     if trainer.stop_signal is not None and session.in_sweep and session.invocation.worker is None:
         raise Interrupted("", trainer.stop_signal)  # too late for this run, and in time for the sweep
