@@ -21,7 +21,7 @@ from microgpt_cli.data.dataset import Splits
 from microgpt_cli.model.accounting import meta_model
 from microgpt_cli.runs import storage
 from microgpt_cli.training import probe
-from microgpt_cli.training.probe import Pace
+from microgpt_cli.training.probe import Throughput
 
 
 def everything(*folders: Path) -> dict[str, tuple[int, str]]:
@@ -137,18 +137,18 @@ def test_a_compiler_that_is_missing_is_told(microgpt: Run, text_file: Path, monk
 
 def test_the_forecast_adds_up_what_the_trainer_does() -> None:
     run = config("max_steps=100", "eval_interval=30", "sample_interval=50", "checkpoint_interval=0")
-    whole = probe.forecast(run, Pace(0.5, 0.001, 0.01, 10), 200, 10, 20, 400_000_000)
+    whole = probe.forecast(run, Throughput(0.5, 0.001, 0.01, 10), 200, 10, 20, 400_000_000)
     assert whole.training == 50
     assert whole.evaluating == pytest.approx(4 * 200 * 0.001)  # at 30, 60, 90 and 100
     assert whole.sampling == pytest.approx((10 + 20) * 0.01)  # at 50, and the last
     assert whole.saving == pytest.approx(4 * 2.05)
     assert whole.total == pytest.approx(50 + 0.8 + 0.3 + 8.2)
     seldom = dataclasses.replace(run, eval_interval=0, sample_interval=0)
-    assert probe.forecast(seldom, Pace(0.5, 0.001, 0.01, 10), 200, 10, 20, 0).evaluating == pytest.approx(0.2)
+    assert probe.forecast(seldom, Throughput(0.5, 0.001, 0.01, 10), 200, 10, 20, 0).evaluating == pytest.approx(0.2)
 
 
 def test_the_probe_makes_the_steps_that_it_says() -> None:
     ids = torch.randint(20, (500,), dtype=torch.uint8)
-    pace = probe.pace(config("model.dropout=0.1"), Splits(ids[:400], ids[400:]), 20, choose("cpu", "auto"))
-    assert pace.steps == probe.PROBE_STEPS
-    assert min(pace.step, pace.eval_token, pace.sample_token) > 0
+    throughput = probe.estimate(config("model.dropout=0.1"), Splits(ids[:400], ids[400:]), 20, choose("cpu", "auto"))
+    assert throughput.steps == probe.PROBE_STEPS
+    assert min(throughput.step, throughput.eval_token, throughput.sample_token) > 0

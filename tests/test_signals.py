@@ -108,7 +108,7 @@ def test_ignored_signals_stay_ignored_but_for_ctrl_c() -> None:
     before = {number: signal.signal(number, signal.SIG_IGN) for number in signals.STOP_SIGNALS}
     heard: list[int] = []
     try:
-        with signals.heard_by(lambda number, _: heard.append(number)):
+        with signals.handle_signals(lambda number, _: heard.append(number)):
             for number in signals.STOP_SIGNALS:
                 signal.raise_signal(number)
     finally:

@@ -205,16 +205,16 @@ def _too_large(config: TrainConfig, batch_size: int | None, needed: int, free: i
 
 def _time(config: TrainConfig, compute: Compute, scale: float, tokenizer: Tokenizer, splits: Splits) -> None:
     """Print how long the run will take, estimated from a few of its steps."""
-    pace = probe.pace(config, splits, tokenizer.vocab_size, compute)
+    throughput = probe.estimate(config, splits, tokenizer.vocab_size, compute)
     eval_tokens = min(config.eval_tokens or EVAL_TOKENS, int(scale * len(splits.val)) - 1)
     model = meta_model(config.model, tokenizer.vocab_size)
     costs = memory(model, config.batch_size, config.optim, compute.device.type)
     state = costs["weights"].value + costs["optimizer"].value
-    whole = probe.forecast(config, pace, eval_tokens, SAMPLE_TOKENS, LAST_SAMPLE_TOKENS, state)
+    whole = probe.forecast(config, throughput, eval_tokens, SAMPLE_TOKENS, LAST_SAMPLE_TOKENS, state)
     tokens = config.batch_size * config.grad_accum_steps * config.model.block_size
-    step = f"{1000 * pace.step:.3g} ms" if pace.step < 1 else f"{pace.step:.3g} s"
+    step = f"{1000 * throughput.step:.3g} ms" if throughput.step < 1 else f"{throughput.step:.3g} s"
     print(
-        f"speed     {step}/step, {thousands(tokens / pace.step)} tokens/s, measured over {pace.steps} steps"
+        f"speed     {step}/step, {thousands(tokens / throughput.step)} tokens/s, measured over {throughput.steps} steps"
         + (" without torch.compile" if compute.compile else "")
     )
     print(

@@ -28,9 +28,9 @@ from microgpt_cli.data.dataset import Splits, split
 from microgpt_cli.data.tokenizers import Tokenizer
 from microgpt_cli.engines.structure import difference
 from microgpt_cli.errors import Interrupted, RunStopped, UserError
-from microgpt_cli.generation.generate import generate, text_of
-from microgpt_cli.generation.precision import choose_native
-from microgpt_cli.generation.sampling import Draws, Sampler
+from microgpt_cli.generation.dtype_policy import choose_native
+from microgpt_cli.generation.generate import decode_stream, generate
+from microgpt_cli.generation.sampling import Sampler, UniformStream
 from microgpt_cli.model.accounting import parameter_rows, total_parameters
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.runs import layout, plots, storage
@@ -310,7 +310,7 @@ def _stop_signals(trainer: Trainer) -> AbstractContextManager[None]:
 
     # only SIGUSR2 where somebody waits for it, as submitit does: a queue has its own way with the others
     queue = [signal.SIGUSR2] if hasattr(signal, "SIGUSR2") and callable(signal.getsignal(signal.SIGUSR2)) else []
-    return signals.heard_by(stop, queue or signals.STOP_SIGNALS)
+    return signals.handle_signals(stop, queue or signals.STOP_SIGNALS)
 
 
 def _drive(
@@ -362,7 +362,7 @@ def _drive(
 
 def sample_text(trainer: Trainer, tokenizer: Tokenizer, tokens: int) -> str:
     """A text that the model writes from nothing, as it stands; cut short by a stop signal, but at the end."""
-    model, draws = trainer.model, Draws(trainer.config.seed, 1, trainer.state.step)
+    model, draws = trainer.model, UniformStream(trainer.config.seed, 1, trainer.state.step)
     was_training = model.training
     model.eval()
     try:
@@ -370,9 +370,9 @@ def sample_text(trainer: Trainer, tokenizer: Tokenizer, tokens: int) -> str:
             Sampler(temperature=0.8),
             choose_native("auto" if trainer.compute.engine == "native" else "torch", model),
         )
-        columns = generate(model, [tokenizer.start_id], tokens, sampler, draws, native=native)
-        columns = itertools.takewhile(lambda _: trainer.stop_signal is None or trainer.is_finished, columns)
-        return "".join(text_of(columns, 0, tokenizer.text_stream()))
+        steps = generate(model, [tokenizer.start_id], tokens, sampler, draws, native=native)
+        steps = itertools.takewhile(lambda _: trainer.stop_signal is None or trainer.is_finished, steps)
+        return "".join(decode_stream(steps, 0, tokenizer.text_stream()))
     finally:
         model.train(was_training)
 
