@@ -25,7 +25,7 @@ from timing import in_turns, times_as_fast
 from microgpt_cli.cli import main as cli
 from microgpt_cli.config import ModelConfig
 from microgpt_cli.engines.cpu.decode import NativeDecoder, NativeWeights
-from microgpt_cli.generation.precision import choose_dtype
+from microgpt_cli.generation.dtype_policy import choose_dtype
 from microgpt_cli.generation.sampling import Sampler
 from microgpt_cli.model.accounting import total_parameters
 from microgpt_cli.model.gpt import GPT

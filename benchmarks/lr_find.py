@@ -21,7 +21,7 @@ from microgpt_cli.cli import main as cli
 from microgpt_cli.compute import choose
 from microgpt_cli.config import TrainConfig
 from microgpt_cli.data.corpus import open_corpus
-from microgpt_cli.data.dataset import Splits, build_tokenizer, draw_starts, encode, split
+from microgpt_cli.data.dataset import Splits, build_tokenizer, encode, sample_starts, split
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.training import lr_find
 from microgpt_cli.training.lr_find import Tried
@@ -145,7 +145,7 @@ class Bench:
         model, splits = self.fresh(config)
         update = Update.fresh(model, splits.train, config, self.compute)
         for step in range(steps):
-            starts = draw_starts(len(splits.train), config.batch_size, config.model.block_size, config.seed, step)
+            starts = sample_starts(len(splits.train), config.batch_size, config.model.block_size, config.seed, step)
             update(starts, lr_at(step, steps, config.optim), 1.0, lambda: False)
             if (step + 1) % interval == 0:
                 sums, counts = zip(*evaluate(model, splits.val[: tokens + 1], self.compute), strict=True)

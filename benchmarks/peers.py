@@ -26,9 +26,9 @@ from train_speed import our_steps, token_ids
 from microgpt_cli.cli import main as cli
 from microgpt_cli.compute import choose
 from microgpt_cli.config import ModelConfig
+from microgpt_cli.generation.dtype_policy import choose_dtype, choose_native
 from microgpt_cli.generation.generate import generate
-from microgpt_cli.generation.precision import choose_dtype, choose_native
-from microgpt_cli.generation.sampling import Draws, Sampler
+from microgpt_cli.generation.sampling import Sampler, UniformStream
 from microgpt_cli.model.gpt import GPT
 
 VOCAB_SIZE = 65
@@ -110,7 +110,7 @@ def sampling(size: str, rounds: int, nanogpt: ModuleType | None) -> dict[str, An
     idx = torch.ones(1, 1, dtype=torch.long, device=device)
 
     def ours(_number: int) -> None:
-        for _ in generate(model, [1], tokens, Sampler(), Draws(0, 1), 1, dtype=chosen, native=native):
+        for _ in generate(model, [1], tokens, Sampler(), UniformStream(0, 1), 1, dtype=chosen, native=native):
             pass
 
     ways = {"ours": repeated(ours)}

@@ -16,7 +16,7 @@ from microgpt_cli.cli import main as cli
 from microgpt_cli.commands import dataset_cache
 from microgpt_cli.compute import choose
 from microgpt_cli.config import TrainConfig
-from microgpt_cli.data.dataset import draw_starts, split
+from microgpt_cli.data.dataset import sample_starts, split
 from microgpt_cli.model.accounting import total_parameters
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.training.schedule import lr_at
@@ -50,7 +50,7 @@ def learn(config: TrainConfig) -> tuple[int, float]:
     update = Update.fresh(model, splits.train, config, compute)
     B, T = config.batch_size * config.grad_accum_steps, config.model.block_size
     for step in range(config.max_steps):
-        starts = draw_starts(len(splits.train), B, T, config.seed, step)
+        starts = sample_starts(len(splits.train), B, T, config.seed, step)
         update(starts, lr_at(step, config.max_steps, config.optim), 1.0, lambda: False)
     parts = list(evaluate(model, splits.val, compute))
     return total_parameters(model), (sum(loss for loss, _ in parts) / sum(n for _, n in parts)).item()

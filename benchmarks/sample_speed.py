@@ -25,9 +25,9 @@ import torch
 from microgpt_cli.cli import main as cli
 from microgpt_cli.compute import choose
 from microgpt_cli.engines.decoding import Cache, decode_one_token, prefill, prepare
+from microgpt_cli.generation.dtype_policy import choose_dtype, choose_native, choose_threads
 from microgpt_cli.generation.generate import generate
-from microgpt_cli.generation.precision import choose_dtype, choose_native, choose_threads
-from microgpt_cli.generation.sampling import Draws, Sampler
+from microgpt_cli.generation.sampling import Sampler, UniformStream
 from microgpt_cli.model.gpt import GPT
 
 ROUND_SECONDS = 2.0  # about, for each of those compared
@@ -102,7 +102,7 @@ def compare(
     def ours(count: int) -> None:
         torch.set_num_threads(our_threads)
         for _ in generate(
-            model, [1], count, Sampler(), Draws(0, num_samples), num_samples, dtype=chosen, native=native
+            model, [1], count, Sampler(), UniformStream(0, num_samples), num_samples, dtype=chosen, native=native
         ):
             pass
         torch.set_num_threads(all_threads)

@@ -23,7 +23,7 @@ import torch
 from plain import plain_step
 
 from microgpt_cli.cli import main as cli
-from microgpt_cli.data.dataset import draw_starts, take
+from microgpt_cli.data.dataset import gather_windows, sample_starts
 from microgpt_cli.model.gpt import GPT
 
 STEPS, EVALUATIONS, EVAL_BATCHES = 2000, 9, 2 * 20  # of nanoGPT's recipe: at steps 0, 250, …; both splits
@@ -84,7 +84,7 @@ def _evaluate(model: GPT, ids: torch.Tensor, batch_size: int) -> None:
     model.eval()
     for number in range(EVAL_BATCHES):
         T = model.config.block_size
-        _, loss = model(*take(ids, draw_starts(len(ids), batch_size, T, 0, number), T, ids.device))
+        _, loss = model(*gather_windows(ids, sample_starts(len(ids), batch_size, T, 0, number), T, ids.device))
         assert loss is not None
         loss.item()
     model.train()

@@ -18,7 +18,7 @@ from timing import ROUND_SECONDS, ROUNDS, Way, in_turns, repeated, times_as_fast
 from microgpt_cli.cli import main as cli
 from microgpt_cli.compute import Compute, choose
 from microgpt_cli.config import TrainConfig
-from microgpt_cli.data.dataset import draw_starts
+from microgpt_cli.data.dataset import sample_starts
 from microgpt_cli.model.accounting import embedding_parameters, flops_per_token, total_parameters
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.training.update import Update
@@ -99,7 +99,7 @@ def our_steps(config: TrainConfig, model: GPT, ids: torch.Tensor, compute: Compu
     pending: list[torch.Tensor] = []
 
     def step(number: int) -> None:
-        starts = draw_starts(len(ids), sequences, config.model.block_size, 0, number)
+        starts = sample_starts(len(ids), sequences, config.model.block_size, 0, number)
         done = update(starts, 1e-3, 1.0, lambda: False)
         assert done is not None
         pending.append(done)

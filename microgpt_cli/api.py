@@ -13,10 +13,10 @@ from microgpt_cli.config import TrainConfig
 from microgpt_cli.config.schema import leaves
 from microgpt_cli.data.tokenizers import Tokenizer
 from microgpt_cli.errors import UserError
-from microgpt_cli.generation.generate import Stops, cut_at, text_of
+from microgpt_cli.generation.dtype_policy import choose_dtype, choose_native
+from microgpt_cli.generation.generate import Stops, decode_stream, truncate_at
 from microgpt_cli.generation.generate import generate as generate_tokens
-from microgpt_cli.generation.precision import choose_dtype, choose_native
-from microgpt_cli.generation.sampling import Draws, Sampler
+from microgpt_cli.generation.sampling import Sampler, UniformStream
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.runs import layout, storage
 
@@ -100,13 +100,13 @@ def generate(
     stops = Stops(1, tokenizer.text_stream, stop)
     made = []
     columns = generate_tokens(
-        model, ids, max_new_tokens, Sampler(temperature, top_k, top_p), Draws(seed, 1),
-        dtype=dtype, native=native, stopped=stops.reached,
+        model, ids, max_new_tokens, Sampler(temperature, top_k, top_p), UniformStream(seed, 1),
+        dtype=dtype, native=native, stopped=stops.is_done,
     )  # fmt: skip
     for tokens in columns:
         made.append(tokens)
-        stops.see(tokens)
-    return prompt + "".join(cut_at(text_of(iter(made), 0, tokenizer.text_stream()), stop))
+        stops.feed(tokens)
+    return prompt + "".join(truncate_at(decode_stream(iter(made), 0, tokenizer.text_stream()), stop))
 
 
 def _changed_keys(config: TrainConfig) -> tuple[str, ...]:

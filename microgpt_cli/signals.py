@@ -24,7 +24,7 @@ REPEATED = {number for number in STOP_SIGNALS if number.name in ("SIGHUP", "SIGX
 
 
 @contextmanager
-def heard_by(
+def handle_signals(
     handler: Callable[[int, FrameType | None], None], signals: Sequence[signal.Signals] = STOP_SIGNALS
 ) -> Iterator[None]:
     """Have a handler called for signals that are not ignored.
@@ -53,7 +53,7 @@ def interrupting() -> Iterator[None]:
         signal.signal(number, signal.SIG_IGN if number in REPEATED else signal.SIG_DFL)  # of a second one
         raise Interrupted("interrupted", number)
 
-    with heard_by(stop, [number for number in STOP_SIGNALS if signal.getsignal(number) == signal.SIG_DFL]):
+    with handle_signals(stop, [number for number in STOP_SIGNALS if signal.getsignal(number) == signal.SIG_DFL]):
         yield
 
 

@@ -22,7 +22,7 @@ from support.failing_disk import WORDS, check_command, failing_train
 from support.training import make
 
 from microgpt_cli.checkpoints import checkpoint
-from microgpt_cli.checkpoints.async_saver import Saver, after_this, saves_beside, snapshot
+from microgpt_cli.checkpoints.async_saver import Saver, copy_stream, saves_in_background, snapshot
 from microgpt_cli.errors import RunStopped
 from microgpt_cli.runs import layout, storage
 from microgpt_cli.training import trainer
@@ -37,7 +37,7 @@ PATIENCE_SEC = 20.0
 @pytest.fixture
 def beside(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let trainers save beside training, though on a CPU."""
-    monkeypatch.setattr(trainer, "saves_beside", lambda device: True)
+    monkeypatch.setattr(trainer, "saves_in_background", lambda device: True)
 
 
 @pytest.fixture
@@ -80,9 +80,9 @@ class Gate:
 
 
 def test_a_cpu_saves_before_it_goes_on_and_other_devices_beside() -> None:
-    assert not saves_beside(torch.device("cpu"))
-    assert saves_beside(torch.device("cuda:1"))
-    assert saves_beside(torch.device("mps"))
+    assert not saves_in_background(torch.device("cpu"))
+    assert saves_in_background(torch.device("cuda:1"))
+    assert saves_in_background(torch.device("mps"))
 
 
 def test_a_run_is_the_same_to_the_bit_and_so_are_its_checkpoints(
@@ -102,7 +102,7 @@ def test_a_run_is_the_same_to_the_bit_and_so_are_its_checkpoints(
 
     monkeypatch.setattr(storage, "publish_folder", publish)
     here = train("here")
-    monkeypatch.setattr(trainer, "saves_beside", lambda device: True)
+    monkeypatch.setattr(trainer, "saves_in_background", lambda device: True)
     there = train("there")
     assert len(kept["here"]) > 4
     assert kept["there"] == kept["here"]
@@ -234,7 +234,7 @@ def test_a_second_signal_does_not_wait_for_the_save(tmp_path: Path, text_file: P
         "import os, signal, sys, threading, time; from microgpt_cli.cli import main as cli\n"
         "from microgpt_cli.checkpoints import checkpoint\n"
         "from microgpt_cli.training import trainer\n"
-        "trainer.saves_beside = lambda device: True\n"
+        "trainer.saves_in_background = lambda device: True\n"
         "def never(*args):\n"
         "    os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.5); os.kill(os.getpid(), signal.SIGTERM)\n"
         "    time.sleep(1000)\n"
@@ -316,8 +316,8 @@ def test_a_snapshot_does_not_follow_and_tied_names_share_it_still() -> None:
 
 
 def test_one_save_at_a_time() -> None:
-    saver, opened = Saver(beside=True), threading.Event()
-    with after_this(torch.device("cpu")):
+    saver, opened = Saver(background=True), threading.Event()
+    with copy_stream(torch.device("cpu")):
         saver.start(1, lambda: (opened.wait(PATIENCE_SEC), Path("a"))[1])
     with pytest.raises(AssertionError):
         saver.start(2, lambda: Path("b"))
@@ -328,5 +328,5 @@ def test_one_save_at_a_time() -> None:
 
 
 if __name__ == "__main__":
-    trainer.saves_beside = lambda device: True
+    trainer.saves_in_background = lambda device: True
     killing.main(sys.argv[1], list(map(int, sys.argv[2:])))

@@ -233,8 +233,8 @@ def test_a_mapped_text_asks_for_no_memory(tmp_path: Path) -> None:
         file.truncate(1 << 40)
     ids = dataset._mapped(tmp_path / "ids", torch.uint8)
     assert ids.numel() == 1 << 40
-    starts = dataset.draw_starts(len(ids), 4, 8, seed=0, step=0)
-    assert not dataset.take(ids, starts, 8, torch.device("cpu"))[0].any()
+    starts = dataset.sample_starts(len(ids), 4, 8, seed=0, step=0)
+    assert not dataset.gather_windows(ids, starts, 8, torch.device("cpu"))[0].any()
 
 
 @pytest.mark.stress

@@ -47,7 +47,7 @@ def test_train_says_what_it_chose_and_what_to_type_next(microgpt: Run, text_file
     ran = microgpt("train", *TINY, f"data.path={text_file}", "max_steps=3")
     assert ran.status == 0
     assert ran.err == ""  # the bar keeps quiet where there is no terminal
-    for word in ("text", "split", "model", "device", "dtype", "engine", "threads", "compare", "run"):
+    for word in ("data", "split", "model", "device", "dtype", "engine", "threads", "baselines", "run", "result"):
         assert f"\n{word} " in f"\n{ran.out}"
     run = os.readlink(tmp_path / "outputs" / "latest")
     assert ran.out.rstrip().endswith(f"next      microgpt sample ckpt=outputs/{run}")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from microgpt_cli.cli import main as cli
 from microgpt_cli.compute import choose
-from microgpt_cli.data.dataset import draw_starts, take
+from microgpt_cli.data.dataset import gather_windows, sample_starts
 from microgpt_cli.engines.autograd import Autograd
 from microgpt_cli.engines.cpu import ops
 from microgpt_cli.engines.cpu.record import Unsupported
@@ -118,7 +118,7 @@ def first_step(model: GPT, engine: str) -> tuple[float, float]:
     ids = torch.randint(V, (2000,), generator=torch.Generator().manual_seed(3))
     made = Update.fresh(model, ids, config, compute)
     assert made.check_engine(ids[None, :32], ids[None, 1:33]) is None
-    numbers = made(draw_starts(len(ids), 4, 32, 0, 0), 1e-3, 1.0, lambda: False)
+    numbers = made(sample_starts(len(ids), 4, 32, 0, 0), 1e-3, 1.0, lambda: False)
     assert numbers is not None
     loss, norm = numbers.tolist()
     return loss, norm
@@ -147,7 +147,7 @@ def test_an_edit_changes_the_first_step_as_autograd_says(
     ids = torch.randint(V, (2000,), generator=torch.Generator().manual_seed(3))
     model.zero_grad()
     model.load_state_dict(disturbed(model.config).state_dict())  # as before the step
-    idx, targets = take(ids, draw_starts(len(ids), 4, 32, 0, 0), 32, torch.device("cpu"))
+    idx, targets = gather_windows(ids, sample_starts(len(ids), 4, 32, 0, 0), 32, torch.device("cpu"))
     _, loss = model(idx, targets)
     assert loss is not None
     loss.backward()

@@ -11,13 +11,13 @@ from support.decoding import V, lively, plainly
 from torch import Tensor
 
 from microgpt_cli.data.tokenizers import CharTokenizer
-from microgpt_cli.engines.cuda.decode_graph import decode_anywhere, stretch_for
+from microgpt_cli.engines.cuda.decode_graph import bucket_for, decode_static
 from microgpt_cli.engines.decoding import Cache, decode_one_token, prefill, prepare
-from microgpt_cli.engines.linear import can_pack, has_half_products, make_head, make_product
+from microgpt_cli.engines.linear import can_pack, has_float16_linear, pack_head, pack_linear
 from microgpt_cli.errors import UserError
+from microgpt_cli.generation.dtype_policy import choose_dtype, choose_threads
 from microgpt_cli.generation.generate import Stops, generate
-from microgpt_cli.generation.precision import choose_dtype, choose_threads
-from microgpt_cli.generation.sampling import Draws, Sampler
+from microgpt_cli.generation.sampling import Sampler, UniformStream
 from microgpt_cli.model.gpt import GPT
 
 
@@ -27,7 +27,7 @@ from microgpt_cli.model.gpt import GPT
 def test_the_cache_changes_no_token(size: str, arch: str, temperature: float, count: int, samples: int) -> None:
     model, sampler = lively(size, arch), Sampler(temperature)
     expected = plainly(model, [1, 2, 3], count, sampler, 5, samples)
-    assert list(generate(model, [1, 2, 3], count, sampler, Draws(5, samples), samples)) == expected
+    assert list(generate(model, [1, 2, 3], count, sampler, UniformStream(5, samples), samples)) == expected
     assert len({tuple(column) for column in expected}) > 1
 
 
@@ -37,7 +37,7 @@ def test_the_cache_changes_no_token_of_a_larger_model(arch: str) -> None:
     model = lively("small", arch)
     for sampler in (Sampler(0), Sampler(0.9)):
         expected = plainly(model, [1, 2, 3], 400, sampler, 5, 2)
-        assert list(generate(model, [1, 2, 3], 400, sampler, Draws(5, 2), 2)) == expected
+        assert list(generate(model, [1, 2, 3], 400, sampler, UniformStream(5, 2), 2)) == expected
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_the_cache_changes_no_token_of_a_larger_model(arch: str) -> None:
 def test_nor_of_models_between_the_presets(changes: dict[str, object]) -> None:
     model = lively("micro", "article", **changes)
     expected = plainly(model, [1, 2], 40, Sampler(), 1, 2)
-    assert list(generate(model, [1, 2], 40, Sampler(), Draws(1, 2), 2)) == expected
+    assert list(generate(model, [1, 2], 40, Sampler(), UniformStream(1, 2), 2)) == expected
 
 
 @pytest.mark.parametrize("length", [1, 31, 32, 33, 100])
@@ -62,7 +62,7 @@ def test_prompts_of_any_length(length: int) -> None:
     model = lively("micro", "modern")
     prompt = [n * 7 % V for n in range(length)]
     expected = plainly(model, prompt, 40, Sampler(), 1, 1)
-    assert list(generate(model, prompt, 40, Sampler(), Draws(1, 1))) == expected
+    assert list(generate(model, prompt, 40, Sampler(), UniformStream(1, 1))) == expected
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -82,7 +82,7 @@ def test_nor_of_any_model_prompt_window_and_batch(packed: bool, data: st.DataObj
     sampler = Sampler(data.draw(st.sampled_from([0.0, 1.0])))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("microgpt_cli.engines.linear.LARGE", 0 if packed else 100_000)
-        found = list(generate(model, prompt, 12, sampler, Draws(1, samples), samples))
+        found = list(generate(model, prompt, 12, sampler, UniformStream(1, samples), samples))
     assert found == plainly(model, prompt, 12, sampler, 1, samples)
 
 
@@ -90,7 +90,7 @@ def test_nor_of_any_model_prompt_window_and_batch(packed: bool, data: st.DataObj
 def test_with_and_without_the_cache_the_same_is_written_until_the_context_is_full(arch: str) -> None:
     model = lively("micro", arch)
     cached, cropped = (
-        list(generate(model, [1, 2], 60, Sampler(), Draws(0, 2), 2, cache=cache)) for cache in (True, False)
+        list(generate(model, [1, 2], 60, Sampler(), UniformStream(0, 2), 2, cache=cache)) for cache in (True, False)
     )
     assert cached[:31] == cropped[:31]
     assert cached != cropped
@@ -101,7 +101,7 @@ def test_with_and_without_the_cache_the_same_is_written_until_the_context_is_ful
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_products_are_those_of_the_layer(dtype: torch.dtype, rows: int, bias: bool) -> None:
     """Whichever kernel multiplies: of float32, from and to float32, within what half precision of the weights costs."""
-    if dtype == torch.float16 and not has_half_products():
+    if dtype == torch.float16 and not has_float16_linear():
         pytest.skip("no FBGEMM on this CPU")
     torch.manual_seed(0)
     for size in ((48, 16), (400, 320)):
@@ -109,27 +109,27 @@ def test_products_are_those_of_the_layer(dtype: torch.dtype, rows: int, bias: bo
         shift = torch.randn(size[0]) if bias else None
         expected = torch.nn.functional.linear(x, weight, shift)
         off = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}[dtype] * expected.abs().max()
-        product, start = make_product(weight, shift, dtype, rows), torch.randn(rows, size[0])
+        product, start = pack_linear(weight, shift, dtype, rows), torch.randn(rows, size[0])
         out, total = torch.empty_like(start), start.clone()
-        product.into(out, x)
-        product.added_to(total, x)
+        product.write_to(out, x)
+        product.add_to(total, x)
         for found in (product(x), out, total - start):
             assert found.dtype == torch.float32
             assert (found - expected).abs().max() < off
         prompt = torch.randn(5, size[1])  # of other rows than it was made for
         assert (product(prompt) - torch.nn.functional.linear(prompt, weight, shift)).abs().max() < off
-        logits = make_head(weight, shift, torch.bfloat16, rows)(x)
+        logits = pack_head(weight, shift, torch.bfloat16, rows)(x)
         assert (logits - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 @pytest.mark.parametrize("rows", [1, 2])
-@pytest.mark.skipif(not has_half_products(), reason="no FBGEMM on this CPU")
+@pytest.mark.skipif(not has_float16_linear(), reason="no FBGEMM on this CPU")
 def test_logits_that_are_large_together_are_not_rounded_far(rows: int) -> None:
     """GPT-2's are all near -100: in float16, 0.06 apart."""
     weight, bias, x = torch.randn(400, 320) / 100 - 0.3, torch.randn(400), 1 + torch.randn(rows, 320) / 10
     exact = torch.nn.functional.linear(x, weight, bias)
     assert exact.abs().min() > 64
-    off = (make_head(weight, bias, torch.float16, rows)(x) - exact).double()
+    off = (pack_head(weight, bias, torch.float16, rows)(x) - exact).double()
     assert (off - off.mean(-1, keepdim=True)).abs().max() < 0.005
 
 
@@ -150,7 +150,7 @@ def logits_of(model: GPT, dtype: torch.dtype, idx: Tensor, prompt: int) -> Tenso
     [
         (torch.float32, 1e-5),
         pytest.param(
-            torch.float16, 3e-3, marks=pytest.mark.skipif(not has_half_products(), reason="no FBGEMM on this CPU")
+            torch.float16, 3e-3, marks=pytest.mark.skipif(not has_float16_linear(), reason="no FBGEMM on this CPU")
         ),
         (torch.bfloat16, 5e-2),
     ],
@@ -180,7 +180,9 @@ def test_samples_that_have_stopped_cost_no_more_work(
         return decode_one_token(weights, cache, tokens, position)  # type: ignore[arg-type]
 
     monkeypatch.setattr("microgpt_cli.generation.generate.decode_one_token", watched)
-    for tokens in generate(model, [1], 60, Sampler(), Draws(3, 8), 8, stopped=lambda row: len(made) >= until[row]):
+    for tokens in generate(
+        model, [1], 60, Sampler(), UniformStream(3, 8), 8, stopped=lambda row: len(made) >= until[row]
+    ):
         made.append(tokens)
     assert len(made) == 50
     assert sizes[0] == 8
@@ -206,9 +208,9 @@ def test_samples_that_have_stopped_cost_no_more_work(
 def test_auto_takes_what_this_cpu_multiplies_fastest(
     has_float16: bool, has_bfloat16: bool, samples: int, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("microgpt_cli.generation.precision.has_half_products", lambda: has_float16)
-    monkeypatch.setattr("microgpt_cli.generation.precision.cpu_multiplies_bfloat16", lambda: has_bfloat16)
-    monkeypatch.setattr("microgpt_cli.generation.precision.can_pack", lambda dtype: True)
+    monkeypatch.setattr("microgpt_cli.generation.dtype_policy.has_float16_linear", lambda: has_float16)
+    monkeypatch.setattr("microgpt_cli.generation.dtype_policy.cpu_multiplies_bfloat16", lambda: has_bfloat16)
+    monkeypatch.setattr("microgpt_cli.generation.dtype_policy.can_pack", lambda dtype: True)
     micro, small = lively("micro", "gpt2"), lively("small", "gpt2", n_layer=1)
     assert choose_dtype("auto", micro, samples)[0] == torch.float32
     assert choose_dtype("auto", small, samples)[0] == expected
@@ -238,8 +240,8 @@ def test_stops_are_found_across_tokens() -> None:
     stops = Stops(3, CharTokenizer("abc").text_stream, "ab")
     seen = []
     for tokens in ([0, 1, 2], [1, 0, 2], [2, 1, 0], [2, 2, 2]):
-        stops.see(tokens)
-        seen.append([stops.reached(row) for row in range(3)])
+        stops.feed(tokens)
+        seen.append([stops.is_done(row) for row in range(3)])
     assert seen == [[False] * 3, [True, False, False], [True, True, False], [True, True, False]]
 
 
@@ -253,13 +255,13 @@ def test_the_step_that_a_gpu_replays_is_the_same_step(arch: str) -> None:
     cache = Cache(weights, 3, 32)
     prefill(weights, cache, idx[:, :20])
     for position in range(20, 32):
-        for stretch in (position + 1, 32):
-            logits = decode_anywhere(weights, cache, idx[:, position], torch.tensor([position]), stretch)
+        for bucket in (position + 1, 32):
+            logits = decode_static(weights, cache, idx[:, position], torch.tensor([position]), bucket)
             torch.testing.assert_close(logits, exact[:, position], atol=1e-4, rtol=1e-4)
 
 
-def test_a_stretch_holds_the_position_and_ends_with_the_cache() -> None:
+def test_a_bucket_holds_the_position_and_ends_with_the_cache() -> None:
     for position in range(1024):
-        assert position < stretch_for(position, 1024) <= 1024
-    assert {stretch_for(position, 1024) for position in range(1024)} == {64, 128, 256, 512, 1024}
-    assert stretch_for(31, 32) == 32
+        assert position < bucket_for(position, 1024) <= 1024
+    assert {bucket_for(position, 1024) for position in range(1024)} == {64, 128, 256, 512, 1024}
+    assert bucket_for(31, 32) == 32

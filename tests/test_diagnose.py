@@ -156,8 +156,8 @@ def test_stopped_run_reports_remaining_steps() -> None:
 def test_train_prints_the_diagnosis(microgpt: Run, text_file: Path, tmp_path: Path) -> None:
     words = ["model.n_layer=1", "model.n_head=2", "model.n_embd=16", "model.block_size=8", "batch_size=4", "device=cpu"]
     ran = microgpt("train", *words, f"data.path={text_file}", "max_steps=60", "eval_interval=10", "out_dir=run")
-    judged = [line for line in ran.out.splitlines() if line.startswith("judged ")]
-    assert len(judged) in (1, 2)
+    findings = [line for line in ran.out.splitlines() if line.startswith("diagnosis ")]
+    assert len(findings) in (1, 2)
     assert "the bigram baseline" in ran.out or "no better than" in ran.out
     about = json.loads((tmp_path / "run" / "about.json").read_text())
     assert about["parameters"] == sum(about["parts"].values())

@@ -140,7 +140,7 @@ def test_file_size_limit(microgpt: Run, text_file: Path, trained: Path, tmp_path
     assert ran.err.count("\n") == 1
     assert f"{run}/ckpt/.tmp-" in ran.err
     assert "model.safetensors: File too large; allow larger files" in ran.err
-    assert ran.err.endswith(f"then go on with: microgpt train resume={run} max_steps=40\n")
+    assert ran.err.endswith(f"then resume with: microgpt train resume={run} max_steps=40\n")
     assert checkpoint.newest(run)[0].step == 30
     assert microgpt("train", f"resume={run}", "max_steps=40", f"data.path={text_file}").status == 0
     assert checkpoint.newest(run)[0].step == 40

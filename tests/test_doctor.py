@@ -21,7 +21,7 @@ from microgpt_cli.data.dataset import Splits
 from microgpt_cli.model.accounting import meta_model
 from microgpt_cli.runs import storage
 from microgpt_cli.training import probe
-from microgpt_cli.training.probe import Pace
+from microgpt_cli.training.probe import Throughput
 
 
 def everything(*folders: Path) -> dict[str, tuple[int, str]]:
@@ -61,7 +61,7 @@ def test_it_writes_nothing_at_all(
     ran = microgpt("doctor", *TINY, f"data.path={text_file}", f"out_dir={tmp_path / 'new' / 'run'}", "max_steps=9")
     assert ran.status == 0, ran.err
     assert everything(tmp_path) == before
-    assert "of which the first 991 bytes are looked at" in ran.out  # whole lines
+    assert "of which the first 991 bytes are checked" in ran.out  # whole lines
 
 
 def test_a_download_is_looked_at_in_memory(microgpt: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,8 +79,8 @@ def test_it_says_all_of_it_and_ends_with_the_run_to_type(microgpt: Run, text_fil
     ran = microgpt("doctor", *words)
     assert ran.status == 0, ran.err
     names = {line[:9].strip() for line in ran.out.splitlines()}
-    assert {"machine", "device", "dtype", "engine", "threads", "compiler", "text", "split", "compare"} <= names
-    assert {"model", "memory", "disk", "pace", "time", "passes", "little", "copied", "repeated"} <= names
+    assert {"machine", "device", "dtype", "engine", "threads", "compiler", "data", "split", "baselines"} <= names
+    assert {"model", "memory", "disk", "speed", "time", "epochs", "small", "copied", "repeated"} <= names
     typed = shlex.split(ran.out.splitlines()[-1].partition("microgpt train")[2])
     assert cli.load_config("train", typed) == cli.load_config("train", words)
 
@@ -90,16 +90,16 @@ def test_odd_characters_and_those_of_the_held_out_part_alone_are_named(microgpt:
         "\ufeff" + "".join(f"Line {i} of a text.\r\n" for i in range(300)) + "Ω", newline=""
     )
     out = microgpt("doctor", *TINY, "data.path=t.txt", "max_steps=2").out
-    assert "odd       U+000D, 300 times: Windows line ending" in out
-    assert "odd       U+FEFF ZERO WIDTH NO-BREAK SPACE, once: invisible" in out
-    assert "only in the held-out part, where nothing can be learnt of them: 'Ω'" in out
+    assert "unusual   U+000D, 300 times: Windows line ending" in out
+    assert "unusual   U+FEFF ZERO WIDTH NO-BREAK SPACE, once: invisible" in out
+    assert "occur only in the validation split, so they can't be learned: 'Ω'" in out
 
 
 def test_any_bytes_can_be_looked_at_as_bytes(microgpt: Run, tmp_path: Path) -> None:
     (tmp_path / "t.bin").write_bytes(bytes(range(256)) * 20)
     ran = microgpt("doctor", *TINY, "data.path=t.bin", "tokenizer=byte", "max_steps=2")
     assert ran.status == 0, ran.err
-    assert "not UTF-8, so it is taken as bytes" in ran.out
+    assert "not UTF-8; read as bytes" in ran.out
 
 
 def test_too_little_memory_names_a_batch_that_fits(
@@ -113,11 +113,11 @@ def test_too_little_memory_names_a_batch_that_fits(
     monkeypatch.setattr(probe, "free_bytes", lambda _: int(1.12 * enough[2]))
     ran = microgpt(*words)
     assert ran.status == 1
-    assert "try batch_size=2 grad_accum_steps=2, as many tokens a step" in ran.err
+    assert "try batch_size=2 grad_accum_steps=2: as many tokens per step" in ran.err
     assert ran.err.count("\n") == 1
-    assert not re.search("^pace ", ran.out, re.MULTILINE)  # it was not tried
+    assert not re.search("^speed ", ran.out, re.MULTILINE)  # it was not tried
     monkeypatch.setattr(probe, "free_bytes", lambda _: enough[1] // 2)
-    assert "one sequence at a time is too much already" in microgpt(*words).err
+    assert "one sequence at a time does not fit" in microgpt(*words).err
     monkeypatch.setattr(probe, "free_bytes", lambda _: None)  # a system that does not tell
     assert microgpt(*words).status == 0
 
@@ -126,7 +126,7 @@ def test_a_full_disk_is_told_before_the_run(microgpt: Run, text_file: Path, monk
     monkeypatch.setattr("shutil.disk_usage", lambda _: os.terminal_size((0, 0)) and type("Usage", (), {"free": 10})())
     ran = microgpt("doctor", *TINY, f"data.path={text_file}", "max_steps=2")
     assert ran.status == 1
-    assert "has too little room; try another out_dir=" in ran.err
+    assert "disk: not enough free space at " in ran.err
 
 
 def test_a_compiler_that_is_missing_is_told(microgpt: Run, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,18 +138,18 @@ def test_a_compiler_that_is_missing_is_told(microgpt: Run, text_file: Path, monk
 
 def test_the_forecast_adds_up_what_the_trainer_does() -> None:
     run = config("max_steps=100", "eval_interval=30", "sample_interval=50", "checkpoint_interval=0")
-    whole = probe.forecast(run, Pace(0.5, 0.001, 0.01, 10), 200, 10, 20, 400_000_000)
+    whole = probe.forecast(run, Throughput(0.5, 0.001, 0.01, 10), 200, 10, 20, 400_000_000)
     assert whole.training == 50
     assert whole.evaluating == pytest.approx(4 * 200 * 0.001)  # at 30, 60, 90 and 100
     assert whole.sampling == pytest.approx((10 + 20) * 0.01)  # at 50, and the last
     assert whole.saving == pytest.approx(4 * 2.05)
     assert whole.total == pytest.approx(50 + 0.8 + 0.3 + 8.2)
     seldom = dataclasses.replace(run, eval_interval=0, sample_interval=0)
-    assert probe.forecast(seldom, Pace(0.5, 0.001, 0.01, 10), 200, 10, 20, 0).evaluating == pytest.approx(0.2)
+    assert probe.forecast(seldom, Throughput(0.5, 0.001, 0.01, 10), 200, 10, 20, 0).evaluating == pytest.approx(0.2)
 
 
 def test_the_probe_makes_the_steps_that_it_says() -> None:
     ids = torch.randint(20, (500,), dtype=torch.uint8)
-    pace = probe.pace(config("model.dropout=0.1"), Splits(ids[:400], ids[400:]), 20, choose("cpu", "auto"))
-    assert pace.steps == probe.PROBE_STEPS
-    assert min(pace.step, pace.eval_token, pace.sample_token) > 0
+    throughput = probe.estimate(config("model.dropout=0.1"), Splits(ids[:400], ids[400:]), 20, choose("cpu", "auto"))
+    assert throughput.steps == probe.PROBE_STEPS
+    assert min(throughput.step, throughput.eval_token, throughput.sample_token) > 0

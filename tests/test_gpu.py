@@ -8,13 +8,13 @@ import pytest
 import torch
 from conftest import Run, optim, preset
 
-from microgpt_cli.checkpoints.async_saver import Saver, after_this, snapshot
+from microgpt_cli.checkpoints.async_saver import Saver, copy_stream, snapshot
 from microgpt_cli.compute import choose
 from microgpt_cli.config import DataConfig, TokenizerConfig, TrainConfig
-from microgpt_cli.engines.cuda.decode_graph import decode_anywhere, stretch_for
+from microgpt_cli.engines.cuda.decode_graph import bucket_for, decode_static
 from microgpt_cli.engines.decoding import Cache, prefill, prepare
 from microgpt_cli.generation.generate import generate
-from microgpt_cli.generation.sampling import Draws, Sampler
+from microgpt_cli.generation.sampling import Sampler, UniformStream
 from microgpt_cli.insight.logit_lens import probe_layers
 from microgpt_cli.insight.token_losses import LossBreakdown, token_losses
 from microgpt_cli.model import loss
@@ -149,8 +149,8 @@ def test_replayed_tokens_are_those_of_the_cpu(arch: str, sampler: Sampler) -> No
     with torch.no_grad():
         for p in model.parameters():
             p.normal_(std=0.3 if p.dim() == 1 else 1.5 * p.size(-1) ** -0.5)
-    expected = list(generate(model, [1, 2], 150, sampler, Draws(0, 4), 4))
-    found = list(generate(model.to("cuda"), [1, 2], 150, sampler, Draws(0, 4), 4))
+    expected = list(generate(model, [1, 2], 150, sampler, UniformStream(0, 4), 4))
+    found = list(generate(model.to("cuda"), [1, 2], 150, sampler, UniformStream(0, 4), 4))
     same = sum(a == b for a, b in zip(found, expected, strict=True))
     assert same > 100  # rounding may decide a draw, and then all that follows differs
     assert found[:20] == expected[:20]
@@ -170,7 +170,7 @@ def test_replayed_logits_are_those_of_the_forward_pass(arch: str, dtype: torch.d
         found = [prefill(weights, cache, idx[:, :200])]
         for position in range(200, 256):
             at = torch.tensor([position], device="cuda")
-            found.append(decode_anywhere(weights, cache, idx[:, position], at, stretch_for(position, 256)))
+            found.append(decode_static(weights, cache, idx[:, position], at, bucket_for(position, 256)))
     off = torch.stack(found, dim=1).float() - exact[:, 199:]
     off -= off.mean(-1, keepdim=True)  # what all logits share moves no probability
     assert off.abs().max() / exact.abs().max() < (1e-3 if dtype == torch.float32 else 5e-2)
@@ -217,9 +217,9 @@ def test_a_snapshot_is_of_its_instant_though_it_is_brought_to_the_host_later() -
     weight = torch.zeros(1 << 22, device="cuda")
     for _ in range(200):
         weight += 1
-    copies, aside, found = snapshot({"a": weight}), after_this(weight.device), []
+    copies, aside, found = snapshot({"a": weight}), copy_stream(weight.device), []
     assert copies["a"].is_cuda
-    saver = Saver(beside=True)
+    saver = Saver(background=True)
 
     def save() -> Path:
         with aside:

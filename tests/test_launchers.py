@@ -51,7 +51,7 @@ def test_joblib_runs_jobs_in_parallel_and_divides_the_threads(text_file: Path) -
         threads = max(1, (os.cpu_count() or 1) // 2)
         assert f"threads   {threads} (OMP_NUM_THREADS)" in said
         assert "val_loss" in said
-    assert "text      my.txt" not in out
+    assert "data      my.txt" not in out
 
 
 @needs("joblib")

@@ -14,7 +14,7 @@ from microgpt_cli.cli import main as cli
 from microgpt_cli.commands.lr_find import override
 from microgpt_cli.compute import choose
 from microgpt_cli.config import TrainConfig
-from microgpt_cli.data.dataset import Splits, draw_starts
+from microgpt_cli.data.dataset import Splits, sample_starts
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.training import lr_find
 from microgpt_cli.training.lr_find import RULES, Rule, Tried, range_test, rate_at, suggestion
@@ -92,7 +92,7 @@ def trained_loss(settings: TrainConfig) -> float:
     model = fresh(settings)
     update = Update(model, make_optimizer(model.named_parameters(), settings.optim), SPLITS.train, settings, CPU)
     for step in range(settings.max_steps):
-        starts = draw_starts(len(SPLITS.train), settings.batch_size, settings.model.block_size, settings.seed, step)
+        starts = sample_starts(len(SPLITS.train), settings.batch_size, settings.model.block_size, settings.seed, step)
         update(starts, lr_at(step, settings.max_steps, settings.optim), 1.0, lambda: False)
     sums, counts = zip(*evaluate(model, SPLITS.val, CPU), strict=True)
     return float(sum(sums) / sum(counts))

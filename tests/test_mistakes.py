@@ -77,7 +77,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["doctor", "tokenizer=chars"], "did you mean 'char'?"),
     (["doctor", "optim=adam"], "did you mean 'adamw'?"),
     (["doctor", "experiment=articel"], "did you mean 'article'?"),
-    (["doctor", "resume=full"], "a run that goes on needs no doctor"),
+    (["doctor", "resume=full"], "doctor checks new runs"),
     (["doctor", "from_run=nope"], "from_run=nope: no such folder"),
     (["doctor", "out_dir=full"], "not empty (contains x)"),
     (["doctor", "device=gpu"], "device=gpu: choose one of auto, cpu, cuda"),

@@ -23,7 +23,7 @@ from microgpt_cli.engines.cpu.build import Library, Unavailable, load, will_comp
 from microgpt_cli.engines.cpu.kernels import ARGUMENTS, Heads, Kernels
 from microgpt_cli.errors import UserError
 from microgpt_cli.generation.generate import generate
-from microgpt_cli.generation.sampling import Draws, Sampler
+from microgpt_cli.generation.sampling import Sampler, UniformStream
 from microgpt_cli.training.optimizers import NEWTON_SCHULZ, STEPS
 
 
@@ -235,8 +235,8 @@ def test_narrower_vectors_give_the_same_results(
     for arch in ("gpt2", "modern"):
         gradients_are_autograds(arch)
     model = lively("micro", "modern")
-    given = model, [1, 2, 3], 60, Sampler(0.9), Draws(5, 1)
-    assert list(generate(*given, native=True)) == list(generate(*given[:-1], Draws(5, 1)))
+    given = model, [1, 2, 3], 60, Sampler(0.9), UniformStream(5, 1)
+    assert list(generate(*given, native=True)) == list(generate(*given[:-1], UniformStream(5, 1)))
     if without == ["-mno-avx512f"]:
         assert decode.load(torch.float16)
     else:
@@ -300,7 +300,7 @@ def test_a_decoder_without_memory_raises_memory_error(compiler: None) -> None:
     decoder = decode.NativeDecoder(decode.NativeWeights(model, torch.float32), 8, Sampler())
     decoder._model.V = HUGE  # of `generate`'s probabilities
     with pytest.raises(MemoryError, match="can't allocate memory"):
-        next(decoder.write(torch.tensor([1]), 0, Draws(0, 1).tensors(torch.device("cpu"))))
+        next(decoder.write(torch.tensor([1]), 0, UniformStream(0, 1).tensors(torch.device("cpu"))))
     decoder._model.positions = HUGE  # of each thread's attention scores
     with pytest.raises(MemoryError, match="can't allocate memory"):
         decoder.forward(torch.tensor([1]), 0)

@@ -14,9 +14,9 @@ from microgpt_cli.engines.cpu.build import Unavailable
 from microgpt_cli.engines.cpu.decode import NativeDecoder, NativeWeights
 from microgpt_cli.errors import UserError
 from microgpt_cli.generation import generate as generating
+from microgpt_cli.generation.dtype_policy import choose_native
 from microgpt_cli.generation.generate import generate
-from microgpt_cli.generation.precision import choose_native
-from microgpt_cli.generation.sampling import Draws, Sampler
+from microgpt_cli.generation.sampling import Sampler, UniformStream
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +54,7 @@ def test_it_generates_the_tokens_of_the_forward_pass(
     model, sampler = lively(size, arch, **changes), Sampler(temperature)
     count = model.config.block_size + 20  # past the end of the context
     expected = plainly(model, [1, 2, 3], count, sampler, 5, 1)
-    assert list(generate(model, [1, 2, 3], count, sampler, Draws(5, 1), native=True)) == expected
+    assert list(generate(model, [1, 2, 3], count, sampler, UniformStream(5, 1), native=True)) == expected
     assert len({tuple(column) for column in expected}) > 1
 
 
@@ -93,10 +93,10 @@ def test_the_last_unfinished_sample_is_decoded_in_c(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(NativeDecoder, "write", counted)
     until = [3, 50, 4]
     for tokens in generate(
-        model, [1], 60, Sampler(), Draws(3, 3), 3, native=True, stopped=lambda row: len(made) >= until[row]
+        model, [1], 60, Sampler(), UniformStream(3, 3), 3, native=True, stopped=lambda row: len(made) >= until[row]
     ):
         made.append(tokens)
-    alone = [tokens[1] for tokens in generate(model, [1], 60, Sampler(), Draws(3, 3), 3)][:50]
+    alone = [tokens[1] for tokens in generate(model, [1], 60, Sampler(), UniformStream(3, 3), 3)][:50]
     assert [tokens[1] for tokens in made] == alone
     assert 30 < len(steps) < 50  # with two left, it is torch's
 
@@ -112,34 +112,39 @@ def test_tokens_per_call_and_where_they_are_sampled_change_no_token(
     monkeypatch.setattr(decode, "MAX_TOKENS_PER_CALL", at_once)
     model = lively("micro", arch)
     for prompt, count in (([1, 2, 3], 100), ([4], 1), ([4], 17), ([i % V for i in range(40)], 20)):
-        expected = list(generate(model, prompt, count, sampler, Draws(7, 1)))
-        assert list(generate(model, prompt, count, sampler, Draws(7, 1), native=True)) == expected
+        expected = list(generate(model, prompt, count, sampler, UniformStream(7, 1)))
+        assert list(generate(model, prompt, count, sampler, UniformStream(7, 1), native=True)) == expected
 
 
 @pytest.mark.parametrize("native", [False, True])
 @pytest.mark.parametrize("prompt", [[1, V], [1, -2], [1, 10**12]])
 def test_a_token_outside_the_vocabulary_is_an_index_error(prompt: list[int], native: bool) -> None:
     with pytest.raises(IndexError):
-        next(generate(lively("micro", "gpt2"), prompt, 3, Sampler(), Draws(0, 1), native=native))
+        next(generate(lively("micro", "gpt2"), prompt, 3, Sampler(), UniformStream(0, 1), native=native))
 
 
 def test_a_model_in_another_precision_is_read_as_float32() -> None:
     model = lively("micro", "modern").bfloat16()
-    tokens = list(generate(model, [1, 2, 3], 50, Sampler(0), Draws(0, 1), native=True))
-    assert tokens == list(generate(model.float(), [1, 2, 3], 50, Sampler(0), Draws(0, 1)))
+    tokens = list(generate(model, [1, 2, 3], 50, Sampler(0), UniformStream(0, 1), native=True))
+    assert tokens == list(generate(model.float(), [1, 2, 3], 50, Sampler(0), UniformStream(0, 1)))
 
 
 def test_nan_logits_are_sampled_as_in_torch() -> None:
     model = lively("micro", "article")
     with torch.no_grad():
         model.lm_head.bias[5] = float("nan")
-    found = [list(generate(model, [1, 2, 3], 20, Sampler(0), Draws(0, 1), native=native)) for native in (False, True)]
+    found = [
+        list(generate(model, [1, 2, 3], 20, Sampler(0), UniformStream(0, 1), native=native)) for native in (False, True)
+    ]
     assert found[0] == found[1] == [[5]] * 20
 
 
 def test_it_is_not_used_without_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generating, "NativeWeights", lambda *_: pytest.fail("made"))
-    assert len(list(generate(lively("micro", "gpt2"), [1], 3, Sampler(), Draws(0, 1), cache=False, native=True))) == 3
+    assert (
+        len(list(generate(lively("micro", "gpt2"), [1], 3, Sampler(), UniformStream(0, 1), cache=False, native=True)))
+        == 3
+    )
 
 
 def test_unsupported_settings_are_refused_if_it_is_required(monkeypatch: pytest.MonkeyPatch) -> None:

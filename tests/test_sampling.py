@@ -5,15 +5,15 @@ import torch
 from conftest import preset
 
 from microgpt_cli.data.tokenizers import ByteTokenizer, CharTokenizer
-from microgpt_cli.generation.generate import cut_at, generate, text_of
-from microgpt_cli.generation.sampling import Draws, Sampler
+from microgpt_cli.generation.generate import decode_stream, generate, truncate_at
+from microgpt_cli.generation.sampling import Sampler, UniformStream
 from microgpt_cli.model.gpt import GPT
 
 LOGITS = torch.tensor([[1.0, 3.0, 2.0, -1.0]])
 
 
 def pick(sampler: Sampler, number: float) -> int:
-    [token] = sampler.pick(LOGITS, torch.tensor([[number]], dtype=torch.float64)).tolist()
+    [token] = sampler.sample_token(LOGITS, torch.tensor([[number]], dtype=torch.float64)).tolist()
     return int(token)
 
 
@@ -41,7 +41,7 @@ def test_top_p_keeps_the_fewest_that_hold_the_share(top_p: float, kept: int) -> 
 
 
 def test_draws_follow_the_probabilities() -> None:
-    draws = Draws(0, 1)
+    draws = UniformStream(0, 1)
     sampler = Sampler()
     counts = torch.zeros(4)
     for _ in range(4000):
@@ -56,7 +56,7 @@ def test_a_draw_at_either_end_is_a_token_that_may_be_drawn() -> None:
 
 
 def test_the_draws_of_a_sample_do_not_depend_on_how_many_there_are() -> None:
-    one, three = Draws(5, 1), Draws(5, 3)
+    one, three = UniformStream(5, 1), UniformStream(5, 3)
     for _ in range(10):
         [only] = one.next()
         first, second, third = three.next()
@@ -71,7 +71,7 @@ def model() -> GPT:
 
 
 def test_without_the_cache_the_context_is_cropped_as_in_the_article(model: GPT) -> None:
-    made = [tokens[0] for tokens in generate(model, [1, 2, 3], 50, Sampler(0), Draws(0, 1), cache=False)]
+    made = [tokens[0] for tokens in generate(model, [1, 2, 3], 50, Sampler(0), UniformStream(0, 1), cache=False)]
     assert len(made) == 50
     idx = torch.tensor([[1, 2, 3]])
     for token in made:
@@ -82,7 +82,7 @@ def test_without_the_cache_the_context_is_cropped_as_in_the_article(model: GPT) 
 
 def test_same_seed_same_tokens_and_other_seeds_others(model: GPT) -> None:
     def tokens(seed: int, samples: int = 1) -> list[list[int]]:
-        return list(generate(model, [1], 20, Sampler(), Draws(seed, samples), samples))
+        return list(generate(model, [1], 20, Sampler(), UniformStream(seed, samples), samples))
 
     assert tokens(3) == tokens(3) != tokens(4)
     assert [column[0] for column in tokens(3, 2)] == [column[0] for column in tokens(3)]
@@ -103,14 +103,14 @@ def test_same_seed_same_tokens_and_other_seeds_others(model: GPT) -> None:
 )
 def test_text_ends_before_the_stop(text: str, stop: str | None, expected: str, size: int) -> None:
     pieces = iter([text[i : i + size] for i in range(0, len(text), size)])
-    assert "".join(cut_at(pieces, stop)) == expected
+    assert "".join(truncate_at(pieces, stop)) == expected
 
 
 def test_what_can_no_longer_be_the_stop_is_passed_on_at_once() -> None:
-    assert list(cut_at(iter("abcd"), "zz")) == ["a", "b", "c", "d", ""]
+    assert list(truncate_at(iter("abcd"), "zz")) == ["a", "b", "c", "d", ""]
 
 
 def test_text_comes_in_whole_characters() -> None:
-    columns = [[b] for b in "é李".encode()]
-    assert [p for p in text_of(iter(columns), 0, ByteTokenizer().text_stream()) if p] == ["é", "李"]
-    assert "".join(text_of(iter([[0], [1]]), 0, CharTokenizer("ab").text_stream())) == "ab"
+    steps = [[b] for b in "é李".encode()]
+    assert [p for p in decode_stream(iter(steps), 0, ByteTokenizer().text_stream()) if p] == ["é", "李"]
+    assert "".join(decode_stream(iter([[0], [1]]), 0, CharTokenizer("ab").text_stream())) == "ab"

@@ -51,7 +51,7 @@ def test_a_run_saves_and_says_how_to_go_on(number: signal.Signals, status: int, 
             process.send_signal(number)
         _, err = process.communicate(timeout=60)
     assert process.returncode == status, err
-    assert "go on with: microgpt train resume=run" in err
+    assert "resume with: microgpt train resume=run" in err
     assert saved(Path("run"))
 
 
@@ -108,7 +108,7 @@ def test_ignored_signals_stay_ignored_but_for_ctrl_c() -> None:
     before = {number: signal.signal(number, signal.SIG_IGN) for number in signals.STOP_SIGNALS}
     heard: list[int] = []
     try:
-        with signals.heard_by(lambda number, _: heard.append(number)):
+        with signals.handle_signals(lambda number, _: heard.append(number)):
             for number in signals.STOP_SIGNALS:
                 signal.raise_signal(number)
     finally:

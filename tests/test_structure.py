@@ -14,7 +14,7 @@ from microgpt_cli.engines.cpu import decode
 from microgpt_cli.engines.cpu.build import Unavailable
 from microgpt_cli.engines.structure import difference
 from microgpt_cli.generation.generate import generate
-from microgpt_cli.generation.sampling import Draws, Sampler
+from microgpt_cli.generation.sampling import Sampler, UniformStream
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.model.layers import Block
 
@@ -41,16 +41,16 @@ def first_probabilities(monkeypatch: pytest.MonkeyPatch, model: GPT, native: boo
         except Unavailable as why:
             pytest.skip(str(why))
     seen: list[Tensor] = []
-    pick = Sampler.pick
+    pick = Sampler.sample_token
 
     def watched(self: Sampler, logits: Tensor, numbers: Tensor) -> Tensor:
         seen.append(self.probabilities(logits.clone()))
         return pick(self, logits, numbers)
 
-    monkeypatch.setattr(Sampler, "pick", watched)
+    monkeypatch.setattr(Sampler, "sample_token", watched)
     sampler = Sampler(top_k=V - 1)  # with top_k the C decoder hands its logits back
-    list(generate(model, [1, 2, 3], 3, sampler, Draws(0, 1), native=native))
-    monkeypatch.setattr(Sampler, "pick", pick)
+    list(generate(model, [1, 2, 3], 3, sampler, UniformStream(0, 1), native=native))
+    monkeypatch.setattr(Sampler, "sample_token", pick)
     return seen
 
 
@@ -99,4 +99,4 @@ def test_a_forward_pass_that_cannot_be_recorded_samples_by_itself(monkeypatch: p
     found = difference(model)
     assert found is not None
     assert "changes a tensor in place" in found
-    assert len(list(generate(model, [1], 2, Sampler(), Draws(0, 1), native=True))) == 2
+    assert len(list(generate(model, [1], 2, Sampler(), UniformStream(0, 1), native=True))) == 2

@@ -70,7 +70,7 @@ def test_grid_prints_one_line_per_job_and_the_table(microgpt: Run, tmp_path: Pat
     rows = [line.split()[0] for line in ran.out.partition("best val loss")[2].splitlines()[1:5]]
     assert rows == sorted(rows, key=lambda number: losses[int(number)])
     assert ran.out.endswith(f"next      microgpt sample ckpt={sweep}/{rows[0]}\n")
-    assert "text      my.txt" not in ran.out, "the output of a job goes to its log"
+    assert "data      my.txt" not in ran.out, "the output of a job goes to its log"
     assert layout.find_run("latest", "ckpt") == sweep / "3"
 
 

@@ -10,7 +10,7 @@ from conftest import TINY, Run
 from microgpt_cli import compute, threads
 from microgpt_cli.checkpoints import checkpoint
 from microgpt_cli.cli import main as cli
-from microgpt_cli.data.dataset import draw_starts
+from microgpt_cli.data.dataset import sample_starts
 from microgpt_cli.errors import UserError
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.training import thread_tuner
@@ -107,7 +107,7 @@ def test_a_rehearsed_step_changes_nothing(optim: str, engine: str) -> None:
         model = GPT(config.model, 20)
         update = Update.fresh(model, ids, config, chosen)
         for step in range(3):
-            starts = draw_starts(len(ids), config.batch_size, config.model.block_size, 0, step)
+            starts = sample_starts(len(ids), config.batch_size, config.model.block_size, 0, step)
             for _ in range(rehearsals):
                 assert len(update.rehearse(starts)) > 1
             update(starts, 1e-2, 1.0, lambda: False)
@@ -133,7 +133,7 @@ def test_training_in_c_has_the_same_bits_with_any_number_of_threads(
     except UserError as why:  # no compiler
         pytest.skip(str(why))
     ids = torch.randint(65, (5000,), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    starts = draw_starts(len(ids), config.batch_size, config.model.block_size, 0, 0)
+    starts = sample_starts(len(ids), config.batch_size, config.model.block_size, 0, 0)
     torch.manual_seed(0)
     update = Update.fresh(GPT(config.model, 65), ids, config, chosen)
     made = []

@@ -13,7 +13,7 @@ from microgpt_cli.config import TokenizerConfig
 from microgpt_cli.data import dataset
 from microgpt_cli.data.baselines import baselines
 from microgpt_cli.data.corpus import Corpus
-from microgpt_cli.data.dataset import build_tokenizer, draw_starts, encode, split, take, windows
+from microgpt_cli.data.dataset import build_tokenizer, encode, gather_windows, sample_starts, split, windows
 from microgpt_cli.data.tokenizers import ByteTokenizer
 from microgpt_cli.errors import UserError
 
@@ -22,7 +22,9 @@ CHAR = TokenizerConfig("char", "error")
 
 def batch(ids: torch.Tensor, batch_size: int, block_size: int, seed: int, step: int):
     """The windows of a step, as training draws them."""
-    return take(ids, draw_starts(len(ids), batch_size, block_size, seed, step), block_size, torch.device("cpu"))
+    return gather_windows(
+        ids, sample_starts(len(ids), batch_size, block_size, seed, step), block_size, torch.device("cpu")
+    )
 
 
 def test_a_batch_is_a_function_of_seed_and_step() -> None:
@@ -43,7 +45,9 @@ def test_an_epoch_takes_each_of_its_windows_once(count: int, block_size: int, ba
     assume(count > block_size)
     in_epoch = max(1, (count - 1) // block_size - 1)
     steps = -(-3 * in_epoch // batch_size)
-    starts = [s for step in range(steps) for s in draw_starts(count, batch_size, block_size, seed, step)[:, 0].tolist()]
+    starts = [
+        s for step in range(steps) for s in sample_starts(count, batch_size, block_size, seed, step)[:, 0].tolist()
+    ]
     assert all(0 <= start < count - block_size for start in starts)
     for epoch in range(3):
         windows_of_it = sorted(starts[epoch * in_epoch : (epoch + 1) * in_epoch])
@@ -99,11 +103,11 @@ def test_on_its_way_to_a_gpu_a_batch_is_pinned_and_nothing_waits_for_it(monkeypa
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: asked.append("pinned") or self)
     monkeypatch.setattr(torch.Tensor, "to", to)
     ids, starts = torch.arange(100, dtype=torch.uint8), torch.tensor([[3], [50]])
-    idx, targets = take(ids, starts, 8, torch.device("cuda"))
+    idx, targets = gather_windows(ids, starts, 8, torch.device("cuda"))
     assert asked == ["pinned", (torch.device("cuda"), {"non_blocking": True})]
     assert idx.shape == targets.shape == (2, 8)
     asked.clear()
-    assert take(ids, starts, 8, torch.device("cpu"))[0][:, 0].tolist() == [3, 50]
+    assert gather_windows(ids, starts, 8, torch.device("cpu"))[0][:, 0].tolist() == [3, 50]
     assert "pinned" not in asked
 
 

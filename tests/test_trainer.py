@@ -235,7 +235,7 @@ def test_a_signal_saves_and_says_how_to_go_on(
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == status
-    assert f"go on with: microgpt train resume={tmp_path / 'run'}" in err
+    assert f"resume with: microgpt train resume={tmp_path / 'run'}" in err
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert result["status"] == "interrupted"
     assert checkpoint.newest(tmp_path / "run")[0].step == result["step"]

@@ -27,7 +27,7 @@ def test_train_leaves_no_picture_and_ends_well(microgpt: Run, short: list[str], 
     assert ran.status == 0, ran.err
     assert ran.out.count("matplotlib is") == 1
     assert f"\nnote      no loss.png: {MISSING}\n" in ran.out
-    assert "curve " not in ran.out
+    assert "plot      " not in ran.out
     assert not (tmp_path / "run/loss.png").exists()
     assert (tmp_path / "run/result.json").exists()
 

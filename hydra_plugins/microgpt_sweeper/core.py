@@ -292,7 +292,7 @@ class JobSweeper(Sweeper):
             if not (workers and is_first):
                 raise Interrupted("", number)
 
-        with signals.heard_by(stop):
+        with signals.handle_signals(stop):
             try:
                 yield
             except Interrupted as stopped:  # a run in this process received the signal and has saved

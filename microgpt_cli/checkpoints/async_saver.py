@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-def saves_beside(device: torch.device) -> bool:
+def saves_in_background(device: torch.device) -> bool:
     """Whether a run on this device goes on while a checkpoint is written."""
     return device.type != "cpu"
 
@@ -22,11 +22,11 @@ class Saver:
     """Makes one save at a time, here or in a thread beside the caller.
 
     Args:
-        beside: whether in a thread.
+        background: whether in a thread.
     """
 
-    def __init__(self, beside: bool) -> None:
-        self.beside = beside
+    def __init__(self, background: bool) -> None:
+        self.background = background
         self._thread: threading.Thread | None = None
         self._done: tuple[int, Path] | None = None
         self._error: BaseException | None = None
@@ -34,7 +34,7 @@ class Saver:
     def start(self, step: int, save: Callable[[], Path]) -> None:
         """Begin the save of a step; the one before must be finished. From a thread, an error is raised later."""
         assert self._thread is None
-        if not self.beside:
+        if not self.background:
             self._done = step, save()
             return
 
@@ -81,7 +81,7 @@ def snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: copies[id(tensor)] for name, tensor in tensors.items()}
 
 
-def after_this(device: torch.device) -> contextlib.AbstractContextManager[object]:
+def copy_stream(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """A context, for another thread, in which copies from a GPU wait for what it has to do by now, and not for more."""
     if device.type != "cuda":
         return contextlib.nullcontext()

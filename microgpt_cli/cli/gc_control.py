@@ -10,7 +10,7 @@ import gc
 import sys
 
 
-def rest() -> None:
+def pause() -> None:
     """Look for no garbage until `work`, and for none when the process ends."""
     gc.disable()
     atexit.register(_end)
@@ -24,7 +24,7 @@ def _end() -> None:
         gc.freeze()
 
 
-def work() -> None:
+def resume() -> None:
     """Look for garbage again, if it was given up, but not among what is there by now."""
     if not gc.isenabled():
         gc.freeze()

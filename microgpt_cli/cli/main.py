@@ -133,7 +133,7 @@ VERBS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit status: 0, 1 for a run that failed, 2 for bad input, 128 + signal."""
     if argv is None:  # the process is ours
-        gc_control.rest()
+        gc_control.pause()
     if "torch" not in sys.modules:
         threads.limit_spinning(os.environ)
     words = list(sys.argv[1:] if argv is None else argv)

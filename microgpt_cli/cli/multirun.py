@@ -98,7 +98,7 @@ def hydra_main(verbs: Mapping[str, Verb], verb: str, words: overrides.Words) -> 
 
         if OmegaConf.select(composing.compose(verbs, verb, words), package) is None:
             raise UserError(f"--package {package}: no such node in the config")
-    gc_control.work()
+    gc_control.resume()
     composing.register(verbs, verb)
     mend_argparse()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, whole

@@ -29,5 +29,5 @@ class Verb:
             refuse_if_in_use(config.resume)  # before torch is imported, which takes seconds
         module, _, function = self.function.partition(":")
         call = getattr(importlib.import_module(module), function)
-        gc_control.work()
+        gc_control.resume()
         call(config, Invocation(**invocation))

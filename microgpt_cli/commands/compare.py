@@ -69,8 +69,8 @@ def _continuations(config: CompareConfig) -> list[str]:
     from microgpt_cli.checkpoints.model_files import load_model
     from microgpt_cli.compute import choose
     from microgpt_cli.data.tokenizers import unpack
-    from microgpt_cli.generation.generate import generate, text_of
-    from microgpt_cli.generation.sampling import Draws, Sampler
+    from microgpt_cli.generation.generate import decode_stream, generate
+    from microgpt_cli.generation.sampling import Sampler, UniformStream
 
     compute = choose(config.device, "auto")
     texts = []
@@ -84,8 +84,8 @@ def _continuations(config: CompareConfig) -> list[str]:
         except UserError as error:
             texts.append(f"({table.printable(str(error))})")
             continue
-        sampler, draws = Sampler(config.temperature), Draws(config.seed, 1)
+        sampler, draws = Sampler(config.temperature), UniformStream(config.seed, 1)
         with compute.autocast():
-            columns = generate(model, ids, config.max_new_tokens, sampler, draws)
-            texts.append(config.prompt + "".join(text_of(columns, 0, tokenizer.text_stream())))
+            steps = generate(model, ids, config.max_new_tokens, sampler, draws)
+            texts.append(config.prompt + "".join(decode_stream(steps, 0, tokenizer.text_stream())))
     return texts

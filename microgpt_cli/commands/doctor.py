@@ -1,4 +1,4 @@
-"""`microgpt doctor`: a look before a run, at the machine, the text, the memory and the time. Writes nothing."""
+"""`microgpt doctor`: check machine, text, memory, disk and time before a run. Writes nothing."""
 
 import importlib.util
 import json
@@ -16,6 +16,7 @@ from microgpt_cli.commands import Invocation
 from microgpt_cli.commands.console import bytes_bar, data_size, duration, thousands
 from microgpt_cli.commands.resume import config_from_run
 from microgpt_cli.commands.train import LAST_SAMPLE_TOKENS, SAMPLE_TOKENS, work_flops
+from microgpt_cli.commands.train_report import baselines_line, split_line
 from microgpt_cli.compute import Compute, choose
 from microgpt_cli.config import TrainConfig
 from microgpt_cli.config.schema import leaves
@@ -25,23 +26,23 @@ from microgpt_cli.data.dataset import IN_MEMORY_BYTES, Splits, build_tokenizer, 
 from microgpt_cli.data.tokenizers import Tokenizer
 from microgpt_cli.errors import RunStopped, UserError
 from microgpt_cli.insight.overlap import find_overlap
-from microgpt_cli.insight.text_stats import TextStats, beginning, text_stats
+from microgpt_cli.insight.text_stats import RARE_COUNT, TextStats, beginning, text_stats
 from microgpt_cli.model.accounting import memory, meta_model, total_parameters
 from microgpt_cli.runs import layout
 from microgpt_cli.training import probe
 from microgpt_cli.training.trainer import EVAL_TOKENS
 
-FEW_BYTES = 100_000  # of text: such a run overfits soon
-MUCH_REPEATED = 0.1  # of a text: worth a line
-COPIED_TOKENS, COPIED_VAL, COPIED_TRAIN = 50, 1 << 18, 1 << 24  # least length of a passage; how much is looked at
-MOST_ODD = 4  # characters that are named
-SPARE = 0.9  # of the free memory, no more
+SMALL_BYTES = 100_000  # a model soon overfits to a text below this size
+MUCH_REPEATED = 0.1  # share of duplicate lines that is reported
+MIN_COPIED_TOKENS, MAX_COPIED_VAL, MAX_COPIED_TRAIN = 50, 1 << 18, 1 << 24  # length of a match; tokens compared
+MAX_UNUSUAL = 4  # characters that are named
+USABLE_MEMORY = 0.9  # share of the free memory that a run may plan with
 
 
 def run(config: TrainConfig, invocation: Invocation) -> None:
-    """Look at everything that a run would need, and end with what to type."""
+    """Check what a run needs and print the command that starts it."""
     if config.resume is not None:
-        raise UserError("resume: a run that goes on needs no doctor; look at it with microgpt verify ckpt=RUN")
+        raise UserError("resume: doctor checks new runs; check this one with microgpt verify ckpt=RUN")
     if config.from_run is not None:
         config = config_from_run(config, invocation.typed)
     if config.out_dir is not None:
@@ -64,14 +65,14 @@ def run(config: TrainConfig, invocation: Invocation) -> None:
         found = _survey(corpus, tokenizer)
     splits = split(ids, config.data.val_fraction, config.model.block_size)
     problems = _machine(config, compute)
-    _text(whole, corpus, found, tokenizer, splits)
+    _text(config, whole, corpus, found, tokenizer, splits)
     problems += _room(config, compute, whole, tokenizer)
     if not any(problem.startswith("memory") for problem in problems):
         _time(config, compute, whole.size_bytes / corpus.size_bytes, tokenizer, splits)
     if problems:
-        raise RunStopped("this run would not get through: " + "; ".join(problems))
-    if invocation.hydra_files:  # in a sweep nobody knows what was typed for this job
-        print(f"go        {_command(config, invocation)}")
+        raise RunStopped("pre-flight check failed: " + "; ".join(problems))
+    if invocation.hydra_files:  # absent in a sweep, whose jobs were not typed
+        print(f"next      {_command(config, invocation)}")
 
 
 def _survey(corpus: Corpus, tokenizer: Tokenizer) -> TextStats | None:
@@ -80,11 +81,11 @@ def _survey(corpus: Corpus, tokenizer: Tokenizer) -> TextStats | None:
     except UserError:
         if tokenizer.kind != "byte":
             raise
-        return None  # any bytes will do
+        return None  # the byte tokenizer reads any bytes
 
 
 def _machine(config: TrainConfig, compute: Compute) -> list[str]:
-    """The devices, what they can do, and what was chosen of it."""
+    """Print the hardware and what was chosen; returns the problems."""
     cores = os.cpu_count()
     print(
         f"machine   {platform.system()} {platform.machine()}, {cores} cores, Python {platform.python_version()}, "
@@ -98,68 +99,66 @@ def _machine(config: TrainConfig, compute: Compute) -> list[str]:
     for name in ("device", "dtype", "engine", "threads"):
         print(f"{name:9} {compute.reasons[name]}")
     missing = _missing_compiler(compute.device)
-    print(f"compiler  {missing or 'there'}{'; not tried here, for it writes to the disk' if compute.compile else ''}")
+    untried = "; torch.compile is not tried, because it writes to the disk" if compute.compile else ""
+    print(f"compiler  {missing or 'found'}{untried}")
     return [f"compile=true: {missing}; try compile=false"] if missing and config.compile == "true" else []
 
 
 def _missing_compiler(device: torch.device) -> str:
-    """What torch.compile would miss on this machine, or nothing."""
+    """What torch.compile lacks on this machine; empty if nothing."""
     if device.type == "cuda":
-        return "" if importlib.util.find_spec("triton") else "none: triton is not installed"
+        return "" if importlib.util.find_spec("triton") else "not found: triton is not installed"
     names = [os.environ.get("CXX", ""), "g++", "clang++", "cl"]
-    return "" if any(name and shutil.which(name) for name in names) else "none: no g++ or clang++ on the path"
+    return "" if any(name and shutil.which(name) for name in names) else "not found: no g++ or clang++ on the path"
 
 
-def _text(whole: Corpus, corpus: Corpus, found: TextStats | None, tokenizer: Tokenizer, splits: Splits) -> None:
-    """What the text is, and what is odd about it."""
+def _text(
+    config: TrainConfig,
+    whole: Corpus,
+    corpus: Corpus,
+    found: TextStats | None,
+    tokenizer: Tokenizer,
+    splits: Splits,
+) -> None:
+    """Print statistics of the text, what is unusual about it, and the baselines."""
     unit = tokenizer.unit
     files = f" in {len(whole.sources):,} files" if len(whole.sources) > 1 else ""
     print(
-        f"text      {whole.name}: {data_size(whole.size_bytes)}{files}"
-        + (f", of which the first {data_size(corpus.size_bytes)} are looked at" if corpus is not whole else "")
+        f"data      {whole.name}: {data_size(whole.size_bytes)}{files}"
+        + (f", of which the first {data_size(corpus.size_bytes)} are checked" if corpus is not whole else "")
     )
     if found is None:
-        print("          not UTF-8, so it is taken as bytes")
+        print("          not UTF-8; read as bytes")
     else:
         print(
-            f"          {found.characters:,} characters, {found.distinct:,} different, {found.rare:,} of them fewer "
-            f"than 5 times; {found.lines:,} lines"
+            f"          {found.characters:,} characters, {found.distinct:,} distinct, of which {found.rare:,} occur "
+            f"fewer than {RARE_COUNT} times; {found.lines:,} lines"
         )
-        for odd in found.unusual[:MOST_ODD]:
-            print(f"odd       {odd.name}, {f'{odd.count:,} times' if odd.count > 1 else 'once'}: {odd.kind}")
-        if len(found.unusual) > MOST_ODD:
-            print(f"odd       and {len(found.unusual) - MOST_ODD} characters more")
+        for odd in found.unusual[:MAX_UNUSUAL]:
+            print(f"unusual   {odd.name}, {f'{odd.count:,} times' if odd.count > 1 else 'once'}: {odd.kind}")
+        if len(found.unusual) > MAX_UNUSUAL:
+            print(f"unusual   and {len(found.unusual) - MAX_UNUSUAL} more characters")
         if found.repeated > MUCH_REPEATED:
-            print(f"repeated  {found.repeated:.0%} of it are lines that stand there before")
-    print(
-        f"split     {len(splits.train):,} {unit} to learn from, the last {len(splits.val):,} held out; "
-        f"a vocabulary of {tokenizer.vocab_size:,}"
-    )
+            print(f"repeated  {found.repeated:.0%} of the text is duplicate lines")
+    print(f"{split_line(splits, config.data.val_fraction)}; vocabulary of {tokenizer.vocab_size:,}")
     unseen = set(splits.val.unique().tolist()) - set(splits.train.unique().tolist())
     if unseen:
         shown = " ".join(repr(tokenizer.decode([i])) for i in sorted(unseen)[:8])
-        print(
-            f"unseen    {len(unseen)} of them only in the held-out part, where nothing can be learnt of them: {shown}"
-        )
-    again = find_overlap(splits.val[:COPIED_VAL], splits.train[-COPIED_TRAIN:], 0, COPIED_TOKENS).share
+        print(f"unseen    {len(unseen)} {unit} occur only in the validation split, so they can't be learned: {shown}")
+    again = find_overlap(splits.val[:MAX_COPIED_VAL], splits.train[-MAX_COPIED_TRAIN:], 0, MIN_COPIED_TOKENS).share
     if again > 0.01:
         print(
-            f"copied    {again:.0%} of the held-out part stands in the other in passages of {COPIED_TOKENS} {unit} "
-            "and more: its loss will look better than it is"
+            f"copied    {again:.0%} of the validation split also occurs in the training split (matches of "
+            f"{MIN_COPIED_TOKENS} or more {unit}): val_loss will be optimistic"
         )
-    if whole.size_bytes < FEW_BYTES:
-        print(
-            f"little    {data_size(whole.size_bytes)} of text: expect overfitting; early_stop_patience=3 would notice"
-        )
+    if whole.size_bytes < SMALL_BYTES:
+        print(f"small     {data_size(whole.size_bytes)} of text: expect overfitting; try early_stop_patience=3")
     compare = baselines(splits.train, splits.val, tokenizer.vocab_size)
-    print(
-        f"compare   {compare.uniform:.3f} is guessing, {compare.unigram:.3f} counting {unit}, {compare.bigram:.3f} "
-        "counting pairs of them"
-    )
+    print(baselines_line(compare, tokenizer))
 
 
 def _room(config: TrainConfig, compute: Compute, whole: Corpus, tokenizer: Tokenizer) -> list[str]:
-    """Memory and disk: what is needed, what is there."""
+    """Print the memory and the disk space that are needed and free; returns the problems."""
     problems = []
     model = meta_model(config.model, tokenizer.vocab_size)
     costs = memory(model, config.batch_size, config.optim, compute.engine)
@@ -167,11 +166,10 @@ def _room(config: TrainConfig, compute: Compute, whole: Corpus, tokenizer: Token
     print(f"model     {total_parameters(model):,} parameters")
     parts = ", ".join(f"{name} {data_size(cost.value)}" for name, cost in costs.items())
     print(
-        f"memory    {data_size(needed)} for a step ({parts})"
-        + (f"; {data_size(free)} free" if free is not None else "")
+        f"memory    {data_size(needed)} per step ({parts})" + (f"; {data_size(free)} free" if free is not None else "")
     )
-    if free is not None and needed > SPARE * free:
-        fitting = probe.fitting_batch(model, config, compute.engine, int(SPARE * free))
+    if free is not None and needed > USABLE_MEMORY * free:
+        fitting = probe.fitting_batch(model, config, compute.engine, int(USABLE_MEMORY * free))
         problems.append(_too_large(config, fitting, needed, free))
     state = costs["weights"].value + costs["optimizer"].value
     wanted = [(_out_folder(config), probe.CHECKPOINTS_KEPT * state, "out_dir")]
@@ -187,9 +185,9 @@ def _room(config: TrainConfig, compute: Compute, whole: Corpus, tokenizer: Token
             f"{data_size(room)} free at {there}"
         )
         if size > room:
-            problems.append(f"disk: {there} has too little room; try another {key}=")
+            problems.append(f"disk: not enough free space at {there}; try another {key}=")
         if not os.access(there, os.W_OK):
-            problems.append(f"disk: {there} can't be written; try another {key}=")
+            problems.append(f"disk: {there} is not writable; try another {key}=")
     return problems
 
 
@@ -198,38 +196,38 @@ def _out_folder(config: TrainConfig) -> Path:
 
 
 def _too_large(config: TrainConfig, batch_size: int | None, needed: int, free: int) -> str:
-    words = f"memory: a step takes {data_size(needed)}, and {data_size(free)} are free"
+    words = f"memory: a step needs {data_size(needed)}, and {data_size(free)} are free"
     if batch_size is None:
-        return f"{words}; one sequence at a time is too much already: try a smaller model= or model.block_size="
+        return f"{words}; one sequence at a time does not fit: try a smaller model= or model.block_size="
     accumulate = config.grad_accum_steps * (config.batch_size // batch_size)
-    return f"{words}; try batch_size={batch_size} grad_accum_steps={accumulate}, as many tokens a step in smaller parts"
+    return f"{words}; try batch_size={batch_size} grad_accum_steps={accumulate}: as many tokens per step"
 
 
 def _time(config: TrainConfig, compute: Compute, scale: float, tokenizer: Tokenizer, splits: Splits) -> None:
-    """How long the run will take, by ten of its steps."""
-    pace = probe.pace(config, splits, tokenizer.vocab_size, compute)
+    """Print how long the run will take, estimated from a few of its steps."""
+    throughput = probe.estimate(config, splits, tokenizer.vocab_size, compute)
     eval_tokens = min(config.eval_tokens or EVAL_TOKENS, int(scale * len(splits.val)) - 1)
     model = meta_model(config.model, tokenizer.vocab_size)
     costs = memory(model, config.batch_size, config.optim, compute.engine)
     state = costs["weights"].value + costs["optimizer"].value
-    whole = probe.forecast(config, pace, eval_tokens, SAMPLE_TOKENS, LAST_SAMPLE_TOKENS, state)
+    whole = probe.forecast(config, throughput, eval_tokens, SAMPLE_TOKENS, LAST_SAMPLE_TOKENS, state)
     tokens = config.batch_size * config.grad_accum_steps * config.model.block_size
-    step = f"{1000 * pace.step:.3g} ms" if pace.step < 1 else f"{pace.step:.3g} s"
+    step = f"{1000 * throughput.step:.3g} ms" if throughput.step < 1 else f"{throughput.step:.3g} s"
     print(
-        f"pace      {step} a step, {thousands(tokens / pace.step)} tokens/s, by {pace.steps} steps"
-        + (" without the compiler" if compute.compile else "")
+        f"speed     {step}/step, {thousands(tokens / throughput.step)} tokens/s, measured over {throughput.steps} steps"
+        + (" without torch.compile" if compute.compile else "")
     )
     print(
-        f"time      {duration(whole.total)} in all: {duration(whole.training)} for {config.max_steps:,} steps, "
+        f"time      {duration(whole.total)} in total: {duration(whole.training)} for {config.max_steps:,} steps, "
         f"{duration(whole.evaluating)} to evaluate, {duration(whole.sampling)} to sample, "
         f"{duration(whole.saving)} to save"
     )
     passes = config.max_steps * tokens / (scale * len(splits.train))
-    print(f"passes    the run reads its text {passes:.3g} times")
+    print(f"epochs    {passes:.3g} passes over the training split")
 
 
 def _command(config: TrainConfig, invocation: Invocation) -> str:
-    """The run that was looked at, as it is typed."""
+    """The command line of the run that was checked."""
     keys = {leaf.name for leaf in leaves(TrainConfig)}
     words = yaml.safe_load(invocation.hydra_files["overrides.yaml"])
     names = [word.partition("=")[0] for word in words]
@@ -240,7 +238,7 @@ def _command(config: TrainConfig, invocation: Invocation) -> str:
 
 
 def _typed(config: TrainConfig, name: str) -> str:
-    """A value as the command line takes it."""
+    """A value of the config as the command line takes it."""
     node: Any = config
     for part in name.split("."):
         node = getattr(node, part)

@@ -17,9 +17,9 @@ from microgpt_cli.config import SampleConfig
 from microgpt_cli.data.tokenizers import Tokenizer
 from microgpt_cli.engines.structure import difference
 from microgpt_cli.errors import UserError
-from microgpt_cli.generation.generate import Stops, cut_at, generate, text_of
-from microgpt_cli.generation.precision import choose_dtype, choose_native, choose_threads
-from microgpt_cli.generation.sampling import Draws, Sampler
+from microgpt_cli.generation.dtype_policy import choose_dtype, choose_native, choose_threads
+from microgpt_cli.generation.generate import Stops, decode_stream, generate, truncate_at
+from microgpt_cli.generation.sampling import Sampler, UniformStream
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.runs import layout, storage
 
@@ -85,7 +85,7 @@ def _write(
 ) -> None:
     """All samples, made together; the first is written as it comes if that is wanted."""
     sampler = Sampler(config.temperature, config.top_k, config.top_p)
-    draws = Draws(config.seed, config.num_samples)
+    draws = UniformStream(config.seed, config.num_samples)
     live = config.stream and config.out is None and config.num_samples == 1
     stops = Stops(config.num_samples, tokenizer.text_stream, None if live else config.stop)
     dtype, why = choose_dtype(config.dtype, model, config.num_samples)
@@ -93,19 +93,19 @@ def _write(
     if config.dtype == "auto" and dtype != torch.float32 and compute.device.type == "cpu" and config.cache:
         print(f"dtype {str(dtype).removeprefix('torch.')}: {why}", file=sys.stderr)
     with contextlib.nullcontext() if config.cache else compute.autocast():
-        columns = generate(
+        steps = generate(
             model, ids, config.max_new_tokens, sampler, draws, config.num_samples,
-            cache=config.cache, dtype=dtype, native=native, compile=config.compile == "true", stopped=stops.reached,
+            cache=config.cache, dtype=dtype, native=native, compile=config.compile == "true", stopped=stops.is_done,
         )  # fmt: skip
         if live:
-            _stream(prompt, cut_at(text_of(columns, 0, tokenizer.text_stream()), config.stop), sink)
+            _stream(prompt, truncate_at(decode_stream(steps, 0, tokenizer.text_stream()), config.stop), sink)
             return
         made = []
-        for tokens in tqdm(columns, total=config.max_new_tokens, unit="token", disable=None, leave=False, delay=0.5):
+        for tokens in tqdm(steps, total=config.max_new_tokens, unit="token", disable=None, leave=False, delay=0.5):
             made.append(tokens)
-            stops.see(tokens)
+            stops.feed(tokens)
     for row in range(config.num_samples):
-        text = "".join(cut_at(text_of(iter(made), row, tokenizer.text_stream()), config.stop))
+        text = "".join(truncate_at(decode_stream(iter(made), row, tokenizer.text_stream()), config.stop))
         if row:
             sink.write("\n")
         sink.write(prompt + text)

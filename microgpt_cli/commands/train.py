@@ -21,7 +21,7 @@ from microgpt_cli.checkpoints.meta import engine_of
 from microgpt_cli.commands import Invocation, dataset_cache, lr_find
 from microgpt_cli.commands.console import announce_kernels, say, thousands
 from microgpt_cli.commands.resume import config_from_run, resumed_config
-from microgpt_cli.commands.train_report import conclude, go_on, introduce, smaller_batch
+from microgpt_cli.commands.train_report import conclude, how_to_resume, introduce, smaller_batch
 from microgpt_cli.compute import Compute, choose
 from microgpt_cli.config import TrainConfig
 from microgpt_cli.data.baselines import Baselines, baselines
@@ -30,9 +30,9 @@ from microgpt_cli.data.tokenizers import Tokenizer
 from microgpt_cli.engines.cpu import build
 from microgpt_cli.engines.structure import difference
 from microgpt_cli.errors import Interrupted, RunStopped, UserError
-from microgpt_cli.generation.generate import generate, text_of
-from microgpt_cli.generation.precision import choose_native
-from microgpt_cli.generation.sampling import Draws, Sampler
+from microgpt_cli.generation.dtype_policy import choose_native
+from microgpt_cli.generation.generate import decode_stream, generate
+from microgpt_cli.generation.sampling import Sampler, UniformStream
 from microgpt_cli.model.accounting import parameter_rows, total_parameters
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.runs import layout, plots, storage
@@ -246,13 +246,13 @@ def _train_in(run_folder: Path, session: Session) -> None:
         if isinstance(error, UserError):
             raise RunStopped(f"{error}. What was saved is kept: {run_folder}") from error
         if isinstance(error, OSError) and error.filename:
-            raise RunStopped(f"{storage.explain(error)}, then {go_on(run_folder, config, resumed)}") from error
+            raise RunStopped(f"{storage.explain(error)}, then {how_to_resume(run_folder, config, resumed)}") from error
         raise
     trackers.close()
     if _status(trainer) == "interrupted":
         assert trainer.stop_signal is not None  # nothing else ends a run before its end
         where = f"stopped at step {trainer.state.step:,}, saved"
-        raise Interrupted(f"{where}; {go_on(run_folder, config, resumed)}", trainer.stop_signal)
+        raise Interrupted(f"{where}; {how_to_resume(run_folder, config, resumed)}", trainer.stop_signal)
     conclude(trainer, about, text)
     if trainer.stop_signal is not None and session.in_sweep and session.invocation.worker is None:
         raise Interrupted("", trainer.stop_signal)  # too late for this run, and in time for the sweep
@@ -318,7 +318,7 @@ def _stop_signals(trainer: Trainer) -> AbstractContextManager[None]:
 
     # only SIGUSR2 where somebody waits for it, as submitit does: a queue has its own way with the others
     queue = [signal.SIGUSR2] if hasattr(signal, "SIGUSR2") and callable(signal.getsignal(signal.SIGUSR2)) else []
-    return signals.heard_by(stop, queue or signals.STOP_SIGNALS)
+    return signals.handle_signals(stop, queue or signals.STOP_SIGNALS)
 
 
 def _drive(
@@ -370,7 +370,7 @@ def _drive(
 
 def sample_text(trainer: Trainer, tokenizer: Tokenizer, tokens: int) -> str:
     """A text that the model writes from nothing, as it stands; cut short by a stop signal, but at the end."""
-    model, draws = trainer.model, Draws(trainer.config.seed, 1, trainer.state.step)
+    model, draws = trainer.model, UniformStream(trainer.config.seed, 1, trainer.state.step)
     was_training = model.training
     model.eval()
     try:
@@ -378,9 +378,9 @@ def sample_text(trainer: Trainer, tokenizer: Tokenizer, tokens: int) -> str:
             Sampler(temperature=0.8),
             choose_native("auto" if trainer.compute.engine == "native" else "torch", model),
         )
-        columns = generate(model, [tokenizer.start_id], tokens, sampler, draws, native=native)
-        columns = itertools.takewhile(lambda _: trainer.stop_signal is None or trainer.is_finished, columns)
-        return "".join(text_of(columns, 0, tokenizer.text_stream()))
+        steps = generate(model, [tokenizer.start_id], tokens, sampler, draws, native=native)
+        steps = itertools.takewhile(lambda _: trainer.stop_signal is None or trainer.is_finished, steps)
+        return "".join(decode_stream(steps, 0, tokenizer.text_stream()))
     finally:
         model.train(was_training)
 

@@ -196,7 +196,7 @@ def split(ids: Tensor, val_fraction: float, block_size: int) -> Splits:
     return Splits(train, val)
 
 
-def draw_starts(count: int, batch_size: int, block_size: int, seed: int, step: int) -> Tensor:
+def sample_starts(count: int, batch_size: int, block_size: int, seed: int, step: int) -> Tensor:
     """Where the windows of a step begin in `count` ids, (B, 1), whatever was drawn before.
 
     An epoch cuts the ids into windows, beginning at an offset of its own, and takes all of them once, shuffled. Of more
@@ -223,7 +223,7 @@ def _epoch(count: int, block_size: int, in_epoch: int, seed: int, epoch: int) ->
     return int(offset), torch.randperm(in_epoch, generator=drawn)
 
 
-def take(ids: Tensor, starts: Tensor, block_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def gather_windows(ids: Tensor, starts: Tensor, block_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """The windows of `ids` that begin at `starts` (B, 1), both on one device, brought to another.
 
     From a host that nothing is waited for: a GPU fetches pinned memory itself, and as the host is steps ahead of it,

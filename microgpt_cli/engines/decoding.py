@@ -7,7 +7,7 @@ doesn't depend on the token (views, positions) is made once. No gradient is kept
 faster still.
 
 Shapes as in `gpt.py`; rows of products are (B·T, …), the samples one after the other. Logits are those of the model but
-for an amount common to all tokens (`products.make_head`).
+for an amount common to all tokens (`products.pack_head`).
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from microgpt_cli.engines.linear import Product, make_head, make_product
+from microgpt_cli.engines.linear import PackedLinear, pack_head, pack_linear
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.model.layers import ACTIVATIONS, QK_NORM_EPS, Block, Rotary
 
@@ -29,11 +29,11 @@ class Layer:
     """The weights of one block."""
 
     ln1: Norm
-    qkv: Product
-    proj: Product
+    qkv: PackedLinear
+    proj: PackedLinear
     ln2: Norm
-    fc: Product
-    fc_proj: Product
+    fc: PackedLinear
+    fc_proj: PackedLinear
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,14 @@ class Weights:
 
     n_head: int
     token_embedding: Tensor  # (V, C)
-    shifted: Tensor | None  # (V + 1, C): what a token adds to the one after it; of none, the last row, nothing
+    prev_token_bias: Tensor | None  # (V + 1, C): what a token adds to the one after it; of none, the last row, nothing
     position_embedding: Tensor | None  # (block_size, C)
-    turns: Tensor | None  # (block_size, D, D): rotary positions as matrices
+    rotary_matrices: Tensor | None  # (block_size, D, D): rotary positions as matrices
     qk_norm: Norm | None  # of each head's D numbers
     activation: Callable[[Tensor], Tensor]
     layers: list[Layer]
     ln_f: Norm
-    lm_head: Product
+    lm_head: PackedLinear
 
 
 def prepare(model: GPT, dtype: torch.dtype, num_samples: int = 1) -> Weights:
@@ -63,8 +63,8 @@ def prepare(model: GPT, dtype: torch.dtype, num_samples: int = 1) -> Weights:
     config, device = model.config, model.lm_head.weight.device
     inner = torch.float32 if device.type == "cpu" else dtype
 
-    def product(layer: nn.Linear, norm: nn.Module | None = None) -> Product:
-        return make_product(*taken_in(norm, layer), dtype, num_samples)
+    def product(layer: nn.Linear, norm: nn.Module | None = None) -> PackedLinear:
+        return pack_linear(*fold_norm(norm, layer), dtype, num_samples)
 
     blocks = [block for block in model.blocks if isinstance(block, Block)]
     layers = [
@@ -79,20 +79,20 @@ def prepare(model: GPT, dtype: torch.dtype, num_samples: int = 1) -> Weights:
     return Weights(
         n_head=config.n_head,
         token_embedding=embedding.to(inner),
-        shifted=F.pad(model.token_shift.share.detach() * embedding, (0, 0, 0, 1)).to(inner)
+        prev_token_bias=F.pad(model.token_shift.share.detach() * embedding, (0, 0, 0, 1)).to(inner)
         if config.token_shift
         else None,
         position_embedding=model.position_embedding_table.weight.detach().to(inner) if learned else None,
-        turns=None if rotary is None else turns(rotary).to(inner),
+        rotary_matrices=None if rotary is None else rotary_matrices(rotary).to(inner),
         qk_norm=_rms_norm(config.n_embd // config.n_head, QK_NORM_EPS, device, inner) if config.qk_norm else None,
         activation=ACTIVATIONS[config.activation],
         layers=layers,
         ln_f=_norm(model.ln_f, inner),
-        lm_head=make_head(*taken_in(model.ln_f, model.lm_head), dtype, num_samples),
+        lm_head=pack_head(*fold_norm(model.ln_f, model.lm_head), dtype, num_samples),
     )
 
 
-def taken_in(norm: nn.Module | None, layer: nn.Linear) -> tuple[Tensor, Tensor | None]:
+def fold_norm(norm: nn.Module | None, layer: nn.Linear) -> tuple[Tensor, Tensor | None]:
     """Weight (out, in) and bias of a layer, with those of the norm before it, if there is one, taken in."""
     weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
     gain, shift = getattr(norm, "weight", None), getattr(norm, "bias", None)
@@ -127,7 +127,7 @@ def _rms_norm(size: int, eps: float, device: torch.device, dtype: torch.dtype) -
     return norm
 
 
-def turns(rotary: Rotary) -> Tensor:
+def rotary_matrices(rotary: Rotary) -> Tensor:
     """Matrices (T, D, D): a row times the t-th of them is the row turned for position t, in one product."""
     cos, sin = torch.diag_embed(rotary.cos), torch.diag_embed(rotary.sin)  # (T, D/2, D/2)
     return torch.cat((torch.cat((cos, sin), dim=-1), torch.cat((-sin, cos), dim=-1)), dim=-2)
@@ -144,11 +144,11 @@ class Scratch:
 
 
 @dataclass(frozen=True)
-class Place:
+class PositionSlot:
     """What T positions from `start` on add to their tokens, and what each layer writes there and sees."""
 
     position_embedding: Tensor | None  # (B·T, C), or (1, C) for all samples
-    turns: Tensor | None  # (T, D, D)
+    rotary_matrices: Tensor | None  # (T, D, D)
     scratch: Scratch
     layers: list[tuple[Tensor, Tensor, Tensor]]  # where kv goes; keys and values (B, H, start + T, D)
 
@@ -166,22 +166,22 @@ class Cache:
         self.kv = weights.token_embedding.new_zeros(shape)  # (L, 2, B, H, positions, D)
         self._layers = [(kv, kv[0], kv[1]) for kv in self.kv]
         self._scratches: dict[int, Scratch] = {}
-        self._places: dict[tuple[int, int], Place] = {}
+        self._slots: dict[tuple[int, int], PositionSlot] = {}
 
-    def place(self, start: int, T: int) -> Place:
+    def slot(self, start: int, T: int) -> PositionSlot:
         """Room for T tokens; it is kept, since the windows of a long text come back to it."""
-        if (start, T) not in self._places:
-            self._places[start, T] = self._make_place(start, T)
-        return self._places[start, T]
+        if (start, T) not in self._slots:
+            self._slots[start, T] = self._make_slot(start, T)
+        return self._slots[start, T]
 
-    def _make_place(self, start: int, T: int) -> Place:
+    def _make_slot(self, start: int, T: int) -> PositionSlot:
         if T not in self._scratches:
             self._scratches[T] = self._make_scratch(T)
         weights, B, end = self.weights, self.kv.size(2), start + T
         positions = None if weights.position_embedding is None else weights.position_embedding[start:end]
-        return Place(
+        return PositionSlot(
             position_embedding=positions if positions is None or B == 1 or T == 1 else positions.repeat(B, 1),
-            turns=None if weights.turns is None else weights.turns[start:end],
+            rotary_matrices=None if weights.rotary_matrices is None else weights.rotary_matrices[start:end],
             scratch=self._scratches[T],
             layers=[(kv[:, :, :, start:end], k[:, :, :end], v[:, :, :end]) for kv, k, v in self._layers],
         )
@@ -201,40 +201,40 @@ class Cache:
 def prefill(weights: Weights, cache: Cache, idx: Tensor) -> Tensor:
     """Take in the first tokens (B, T) of every sample in one pass → logits (B, V) after the last."""
     B, T = idx.shape
-    x = _through_blocks(weights, cache.place(0, T), _embed(weights, cache, idx, 0))
+    x = _through_blocks(weights, cache.slot(0, T), _embed(weights, cache, idx, 0))
     return weights.lm_head(weights.ln_f(x.view(B, T, -1)[:, -1]))
 
 
 def decode_one_token(weights: Weights, cache: Cache, tokens: Tensor, position: int) -> Tensor:
     """One more token (B,) of every sample, at a position after those taken in → logits (B, V)."""
-    x = _through_blocks(weights, cache.place(position, 1), _embed(weights, cache, tokens[:, None], position))
+    x = _through_blocks(weights, cache.slot(position, 1), _embed(weights, cache, tokens[:, None], position))
     return weights.lm_head(weights.ln_f(x))
 
 
 def _embed(weights: Weights, cache: Cache, idx: Tensor, start: int) -> Tensor:
     """Tokens (B, T), the first at position `start`, as vectors (B·T, C), without their positions."""
     x = weights.token_embedding.index_select(0, idx.reshape(-1))
-    if weights.shifted is not None:
+    if weights.prev_token_bias is not None:
         end = start + idx.size(1)
         cache.tokens[:, start + 1 : end + 1] = idx
-        x += weights.shifted.index_select(0, cache.tokens[:, start:end].reshape(-1))
+        x += weights.prev_token_bias.index_select(0, cache.tokens[:, start:end].reshape(-1))
     return x
 
 
-def _through_blocks(weights: Weights, place: Place, x: Tensor) -> Tensor:
+def _through_blocks(weights: Weights, slot: PositionSlot, x: Tensor) -> Tensor:
     """What the blocks make of tokens as vectors (B·T, C), in place. Their keys and values are kept."""
-    if place.position_embedding is not None:
-        x.add_(place.position_embedding)
-    qkv, qk, q, kv = place.scratch.qkv, place.scratch.qk, place.scratch.q, place.scratch.kv
+    if slot.position_embedding is not None:
+        x.add_(slot.position_embedding)
+    qkv, qk, q, kv = slot.scratch.qkv, slot.scratch.qk, slot.scratch.q, slot.scratch.kv
     one, activation = q.size(2) == 1, weights.activation
-    for layer, (here, keys, values) in zip(weights.layers, place.layers, strict=True):
-        layer.qkv.into(qkv, layer.ln1(x))
+    for layer, (here, keys, values) in zip(weights.layers, slot.layers, strict=True):
+        layer.qkv.write_to(qkv, layer.ln1(x))
         if weights.qk_norm is not None:
             qk.copy_(weights.qk_norm(qk))
-        if place.turns is not None:
-            qk.copy_(torch.matmul(qk, place.turns))
+        if slot.rotary_matrices is not None:
+            qk.copy_(torch.matmul(qk, slot.rotary_matrices))
         here.copy_(kv)
         y = F.scaled_dot_product_attention(q, keys, values, is_causal=not one)  # (B, H, T, D)
-        layer.proj.added_to(x, y.view_as(x) if one else y.transpose(1, 2).reshape_as(x))  # as a shape costs 2 µs
-        layer.fc_proj.added_to(x, activation(layer.fc(layer.ln2(x))))
+        layer.proj.add_to(x, y.view_as(x) if one else y.transpose(1, 2).reshape_as(x))  # as a shape costs 2 µs
+        layer.fc_proj.add_to(x, activation(layer.fc(layer.ln2(x))))
     return x

@@ -28,19 +28,19 @@ from torch import Tensor
 LARGE = 100_000  # weights of a matrix; below, what a call of other kernels costs (up to 20 µs) is more than it saves
 
 
-class Product(Protocol):
+class PackedLinear(Protocol):
     """x → x W + b."""
 
     def __call__(self, x: Tensor) -> Tensor: ...
 
-    def into(self, out: Tensor, x: Tensor) -> None:
+    def write_to(self, out: Tensor, x: Tensor) -> None:
         """out = x W + b"""
 
-    def added_to(self, out: Tensor, x: Tensor) -> None:
+    def add_to(self, out: Tensor, x: Tensor) -> None:
         """out += x W + b"""
 
 
-class PlainProduct:
+class PlainLinear:
     """In the precision of its weights, by torch's usual kernels."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -52,19 +52,19 @@ class PlainProduct:
     def __call__(self, x: Tensor) -> Tensor:
         return torch.mm(x, self.weight) if self.bias is None else torch.addmm(self.bias, x, self.weight)
 
-    def into(self, out: Tensor, x: Tensor) -> None:
+    def write_to(self, out: Tensor, x: Tensor) -> None:
         if self.bias is None:
             torch.mm(x, self.weight, out=out)
         else:
             torch.addmm(self.bias, x, self.weight, out=out)
 
-    def added_to(self, out: Tensor, x: Tensor) -> None:
+    def add_to(self, out: Tensor, x: Tensor) -> None:
         if self.bias is not None:
             out.add_(self.bias)
         out.addmm_(x, self.weight)
 
 
-class _Float32Product(ABC):
+class _Float32Linear(ABC):
     """From and to float32, whatever `_multiply` gives."""
 
     @abstractmethod
@@ -73,14 +73,14 @@ class _Float32Product(ABC):
     def __call__(self, x: Tensor) -> Tensor:
         return self._multiply(x).float()
 
-    def into(self, out: Tensor, x: Tensor) -> None:
+    def write_to(self, out: Tensor, x: Tensor) -> None:
         out.copy_(self._multiply(x))
 
-    def added_to(self, out: Tensor, x: Tensor) -> None:
+    def add_to(self, out: Tensor, x: Tensor) -> None:
         out.add_(self._multiply(x))
 
 
-class CastProduct(_Float32Product):
+class CastLinear(_Float32Linear):
     """By weights in another precision, and torch's usual kernels for it."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
@@ -91,7 +91,7 @@ class CastProduct(_Float32Product):
         return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
 
 
-class PackedProduct(_Float32Product):
+class OneDnnLinear(_Float32Linear):
     """By weights in oneDNN's own layout, in float32 or bfloat16: for several rows."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, rows: int) -> None:
@@ -104,7 +104,7 @@ class PackedProduct(_Float32Product):
         return y
 
 
-class HalfProduct(_Float32Product):
+class HalfLinear(_Float32Linear):
     """By weights in float16 as they are: one row in float16, whose sums are in float32; more in float32."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -118,7 +118,7 @@ class HalfProduct(_Float32Product):
         return y if self.bias is None else y + self.bias
 
 
-class FbgemmProduct(_Float32Product):
+class FbgemmLinear(_Float32Linear):
     """By weights in float16, the arithmetic and the result in float32: for a few rows."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -129,7 +129,7 @@ class FbgemmProduct(_Float32Product):
         return y
 
 
-def make_product(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, rows: int) -> Product:
+def pack_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, rows: int) -> PackedLinear:
     """The product of a layer inside a block.
 
     Args:
@@ -138,18 +138,18 @@ def make_product(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, rows: 
         rows: how many there are at each token.
     """
     if weight.device.type != "cpu":
-        return PlainProduct(weight.to(dtype), None if bias is None else bias.to(dtype))
+        return PlainLinear(weight.to(dtype), None if bias is None else bias.to(dtype))
     large = weight.numel() >= LARGE
     if dtype == torch.float16 and large:
-        return FbgemmProduct(weight, bias) if rows > 1 else HalfProduct(weight, bias)
+        return FbgemmLinear(weight, bias) if rows > 1 else HalfLinear(weight, bias)
     if dtype == torch.bfloat16 and not can_pack(dtype):
-        return CastProduct(weight, bias, dtype)
+        return CastLinear(weight, bias, dtype)
     if dtype == torch.bfloat16 or (rows > 1 and large and can_pack(dtype)):
-        return PackedProduct(weight, bias, dtype, rows)
-    return PlainProduct(weight, bias)
+        return OneDnnLinear(weight, bias, dtype, rows)
+    return PlainLinear(weight, bias)
 
 
-def make_head(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, rows: int) -> Product:
+def pack_head(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, rows: int) -> PackedLinear:
     """The product that gives logits: in half precision less what is common to all, which moves no probability.
 
     Large numbers are rounded far: near 100, float16 moves a logit by up to 0.03 and bfloat16 by 0.25. GPT-2's are that
@@ -159,10 +159,10 @@ def make_head(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, rows: int
         dtype = torch.float32
     if dtype != torch.float32:
         weight, bias = weight - weight.mean(0), None if bias is None else bias - bias.mean()
-    return make_product(weight, bias, dtype, rows)
+    return pack_linear(weight, bias, dtype, rows)
 
 
-def has_half_products() -> bool:
+def has_float16_linear() -> bool:
     """Can this CPU multiply by weights kept in float16? (x86 with AVX2, where torch has kernels for it.)"""
     return "fbgemm" in torch.backends.quantized.supported_engines
 

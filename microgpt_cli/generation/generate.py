@@ -16,7 +16,7 @@ from microgpt_cli.engines.cpu.decode import NativeDecoder, NativeWeights
 from microgpt_cli.engines.cuda.decode_graph import FEWEST_TOKENS, GraphedStep
 from microgpt_cli.engines.decoding import Cache, Weights, decode_one_token, prefill, prepare
 from microgpt_cli.engines.structure import difference
-from microgpt_cli.generation.sampling import Draws, Sampler
+from microgpt_cli.generation.sampling import Sampler, UniformStream
 from microgpt_cli.model.gpt import GPT
 
 TextStream = Callable[[Sequence[int], bool], str]  # ids, whether they are the last → whole characters
@@ -27,7 +27,7 @@ def generate(
     prompt: Sequence[int],
     max_new_tokens: int,
     sampler: Sampler,
-    draws: Draws,
+    draws: UniformStream,
     num_samples: int = 1,
     *,
     cache: bool = True,
@@ -54,22 +54,22 @@ def generate(
     device = model.lm_head.weight.device
     cache = cache and difference(model) is None
     forward: Callable[..., Any] = torch.compile(model, dynamic=True) if compile and not cache else model
-    columns = list(torch.tensor(prompt[-model.config.block_size :], device=device)[:, None].expand(-1, num_samples))
+    steps = list(torch.tensor(prompt[-model.config.block_size :], device=device)[:, None].expand(-1, num_samples))
     native_weights = NativeWeights(model, dtype) if cache and native and device.type == "cpu" else None
     alone = native_weights is not None and num_samples == 1
     weights = prepare(model, dtype, num_samples) if cache and not alone else None
-    numbers = draws.tensors(device)
+    uniforms = draws.tensors(device)
     rows = list(range(num_samples))  # the samples that are worked on
     latest = [0] * num_samples
     left = max_new_tokens
     while left and rows:
         if cache:
-            positions = min(model.config.block_size, len(columns) + left)
+            positions = min(model.config.block_size, len(steps) + left)
             decoder = _decoder(weights, native_weights, len(rows), positions, sampler, left)
-            steps = _cached(decoder, columns, model.config.block_size, numbers)
+            generated = _cached(decoder, steps, model.config.block_size, uniforms)
         else:
-            steps = _cropped(forward, model.config.block_size, columns, sampler, numbers)
-        for tokens in steps:
+            generated = _cropped(forward, model.config.block_size, steps, sampler, uniforms)
+        for tokens in generated:
             latest = tokens.tolist() if len(rows) == num_samples else _with(latest, rows, tokens.tolist())
             yield latest
             left -= 1
@@ -79,8 +79,8 @@ def generate(
         keep = torch.tensor(
             [place for place, row in enumerate(rows) if row in going_on], dtype=torch.long, device=device
         )
-        columns = [column[keep] for column in columns]
-        numbers = map(operator.itemgetter(keep), numbers)
+        steps = [step[keep] for step in steps]
+        uniforms = map(operator.itemgetter(keep), uniforms)
         rows = going_on
 
 
@@ -98,30 +98,30 @@ class TorchDecoder:
         num_samples: B.
         positions: that there is room for in the cache, at most `block_size`.
         sampler: how to choose tokens.
-        at_most: steps; a few are not worth a graph.
+        max_steps: a few are not worth a graph.
     """
 
-    def __init__(self, weights: Weights, num_samples: int, positions: int, sampler: Sampler, at_most: int) -> None:
+    def __init__(self, weights: Weights, num_samples: int, positions: int, sampler: Sampler, max_steps: int) -> None:
         self.weights, self.sampler = weights, sampler
         self.cache = Cache(weights, num_samples, positions)
         self._step: Callable[[Tensor, int, Tensor], Tensor] = self._eager
-        if self.cache.kv.is_cuda and at_most >= FEWEST_TOKENS:
+        if self.cache.kv.is_cuda and max_steps >= FEWEST_TOKENS:
             self._step = torch.inference_mode()(GraphedStep(weights, self.cache, sampler).__call__)
 
     @torch.inference_mode()
-    def first(self, columns: Sequence[Tensor], number: Tensor) -> Tensor:
-        """The tokens (B,) after columns of tokens (B,), which are taken in from the beginning, in one pass."""
-        return self.sampler.pick(prefill(self.weights, self.cache, torch.stack(list(columns), dim=1)), number)
+    def first(self, steps: Sequence[Tensor], uniform: Tensor) -> Tensor:
+        """The tokens (B,) after steps of tokens (B,), which are taken in from the beginning, in one pass."""
+        return self.sampler.sample_token(prefill(self.weights, self.cache, torch.stack(list(steps), dim=1)), uniform)
 
-    def write(self, tokens: Tensor, position: int, numbers: Iterator[Tensor]) -> Iterator[Tensor]:
+    def write(self, tokens: Tensor, position: int, uniforms: Iterator[Tensor]) -> Iterator[Tensor]:
         """The tokens (B,) after those at `position`, until the cache is full."""
         for here in range(position, self.cache.kv.size(4)):
-            tokens = self._step(tokens, here, next(numbers))
+            tokens = self._step(tokens, here, next(uniforms))
             yield tokens
 
-    def _eager(self, tokens: Tensor, position: int, number: Tensor) -> Tensor:
+    def _eager(self, tokens: Tensor, position: int, uniform: Tensor) -> Tensor:
         with torch.inference_mode():  # twice as fast to enter as its decorator
-            return self.sampler.pick(decode_one_token(self.weights, self.cache, tokens, position), number)
+            return self.sampler.sample_token(decode_one_token(self.weights, self.cache, tokens, position), uniform)
 
 
 def _decoder(
@@ -130,48 +130,48 @@ def _decoder(
     num_samples: int,
     positions: int,
     sampler: Sampler,
-    at_most: int,
+    max_steps: int,
 ) -> TorchDecoder | NativeDecoder:
     """In C where it can be, for one sample."""
     if native is not None and num_samples == 1:
         return NativeDecoder(native, positions, sampler)
     assert weights is not None
-    return TorchDecoder(weights, num_samples, positions, sampler, at_most)
+    return TorchDecoder(weights, num_samples, positions, sampler, max_steps)
 
 
 def _cached(
-    decoder: TorchDecoder | NativeDecoder, columns: list[Tensor], block_size: int, numbers: Iterator[Tensor]
+    decoder: TorchDecoder | NativeDecoder, steps: list[Tensor], block_size: int, uniforms: Iterator[Tensor]
 ) -> Iterator[Tensor]:
-    """Next tokens (B,), without end, after columns of tokens (B,), to which they are added."""
+    """Next tokens (B,), without end, after steps of tokens (B,), to which they are added."""
     while True:
-        if len(columns) > block_size:
-            del columns[: -max(1, block_size // 2)]
-        first = decoder.first(columns, next(numbers))
-        columns.append(first)
+        if len(steps) > block_size:
+            del steps[: -max(1, block_size // 2)]
+        first = decoder.first(steps, next(uniforms))
+        steps.append(first)
         yield first
-        for tokens in decoder.write(first, len(columns) - 1, numbers):
-            columns.append(tokens)
+        for tokens in decoder.write(first, len(steps) - 1, uniforms):
+            steps.append(tokens)
             yield tokens
 
 
 def _cropped(
-    forward: Callable[..., Any], block_size: int, columns: list[Tensor], sampler: Sampler, numbers: Iterator[Tensor]
+    forward: Callable[..., Any], block_size: int, steps: list[Tensor], sampler: Sampler, uniforms: Iterator[Tensor]
 ) -> Iterator[Tensor]:
     """The same as in the article: all of the context is worked out for every token."""
     while True:
-        del columns[:-block_size]
-        tokens = _token_after(forward, columns, sampler, next(numbers))
-        columns.append(tokens)
+        del steps[:-block_size]
+        tokens = _token_after(forward, steps, sampler, next(uniforms))
+        steps.append(tokens)
         yield tokens
 
 
 @torch.no_grad()
-def _token_after(forward: Callable[..., Any], columns: list[Tensor], sampler: Sampler, number: Tensor) -> Tensor:
-    logits, _ = forward(torch.stack(columns, dim=1))  # (B, T, V)
-    return sampler.pick(logits[:, -1], number)
+def _token_after(forward: Callable[..., Any], steps: list[Tensor], sampler: Sampler, uniform: Tensor) -> Tensor:
+    logits, _ = forward(torch.stack(steps, dim=1))  # (B, T, V)
+    return sampler.sample_token(logits[:, -1], uniform)
 
 
-def cut_at(pieces: Iterator[str], stop: str | None) -> Iterator[str]:
+def truncate_at(pieces: Iterator[str], stop: str | None) -> Iterator[str]:
     """Pass text on as it comes, and end before `stop` appears; what could be its beginning is held back."""
     held = ""
     for piece in pieces:
@@ -190,9 +190,9 @@ def cut_at(pieces: Iterator[str], stop: str | None) -> Iterator[str]:
     yield held
 
 
-def text_of(columns: Iterator[list[int]], row: int, text_stream: TextStream) -> Iterator[str]:
+def decode_stream(steps: Iterator[list[int]], row: int, text_stream: TextStream) -> Iterator[str]:
     """The text of one sample, in whole characters, as its tokens come."""
-    for tokens in columns:
+    for tokens in steps:
         yield text_stream([tokens[row]], False)
     yield text_stream([], True)
 
@@ -204,17 +204,17 @@ class Stops:
         self._stop = stop
         self._streams = [text_stream() for _ in range(num_samples)]
         self._ends = [""] * num_samples  # what the stop may begin in
-        self._reached = [False] * num_samples
+        self._is_done = [False] * num_samples
 
-    def see(self, tokens: list[int]) -> None:
+    def feed(self, tokens: list[int]) -> None:
         """Take in the next token of each sample."""
         if self._stop is None:
             return
         for row, token in enumerate(tokens):
-            if not self._reached[row]:
+            if not self._is_done[row]:
                 text = self._ends[row] + self._streams[row]([token], False)
-                self._reached[row] = self._stop in text
+                self._is_done[row] = self._stop in text
                 self._ends[row] = text[max(0, len(text) - len(self._stop) + 1) :]
 
-    def reached(self, row: int) -> bool:
-        return self._reached[row]
+    def is_done(self, row: int) -> bool:
+        return self._is_done[row]

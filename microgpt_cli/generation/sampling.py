@@ -1,4 +1,4 @@
-"""From logits to the next token: small pure functions, the randomness given from outside."""
+"""From logits to the next token: greedy, temperature, top-k and top-p; random numbers are passed in."""
 
 import math
 import random
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from microgpt_cli import randomness
 
-COLDEST = 1e-250  # a temperature below divides a logit to infinity; this is as cold as any
-DRAWS_AT_ONCE = 32
+COLDEST = 1e-250  # with a lower temperature, logits overflow to infinity
+BUFFERED_STEPS = 32  # steps whose numbers are copied to the device together
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class Sampler:
     """How to choose the next token.
 
     Args:
-        temperature: 0 for the likeliest token; else logits are divided by it.
-        top_k: draw among the k likeliest only; more than there are means all.
-        top_p: draw among the likeliest that together hold this share only (Holtzman et al., 2020).
+        temperature: logits are divided by it; 0 takes the most likely token.
+        top_k: sample from the k most likely tokens.
+        top_p: sample from the smallest set of most likely tokens with this total probability (Holtzman et al., 2020).
     """
 
     temperature: float = 1.0
@@ -29,7 +29,7 @@ class Sampler:
     top_p: float = 1.0
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """logits (B, V) → probabilities (B, V), in double precision so that no rounding decides a draw."""
+        """logits (B, V) → probabilities (B, V), in float64, so that rounding does not change the sampled token."""
         logits = (logits.cpu() if logits.device.type == "mps" else logits).double()  # mps has no double
         if self.temperature == 0:
             return torch.nn.functional.one_hot(logits.argmax(-1), logits.size(-1)).double()
@@ -41,43 +41,40 @@ class Sampler:
         probs = logits.softmax(-1)  # (B, V)
         if self.top_p < 1:
             ordered, order = probs.sort(-1, descending=True)
-            before = ordered.cumsum(-1) - ordered  # what the likelier ones hold
-            cut = before >= self.top_p  # never the likeliest
+            before = ordered.cumsum(-1) - ordered  # total probability of the more likely ones
+            cut = before >= self.top_p  # never the most likely
             probs = probs.masked_fill(cut.scatter(-1, order, cut), 0.0)
             probs = probs / probs.sum(-1, keepdim=True)
         return probs
 
-    def pick(self, logits: Tensor, numbers: Tensor) -> Tensor:
-        """The next tokens (B,), on the device, without waiting for it.
+    def sample_token(self, logits: Tensor, uniforms: Tensor) -> Tensor:
+        """The next tokens (B,), on the device, without synchronizing with it.
 
         Args:
             logits: (B, V).
-            numbers: a draw in [0, 1) for each row, float64 (B, 1): the token is where the running sum of probabilities
-                passes it.
+            uniforms: numbers in [0, 1), float64 (B, 1): inverse transform sampling of each row's distribution.
         """
         if self.temperature == 0:
             return logits.argmax(-1)
         sums = self.probabilities(logits).cumsum(-1)  # (B, V)
-        if (
-            self.top_k is not None or self.top_p < 1
-        ):  # then the last tokens may not be drawn, nor the rest of a rounding
-            numbers = numbers * sums[:, -1:]
-        return torch.searchsorted(sums, numbers, right=True).clamp_(max=sums.size(-1) - 1).squeeze(1).to(logits.device)
+        if self.top_k is not None or self.top_p < 1:  # rounding must not select an excluded token at the end
+            uniforms = uniforms * sums[:, -1:]
+        return torch.searchsorted(sums, uniforms, right=True).clamp_(max=sums.size(-1) - 1).squeeze(1).to(logits.device)
 
 
-class Draws:
-    """Numbers in [0, 1), a sequence of its own for each sample: the n-th token of a sample always gets the n-th."""
+class UniformStream:
+    """Uniform numbers in [0, 1), one sequence per sample: its n-th number chooses its n-th token."""
 
     def __init__(self, seed: int, num_samples: int, step: int = 0) -> None:
         seeds = [randomness.derive(seed, randomness.SAMPLES, step, rank) for rank in range(num_samples)]
-        self._sources = [random.Random(s) for s in seeds]
+        self._generators = [random.Random(s) for s in seeds]
 
     def next(self) -> list[float]:
-        return [source.random() for source in self._sources]
+        return [generator.random() for generator in self._generators]
 
     def tensors(self, device: torch.device) -> Iterator[Tensor]:
-        """The same without end, as float64 (B, 1) for `Sampler.pick`, made and brought to the device many at a time."""
-        place = torch.device("cpu") if device.type == "mps" else device  # mps has no double
+        """An endless stream of float64 (B, 1) on the device, for `Sampler.sample_token`."""
+        target = torch.device("cpu") if device.type == "mps" else device  # mps has no double
         while True:
-            numbers = [self.next() for _ in range(DRAWS_AT_ONCE)]
-            yield from torch.tensor(numbers, dtype=torch.float64).to(place).unsqueeze(-1)
+            uniforms = [self.next() for _ in range(BUFFERED_STEPS)]
+            yield from torch.tensor(uniforms, dtype=torch.float64).to(target).unsqueeze(-1)

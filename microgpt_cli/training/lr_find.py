@@ -13,7 +13,7 @@ import torch
 
 from microgpt_cli.compute import Compute
 from microgpt_cli.config import TrainConfig
-from microgpt_cli.data.dataset import Splits, draw_starts
+from microgpt_cli.data.dataset import Splits, sample_starts
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.training.update import Update
 
@@ -63,7 +63,7 @@ def range_test(model: GPT, splits: Splits, config: TrainConfig, compute: Compute
     sequences, average, lowest = config.batch_size * config.grad_accum_steps, 0.0, math.inf
     loss_scale = LOSS_SCALE if compute.dtype == torch.float16 else 1.0
     for step in range(STEPS):
-        starts = draw_starts(len(splits.train), sequences, config.model.block_size, config.seed, step)
+        starts = sample_starts(len(splits.train), sequences, config.model.block_size, config.seed, step)
         done = update(starts, rate_at(step), loss_scale, lambda: False)
         assert done is not None
         loss, norm = done.tolist()

@@ -27,7 +27,7 @@ def make_optimizer(
     return Muon(named, config, native) if config.kind == "muon" else AdamW(named, config)
 
 
-class Bundle:
+class FlatParams:
     """Parameters that one call of a kernel works on.
 
     On a CPU they and their gradients become views of two flat tensors, so that zeroing, norm and update of a small
@@ -78,24 +78,24 @@ class Bundle:
 class Gradients:
     """The gradients of the parameters that an optimizer updates."""
 
-    bundles: list[Bundle]
+    flat_params: list[FlatParams]
 
     def grads(self) -> list[Tensor]:
         """All gradients, in no order that matters."""
-        return [grad for bundle in self.bundles for grad in bundle.grads()]
+        return [grad for flat in self.flat_params for grad in flat.grads()]
 
     def zero_grad(self) -> None:
-        for bundle in self.bundles:
-            bundle.zero_grad()
+        for flat in self.flat_params:
+            flat.zero_grad()
 
 
-class Moments:
+class AdamWGroup:
     """What AdamW remembers of parameters of one weight decay: running means of gradients and of their squares."""
 
     def __init__(self, members: dict[str, nn.Parameter], decay: float) -> None:
-        self.names, self.decay, self.bundle = list(members), decay, Bundle(list(members.values()))
-        self.exp_avg, self.means = self.bundle.zeros()  # as the kernel takes them, and for each parameter
-        self.exp_avg_sq, self.squares = self.bundle.zeros()
+        self.names, self.decay, self.flat = list(members), decay, FlatParams(list(members.values()))
+        self.exp_avg, self.means = self.flat.zeros()  # as the kernel takes them, and for each parameter
+        self.exp_avg_sq, self.squares = self.flat.zeros()
 
 
 class AdamW(Gradients):
@@ -114,8 +114,8 @@ class AdamW(Gradients):
         matrices = {name: p for name, p in everything.items() if p.ndim >= 2}
         others = {name: p for name, p in everything.items() if p.ndim < 2}
         decays = ((matrices, config.weight_decay), (others, 0.0))
-        self._groups = [Moments(members, decay) for members, decay in decays if members]
-        self.bundles = [group.bundle for group in self._groups]
+        self._groups = [AdamWGroup(members, decay) for members, decay in decays if members]
+        self.flat_params = [group.flat for group in self._groups]
 
     @torch.no_grad()
     def step(self, learning_rate: float | Tensor, divide_by: Tensor, skip: Tensor) -> None:
@@ -129,8 +129,8 @@ class AdamW(Gradients):
         self.updates += 1 - skip
         for group in self._groups:
             torch._fused_adamw_(
-                group.bundle.weights,
-                group.bundle.grads(),
+                group.flat.weights,
+                group.flat.grads(),
                 group.exp_avg,
                 group.exp_avg_sq,
                 [],
@@ -178,23 +178,23 @@ class Muon(Gradients):
         assert config.momentum is not None
         self.weight_decay, self.momentum = config.weight_decay, config.momentum
         self.adamw = AdamW([(name, p) for name, p in everything if name not in matrices], config)
-        self._matrices = Bundle(list(matrices.values()))
-        self.bundles = [self._matrices, *self.adamw.bundles]
+        self._matrices = FlatParams(list(matrices.values()))
+        self.flat_params = [self._matrices, *self.adamw.flat_params]
         self._adamw_share = config.adamw_learning_rate / config.learning_rate
         self._groups: dict[tuple[int, int], dict[str, nn.Parameter]] = {}  # matrices of one shape, worked on together
         for name, p in matrices.items():
-            self._groups.setdefault((_stacked(name, p).size(1), _stacked(name, p).size(2)), {})[name] = p
+            self._groups.setdefault((_as_matrices(name, p).size(1), _as_matrices(name, p).size(2)), {})[name] = p
         self._means = {
-            shape: torch.zeros(sum(len(_stacked(*item)) for item in members.items()), *shape, device=p.device)
+            shape: torch.zeros(sum(len(_as_matrices(*item)) for item in members.items()), *shape, device=p.device)
             for shape, members in self._groups.items()
         }
         self._scales = {
             shape: torch.tensor(
-                [[[_scale(name, p)]] for name, p in members.items() for _ in _stacked(name, p)], device=mean.device
+                [[[_scale(name, p)]] for name, p in members.items() for _ in _as_matrices(name, p)], device=mean.device
             )
             for (shape, members), mean in zip(self._groups.items(), self._means.values(), strict=True)
         }
-        self._native = self._in_c() if native else None
+        self._native = self._build_native() if native else None
 
     @torch.no_grad()
     def step(self, learning_rate: float | Tensor, divide_by: Tensor, skip: Tensor) -> None:
@@ -210,28 +210,28 @@ class Muon(Gradients):
         torch._foreach_mul_(self._matrices.weights, 1 - rate * self.weight_decay)
         for shape, members in self._groups.items():
             grads = torch.cat(
-                [_stacked(name, p.grad) for name, p in members.items() if p.grad is not None]
+                [_as_matrices(name, p.grad) for name, p in members.items() if p.grad is not None]
             )  # (n, rows, columns)
             grads = torch.where(keep > 0, grads / divide_by, 0.0)
             mean = self._means[shape]
             mean.lerp_(grads, keep * (1 - self.momentum))
             updates = orthogonalize(grads.lerp(mean, self.momentum)).mul_(rate * self._scales[shape])
-            weights = [_stacked(name, p) for name, p in members.items()]
+            weights = [_as_matrices(name, p) for name, p in members.items()]
             torch._foreach_sub_(weights, list(updates.split(self._counts(members))))
 
-    def _in_c(self) -> NativeMuon:
-        """The update of the matrices, which stay where the bundle has them, and so do their gradients."""
+    def _build_native(self) -> NativeMuon:
+        """The update of the matrices, which stay where `FlatParams` keeps them, and so do their gradients."""
         self._matrices.zero_grad()
         means = [mean for shape, each in self._means.items() for mean in each.split(self._counts(self._groups[shape]))]
         members = [item for group in self._groups.values() for item in group.items()]
         matrices = (
-            (_stacked(name, p), _stacked(name, grad_of(p)), mean, _scale(name, p))
+            (_as_matrices(name, p), _as_matrices(name, grad_of(p)), mean, _scale(name, p))
             for (name, p), mean in zip(members, means, strict=True)
         )
         return NativeMuon(matrices, cpu_multiplies_bfloat16(), NEWTON_SCHULZ, STEPS)
 
     def _counts(self, members: dict[str, nn.Parameter]) -> list[int]:
-        return [len(_stacked(name, p)) for name, p in members.items()]
+        return [len(_as_matrices(name, p)) for name, p in members.items()]
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next update depends on, by `muon/PARAMETER/momentum` and as AdamW's."""
@@ -242,7 +242,7 @@ class Muon(Gradients):
         return tensors
 
 
-def _stacked(name: str, p: Tensor) -> Tensor:
+def _as_matrices(name: str, p: Tensor) -> Tensor:
     """A weight (out, in), or its gradient, as a view of matrices (n, rows, columns), rows at least columns."""
     stacked: Tensor = p.unflatten(0, (3 if name.endswith("qkv.weight") else 1, -1))
     return stacked if stacked.size(1) >= stacked.size(2) else stacked.mT

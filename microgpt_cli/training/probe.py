@@ -14,10 +14,10 @@ import torch
 from microgpt_cli import randomness
 from microgpt_cli.compute import Compute
 from microgpt_cli.config import TrainConfig
-from microgpt_cli.data.dataset import Splits, draw_starts
+from microgpt_cli.data.dataset import Splits, sample_starts
+from microgpt_cli.generation.dtype_policy import choose_native
 from microgpt_cli.generation.generate import generate
-from microgpt_cli.generation.precision import choose_native
-from microgpt_cli.generation.sampling import Draws, Sampler
+from microgpt_cli.generation.sampling import Sampler, UniformStream
 from microgpt_cli.model.accounting import memory
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.training.schedule import lr_at
@@ -32,7 +32,7 @@ SAVE_SEC, SAVE_BYTES_PER_SEC = 0.05, 200e6  # to write a checkpoint, hash it and
 
 
 @dataclass(frozen=True)
-class Pace:
+class Throughput:
     """Seconds that the parts of a run take."""
 
     step: float
@@ -55,7 +55,7 @@ class Forecast:
         return self.training + self.evaluating + self.sampling + self.saving
 
 
-def pace(config: TrainConfig, splits: Splits, vocab_size: int, compute: Compute) -> Pace:
+def estimate(config: TrainConfig, splits: Splits, vocab_size: int, compute: Compute) -> Throughput:
     """Make a few steps, an evaluation of a few windows, and a few tokens."""
     torch.manual_seed(randomness.derive(config.seed, randomness.WEIGHTS))
     model = GPT(config.model, vocab_size).to(compute.device)
@@ -65,7 +65,7 @@ def pace(config: TrainConfig, splits: Splits, vocab_size: int, compute: Compute)
     began = first = time.perf_counter()
     timed = 0
     for step in range(WARMUP_STEPS + PROBE_STEPS):
-        starts = draw_starts(len(splits.train), B, T, config.seed, step)
+        starts = sample_starts(len(splits.train), B, T, config.seed, step)
         numbers = update(starts, lr_at(step, config.max_steps, config.optim), scale, lambda: False)
         assert numbers is not None
         if step + 1 == WARMUP_STEPS or compute.device.type == "cpu":
@@ -85,16 +85,21 @@ def pace(config: TrainConfig, splits: Splits, vocab_size: int, compute: Compute)
     eval_token = (time.perf_counter() - began) / max(1, tokens)
     model.eval()
     prompt = splits.train[: min(T, 75)].tolist()  # a context as long as that of most tokens of a sample
-    sampler, draws = Sampler(temperature=0.8), Draws(config.seed, 1, 0)
+    sampler, draws = Sampler(temperature=0.8), UniformStream(config.seed, 1, 0)
     native = choose_native("auto" if compute.engine == "native" else "torch", model)
     list(generate(model, prompt, WARMUP_STEPS, sampler, draws, native=native))
     began = time.perf_counter()
     written = list(generate(model, prompt, PROBE_TOKENS, sampler, draws, native=native))
-    return Pace(step_seconds, eval_token, (time.perf_counter() - began) / len(written), timed)
+    return Throughput(step_seconds, eval_token, (time.perf_counter() - began) / len(written), timed)
 
 
 def forecast(
-    config: TrainConfig, pace: Pace, eval_tokens: int, sample_tokens: int, last_tokens: int, state_bytes: int
+    config: TrainConfig,
+    throughput: Throughput,
+    eval_tokens: int,
+    sample_tokens: int,
+    last_tokens: int,
+    state_bytes: int,
 ) -> Forecast:
     """The seconds of a whole run that nothing stops early.
 
@@ -110,9 +115,9 @@ def forecast(
     samples = (times(config.sample_interval) - 1) * sample_tokens + last_tokens
     saves = max(times(config.checkpoint_interval), times(config.eval_interval))  # each evaluation may be the best
     return Forecast(
-        training=config.max_steps * pace.step,
-        evaluating=times(config.eval_interval) * eval_tokens * pace.eval_token,
-        sampling=samples * pace.sample_token,
+        training=config.max_steps * throughput.step,
+        evaluating=times(config.eval_interval) * eval_tokens * throughput.eval_token,
+        sampling=samples * throughput.sample_token,
         saving=saves * (SAVE_SEC + state_bytes / SAVE_BYTES_PER_SEC),
     )
 

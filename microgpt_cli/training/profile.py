@@ -17,7 +17,7 @@ from torch.profiler import profile as torch_profile
 
 from microgpt_cli.compute import Compute
 from microgpt_cli.config import TrainConfig
-from microgpt_cli.data.dataset import Splits, draw_starts
+from microgpt_cli.data.dataset import Splits, sample_starts
 from microgpt_cli.engines.autograd import CompilerFailed
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.training.schedule import lr_at
@@ -76,7 +76,7 @@ def profile(
 
     def step() -> None:
         nonlocal made
-        starts = draw_starts(len(splits.train), B, T, config.seed, made)
+        starts = sample_starts(len(splits.train), B, T, config.seed, made)
         numbers = update(starts, lr_at(made, config.max_steps, config.optim), scale, lambda: False)
         assert numbers is not None
         if compute.device.type == "cpu":

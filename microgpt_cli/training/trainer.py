@@ -18,10 +18,10 @@ from torch import Tensor
 
 from microgpt_cli import randomness
 from microgpt_cli.checkpoints import checkpoint
-from microgpt_cli.checkpoints.async_saver import Saver, after_this, saves_beside, snapshot
+from microgpt_cli.checkpoints.async_saver import Saver, copy_stream, saves_in_background, snapshot
 from microgpt_cli.compute import Compute
 from microgpt_cli.config import TrainConfig
-from microgpt_cli.data.dataset import Splits, draw_starts, take, windows
+from microgpt_cli.data.dataset import Splits, gather_windows, sample_starts, windows
 from microgpt_cli.engines.autograd import CompilerFailed
 from microgpt_cli.errors import RunStopped
 from microgpt_cli.model.gpt import GPT
@@ -147,8 +147,8 @@ class Trainer:
             self._tuner = ThreadTuner(
                 self.update.rehearse, compute.threads, give_up=lambda: self.stop_signal is not None
             )
-        self.saver = Saver(saves_beside(compute.device))
-        self._pending: list[Tensor] = []  # (loss, grad_norm) of steps, still on the device and not yet looked at
+        self.saver = Saver(saves_in_background(compute.device))
+        self._unfetched: list[Tensor] = []  # (loss, grad_norm) of steps, still on the device and not yet looked at
         self._saved_step = self.state.step if resumed is not None else None
         self._logged_at = (self.state.step, self.state.train_seconds)
 
@@ -203,8 +203,8 @@ class Trainer:
     def _check_engine(self) -> Iterator[Event]:
         """Compare the engine with the model's own code, on a sequence of the next step, before it changes a weight."""
         T = self.config.model.block_size
-        starts = draw_starts(len(self.splits.train), 1, T, self.config.seed, self.state.step)
-        warning = self.update.check_engine(*take(self.splits.train, starts, T, self.compute.device))
+        starts = sample_starts(len(self.splits.train), 1, T, self.config.seed, self.state.step)
+        warning = self.update.check_engine(*gather_windows(self.splits.train, starts, T, self.compute.device))
         self.facts = self.facts | {"engine": self.update.engine.name}
         if warning is not None:
             yield Warned(warning)
@@ -228,7 +228,7 @@ class Trainer:
         began = time.perf_counter()
         B, T = config.batch_size * config.grad_accum_steps, config.model.block_size
         # The windows of a step are drawn together, so that they don't depend on how it is cut into micro-batches.
-        starts = draw_starts(len(self.splits.train), B, T, config.seed, state.step)
+        starts = sample_starts(len(self.splits.train), B, T, config.seed, state.step)
         if config.model.dropout > 0:
             torch.manual_seed(randomness.derive(config.seed, randomness.DROPOUT, state.step))
         learning_rate = lr_at(state.step, config.max_steps, config.optim)
@@ -246,29 +246,29 @@ class Trainer:
                 self._tuner.after_step()
         if done is None:
             return
-        self._pending.append(done)
+        self._unfetched.append(done)
         state.step += 1
         state.tokens += B * T
-        if self.compute.device.type == "cpu" or self.compute.dtype == torch.float16 or self._look_due():
-            self._look()
+        if self.compute.device.type == "cpu" or self.compute.dtype == torch.float16 or self._needs_losses():
+            self._fetch_losses()
         state.train_seconds += time.perf_counter() - began
         if state.step % config.log_interval == 0:
             yield self._log(learning_rate)
         yield Stepped(state.step)
 
-    def _look_due(self) -> bool:
+    def _needs_losses(self) -> bool:
         """Whether something that follows this step needs to know its numbers."""
         step, config = self.state.step, self.config
         return step % config.log_interval == 0 or self._due(config.eval_interval) or self._save_due()
 
-    def _look(self) -> None:
+    def _fetch_losses(self) -> None:
         """Fetch the losses and norms that are still on the device, and stop the run if one is not finite."""
         state, config = self.state, self.config
-        if not self._pending:
+        if not self._unfetched:
             return
-        numbers = torch.stack(self._pending).tolist()
-        first = state.step - len(self._pending)
-        self._pending.clear()
+        numbers = torch.stack(self._unfetched).tolist()
+        first = state.step - len(self._unfetched)
+        self._unfetched.clear()
         for offset, (loss, norm) in enumerate(numbers):
             if math.isfinite(loss) and math.isfinite(norm):
                 state.unlogged.append((loss, norm))
@@ -293,7 +293,7 @@ class Trainer:
 
     def _log(self, learning_rate: float) -> Logged:
         state = self.state
-        self._look()
+        self._fetch_losses()
         losses, norms = zip(*state.unlogged, strict=True) if state.unlogged else ((math.inf,), (math.inf,))
         loss, norm = math.fsum(losses) / len(losses), math.fsum(norms) / len(norms)
         state.unlogged.clear()
@@ -309,7 +309,7 @@ class Trainer:
 
     def _evaluate(self) -> Iterator[Event]:
         """The mean loss over the fixed windows; given up between two batches of them on a stop signal."""
-        self._look()
+        self._fetch_losses()
         began = time.perf_counter()
         sums, count = [], 0
         for loss, tokens in evaluate(self.model, self.splits.val[: self.eval_tokens + 1], self.compute):
@@ -334,7 +334,7 @@ class Trainer:
 
     def _save(self) -> Iterator[Event]:
         """Publish a checkpoint; on a GPU it is handed to a thread that does so, see saver.py."""
-        self._look()
+        self._fetch_losses()
         began, state = time.perf_counter(), self.state
         yield from self._saved()
         weights, optim_state = checkpoint.weights_of(self.model), self.optimizer.state()
@@ -343,9 +343,9 @@ class Trainer:
             raise RunStopped(f"step {state.step}: {broken} is not finite; it was not saved")
         state.metrics_bytes, state.timings_bytes = self.metrics.size_bytes(), self.timings.size_bytes()
         meta = {**self.facts, "state": asdict(state)}
-        if self.saver.beside:
+        if self.saver.background:
             weights, optim_state = snapshot(weights), snapshot(optim_state)
-        step, best, aside = state.step, state.best_step, after_this(self.compute.device)
+        step, best, aside = state.step, state.best_step, copy_stream(self.compute.device)
 
         def publish() -> Path:
             for lines in (self.metrics, self.timings):

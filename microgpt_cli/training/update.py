@@ -13,7 +13,7 @@ from torch import Tensor
 
 from microgpt_cli.compute import Compute
 from microgpt_cli.config import TrainConfig
-from microgpt_cli.data.dataset import take
+from microgpt_cli.data.dataset import gather_windows
 from microgpt_cli.engines.autograd import Autograd
 from microgpt_cli.engines.training import make_engine
 from microgpt_cli.model.accounting import flops_per_token
@@ -120,7 +120,7 @@ class Update:
         config, optimizer = self.config, self.optimizer
         with self.phase("windows"):
             starts = starts.to(self.ids.device, non_blocking=True)
-            idx, targets = take(self.ids, starts, config.model.block_size, self.compute.device)
+            idx, targets = gather_windows(self.ids, starts, config.model.block_size, self.compute.device)
         optimizer.zero_grad()
         loss = torch.zeros((), device=self.compute.device)
         for micro_batch in zip(idx.split(config.batch_size), targets.split(config.batch_size), strict=True):

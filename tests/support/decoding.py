@@ -3,7 +3,7 @@
 import torch
 from conftest import preset
 
-from microgpt_cli.generation.sampling import Draws, Sampler
+from microgpt_cli.generation.sampling import Sampler, UniformStream
 from microgpt_cli.model.gpt import GPT
 
 V = 30
@@ -23,7 +23,7 @@ def lively(size: str, arch: str, **changes: object) -> GPT:
 
 def plainly(model: GPT, prompt: list[int], count: int, sampler: Sampler, seed: int, samples: int) -> list[list[int]]:
     """What `generate` should give: the same window policy, and the whole forward pass for every token."""
-    block_size, draws = model.config.block_size, Draws(seed, samples)
+    block_size, draws = model.config.block_size, UniformStream(seed, samples)
     idx = torch.tensor([prompt[-block_size:]] * samples)
     made = []
     for _ in range(count):
@@ -31,7 +31,7 @@ def plainly(model: GPT, prompt: list[int], count: int, sampler: Sampler, seed: i
             idx = idx[:, -max(1, block_size // 2) :]
         with torch.no_grad():
             logits, _ = model(idx)
-        tokens = sampler.pick(logits[:, -1], torch.tensor(draws.next(), dtype=torch.float64)[:, None])
+        tokens = sampler.sample_token(logits[:, -1], torch.tensor(draws.next(), dtype=torch.float64)[:, None])
         made.append(tokens.tolist())
         idx = torch.cat((idx, tokens[:, None]), dim=1)
     return made

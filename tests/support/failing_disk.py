@@ -130,7 +130,7 @@ def check_command(train: Callable[..., Ran], whole: Path, fail_at: int, number: 
     if not steps:
         assert "start again: nothing was saved" in ran.err
         return 1
-    assert f"go on with: microgpt train resume={run}" in ran.err
+    assert f"resume with: microgpt train resume={run}" in ran.err
     again = train(f"resume={run}")
     if again.status != 0:  # it was whole, but for the fsync of the name of its result
         assert broken

@@ -25,7 +25,7 @@ from microgpt_cli.compute import choose
 from microgpt_cli.data.dataset import Splits
 from microgpt_cli.errors import UserError
 from microgpt_cli.generation.generate import generate
-from microgpt_cli.generation.sampling import Draws, Sampler
+from microgpt_cli.generation.sampling import Sampler, UniformStream
 from microgpt_cli.model.accounting import meta_model
 from microgpt_cli.runs import layout, storage
 from microgpt_cli.training.trainer import Trainer
@@ -80,7 +80,7 @@ def use(run: Path) -> None:
     model = load_model(path).model.eval()
     loaded = checkpoint.load(path)
     prompt = list(range(min(3, model.vocab_size)))
-    columns = list(generate(model, prompt, 3, Sampler(), Draws(0, 1)))
+    columns = list(generate(model, prompt, 3, Sampler(), UniformStream(0, 1)))
     loaded.tokenizer.decode([column[0] for column in columns]).encode()
     config = dataclasses.replace(loaded.config, max_steps=loaded.step + 1)
     ids = torch.zeros(20, dtype=torch.uint8)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from microgpt_cli.engines.cpu import build
 from microgpt_cli.engines.cpu.kernels import ACTIVATIONS
-from microgpt_cli.engines.decoding import taken_in
+from microgpt_cli.engines.decoding import fold_norm
 from microgpt_cli.generation.sampling import COLDEST, Sampler
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.model.layers import QK_NORM_EPS, Block
@@ -59,7 +59,7 @@ def load(dtype: torch.dtype) -> tuple[Callable[..., int], Callable[..., int]]:
     """The functions `forward` and `generate` of decode.c, for weights of this dtype.
 
     Raises:
-        library.Unavailable: they can't be compiled or loaded.
+        build.Unavailable: they can't be compiled or loaded.
     """
     functions = build.load("decode", *DEFINES[dtype]).functions
     long, address = ctypes.c_long, ctypes.c_void_p
@@ -77,7 +77,7 @@ class NativeWeights:
         dtype: of the stored matrices; the arithmetic is float32.
 
     Raises:
-        library.Unavailable: the decoder can't be compiled or loaded.
+        build.Unavailable: the decoder can't be compiled or loaded.
     """
 
     def __init__(self, model: GPT, dtype: torch.dtype) -> None:
@@ -113,7 +113,7 @@ class NativeWeights:
         )  # fmt: skip
 
     def _linear(self, layer: nn.Linear, norm: nn.Module | None = None, center: bool = False) -> _Linear:
-        weight, bias = taken_in(norm, layer)
+        weight, bias = fold_norm(norm, layer)
         if center:  # a term common to all logits changes no probability; without it rounding errors are smaller
             weight, bias = weight - weight.mean(0), None if bias is None else bias - bias.mean()
         (out, fan_in), rest = weight.shape, len(weight) % PANEL
@@ -163,36 +163,34 @@ class NativeDecoder:
         return self._logits
 
     @torch.inference_mode()
-    def first(self, columns: Sequence[Tensor], number: Tensor) -> Tensor:
+    def first(self, steps: Sequence[Tensor], uniform: Tensor) -> Tensor:
         """The token (1,) after these, which are processed from position 0 in one forward pass.
 
         Raises:
             IndexError: a token is not in the vocabulary.
         """
-        tokens = torch.cat(list(columns))
+        tokens = torch.cat(list(steps))
         if tokens.min() < 0 or tokens.max() >= self._model.V:
             raise IndexError(f"tokens go from 0 to {self._model.V - 1}")
-        return self.sampler.pick(self.forward(tokens, 0), number)
+        return self.sampler.sample_token(self.forward(tokens, 0), uniform)
 
-    def write(self, tokens: Tensor, position: int, numbers: Iterator[Tensor]) -> Iterator[Tensor]:
+    def write(self, tokens: Tensor, position: int, uniforms: Iterator[Tensor]) -> Iterator[Tensor]:
         """The tokens (1,) after the one at `position` until the cache is full; C samples several in one call."""
         temperature = self.sampler.temperature and max(self.sampler.temperature, COLDEST)
         while position < self._model.positions:
             if self._samples_in_c:
                 count = min(self._tokens_per_call, self._model.positions - position)
-                uniforms, sampled = (
-                    torch.cat([next(numbers) for _ in range(count)]),
-                    torch.empty(count, dtype=torch.long),
-                )
+                drawn = torch.cat([next(uniforms) for _ in range(count)])
+                sampled = torch.empty(count, dtype=torch.long)
                 where = int(tokens), self._previous, position, count
                 buffers = self._activations.data_ptr(), self._logits.data_ptr(), sampled.data_ptr()
-                status = self.weights.generate(self._model, *where, temperature, uniforms.data_ptr(), *buffers)
+                status = self.weights.generate(self._model, *where, temperature, drawn.data_ptr(), *buffers)
                 build.check_status(status)
                 self._previous = int(sampled[-2] if count > 1 else tokens)
             else:
                 count = 1
                 logits = self.forward(tokens, position)
                 with torch.inference_mode():
-                    sampled = self.sampler.pick(logits, next(numbers))
+                    sampled = self.sampler.sample_token(logits, next(uniforms))
             yield from sampled.split(1)
             tokens, position = sampled[-1:], position + count

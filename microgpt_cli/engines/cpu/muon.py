@@ -38,7 +38,7 @@ class NativeMuon:
         polynomial, steps: of the iteration.
 
     Raises:
-        library.Unavailable: the function can't be compiled or loaded.
+        build.Unavailable: the function can't be compiled or loaded.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ def load(in_bfloat16: bool) -> Callable[..., int]:
     """The function `muon`.
 
     Raises:
-        library.Unavailable: the function can't be compiled or loaded.
+        build.Unavailable: the function can't be compiled or loaded.
     """
     muon: Callable[..., int] = build.load("muon", *(["BFLOAT16"] if in_bfloat16 else [])).functions.muon
     muon.argtypes = [ctypes.POINTER(_Matrix), ctypes.c_long, ctypes.POINTER(_Settings)]  # type: ignore[attr-defined]

@@ -9,7 +9,7 @@ import torch
 from microgpt_cli.compute import DTYPES, cpu_multiplies_bfloat16
 from microgpt_cli.engines.cpu import decode
 from microgpt_cli.engines.cpu.build import Unavailable
-from microgpt_cli.engines.linear import can_pack, has_half_products
+from microgpt_cli.engines.linear import can_pack, has_float16_linear
 from microgpt_cli.errors import UserError
 from microgpt_cli.model.gpt import GPT
 
@@ -28,7 +28,7 @@ def choose_dtype(wanted: str, model: GPT, num_samples: int) -> tuple[torch.dtype
         UserError: what was asked for is not here.
     """
     device = model.lm_head.weight.device
-    if wanted == "float16" and device.type == "cpu" and not has_half_products():
+    if wanted == "float16" and device.type == "cpu" and not has_float16_linear():
         raise UserError("dtype=float16: this CPU can't multiply by it; try dtype=bfloat16 or float32")
     if wanted != "auto":
         return DTYPES[wanted], "as asked"
@@ -40,7 +40,7 @@ def choose_dtype(wanted: str, model: GPT, num_samples: int) -> tuple[torch.dtype
         return torch.float32, "the safe choice here"
     if model.config.n_embd < HALF_FROM_N_EMBD:
         return torch.float32, "this model is small: half precision saves nothing"
-    if num_samples <= FLOAT16_TO_SAMPLES and has_half_products():
+    if num_samples <= FLOAT16_TO_SAMPLES and has_float16_linear():
         return torch.float16, "of the weights: half of the bytes to read; the arithmetic in float32"
     if num_samples > 1 and cpu_multiplies_bfloat16() and can_pack(torch.bfloat16):
         return torch.bfloat16, "of the matrix products, which this CPU makes faster; the rest in float32"
