@@ -6,13 +6,11 @@ import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TextIO
 
 from tqdm import tqdm
 
 from microgpt_cli.data.corpus import Progress
-from microgpt_cli.errors import UserError
 
 
 @contextmanager
@@ -47,15 +45,6 @@ def _is_gone(error: OSError, stream: TextIO) -> bool:
     """Whether nobody reads any more: as in `microgpt train | head`, or when a terminal has been closed."""
     is_device = error.errno == errno.EIO and stat.S_ISCHR(os.fstat(stream.fileno()).st_mode)
     return isinstance(error, BrokenPipeError) or is_device
-
-
-def file_to_write(out: str) -> Path:
-    """Where `out=` says. Raises `UserError` if that is a folder, or in none."""
-    target = Path(os.path.expanduser(out))
-    if os.path.isdir(target) or not os.path.isdir(target.absolute().parent):
-        what = "a folder" if os.path.isdir(target) else "no such folder"
-        raise UserError(f"out={out}: {what}; give a file in a folder that exists")
-    return target
 
 
 def thousands(count: float) -> str:
