@@ -6,13 +6,11 @@ import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TextIO
 
 from tqdm import tqdm
 
 from microgpt_cli.data.corpus import Progress
-from microgpt_cli.errors import UserError
 
 
 @contextmanager
@@ -55,15 +53,6 @@ def announce_kernels(engine: str, device: str) -> None:
 
     if engine != "torch" and device in ("auto", "cpu") and build.will_compile("layer_ops"):
         say("compiling the CPU kernels, once for this machine; a few seconds", sys.stderr)
-
-
-def file_to_write(out: str) -> Path:
-    """Where `out=` says. Raises `UserError` if that is a folder, or in none."""
-    target = Path(os.path.expanduser(out))
-    if os.path.isdir(target) or not os.path.isdir(target.absolute().parent):
-        what = "a folder" if os.path.isdir(target) else "no such folder"
-        raise UserError(f"out={out}: {what}; give a file in a folder that exists")
-    return target
 
 
 def thousands(count: float) -> str:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from microgpt_cli.checkpoints.model_files import Description, load_model
 from microgpt_cli.commands import Invocation
-from microgpt_cli.commands.console import bytes_bar, duration, file_to_write
+from microgpt_cli.commands.console import bytes_bar, duration
 from microgpt_cli.commands.token_losses import WORST, Evaluated, report_token_losses
 from microgpt_cli.compute import Compute, choose
 from microgpt_cli.config import DataConfig, EvalConfig
@@ -24,16 +24,17 @@ from microgpt_cli.data.tokenizers import CharTokenizer, Tokenizer
 from microgpt_cli.errors import UserError
 from microgpt_cli.insight.token_losses import LossBreakdown, token_losses
 from microgpt_cli.model.gpt import GPT
-from microgpt_cli.runs import layout
+from microgpt_cli.runs import layout, outputs
 from microgpt_cli.training.trainer import evaluate
 
 COUNT_TOKENS = 1 << 20  # looked at in one piece
 
 
+@outputs.text_beside
 def run(config: EvalConfig, invocation: Invocation) -> None:
     """Print nats, perplexity, bits a character and bits a byte, with the baselines beside them."""
     path = layout.find_checkpoint(config.ckpt)
-    page = None if config.out is None else file_to_write(config.out) if config.per_token else None
+    page = None if config.out is None else outputs.file_to_write(config.out) if config.per_token else None
     compute = choose(config.device, config.dtype, threads=config.threads)
     loaded = load_model(path, compute.device)
     tokenizer, block_size = loaded.tokenizer, loaded.config.model.block_size

@@ -12,7 +12,6 @@ from torch import Tensor
 from microgpt_cli.checkpoints.model_files import load_model
 from microgpt_cli.commands import Invocation
 from microgpt_cli.commands.colours import columns, has_colours, heat_map, padded, shade_loss
-from microgpt_cli.commands.console import file_to_write
 from microgpt_cli.commands.pages import write_page
 from microgpt_cli.commands.prompts import encode_prompt, read_prompt
 from microgpt_cli.compute import choose
@@ -20,7 +19,7 @@ from microgpt_cli.config import InspectConfig
 from microgpt_cli.data.tokenizers import visible
 from microgpt_cli.insight.logit_lens import LayerProbe, Prediction, head_pattern, probe_layers, to_json
 from microgpt_cli.insight.pages.logit_lens import logit_lens_page
-from microgpt_cli.runs import layout
+from microgpt_cli.runs import layout, outputs
 
 CANDIDATES = 5
 ROWS = 24  # last positions shown on the terminal
@@ -28,10 +27,11 @@ CELLS = 16  # rows and columns of a heat map on the terminal
 Name = Callable[[int], str]
 
 
+@outputs.text_beside
 def run(config: InspectConfig, invocation: Invocation) -> None:
     """Print the positions, the layers' predictions and the heads' attention, and write the page."""
     path = layout.find_checkpoint(config.ckpt)
-    page = None if config.out is None else file_to_write(config.out)
+    page = None if config.out is None else outputs.file_to_write(config.out)
     compute = choose(config.device, config.dtype, threads=config.threads)
     loaded = load_model(path, compute.device)
     tokenizer, context = loaded.tokenizer, loaded.config.model.block_size

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from microgpt_cli.errors import UserError
-from microgpt_cli.runs import storage
+from microgpt_cli.runs import outputs
 
 
 def write_page(target: Path, text: str) -> str:
@@ -12,7 +12,7 @@ def write_page(target: Path, text: str) -> str:
     The caller prints after writing, because `| head` may end a command at any line that it prints.
     """
     try:
-        storage.replace(target, text.encode())
+        outputs.write(target, text.encode())
     except OSError as error:
         raise UserError(f"out={target}: {error.strerror or error}; choose another file with out=") from error
     return f"page      {target} (open it in a browser; it needs no network)"

@@ -10,14 +10,13 @@ import yaml
 
 from microgpt_cli.cli import own_configs
 from microgpt_cli.commands import Invocation
-from microgpt_cli.commands.console import file_to_write
 from microgpt_cli.commands.pages import write_page
 from microgpt_cli.commands.runs import label
 from microgpt_cli.config import ReportConfig, TrainConfig
 from microgpt_cli.config.schema import from_json, leaves
 from microgpt_cli.errors import UserError
 from microgpt_cli.insight.pages.report import Chart, Curve, Verdict, run_page, sweep_page
-from microgpt_cli.runs import layout, reading, storage, table
+from microgpt_cli.runs import layout, outputs, reading, storage, table
 from microgpt_cli.runs.diagnose import Finding, diagnose
 from microgpt_cli.runs.run_summary import read_run_summary, run_context
 from microgpt_cli.runs.samples import read_samples
@@ -32,9 +31,10 @@ WORK = {"evaluating_seconds": "evaluating", "sampling_seconds": "sampling", "sav
 Lines = Sequence[Mapping[str, Any]]
 
 
+@outputs.text_beside
 def run(config: ReportConfig, invocation: Invocation) -> None:
     """Write the page, by default into the run's folder."""
-    target = None if config.out is None else file_to_write(config.out)
+    target = None if config.out is None else outputs.file_to_write(config.out)
     folder = layout.find_run(config.run, "run")
     runs = reading.read_runs([folder])
     if not runs:

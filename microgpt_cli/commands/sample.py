@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -10,7 +11,6 @@ from tqdm import tqdm
 
 from microgpt_cli.checkpoints.model_files import load_model
 from microgpt_cli.commands import Invocation
-from microgpt_cli.commands.console import file_to_write
 from microgpt_cli.commands.prompts import encode_prompt, read_prompt
 from microgpt_cli.compute import Compute, choose
 from microgpt_cli.config import SampleConfig
@@ -21,7 +21,7 @@ from microgpt_cli.generation.dtype_policy import choose_dtype, choose_native, ch
 from microgpt_cli.generation.generate import Stops, decode_stream, generate, truncate_at
 from microgpt_cli.generation.sampling import Sampler, UniformStream
 from microgpt_cli.model.gpt import GPT
-from microgpt_cli.runs import layout, storage
+from microgpt_cli.runs import layout, outputs
 
 
 class Sink(Protocol):
@@ -32,6 +32,8 @@ class Sink(Protocol):
 
 def run(config: SampleConfig, invocation: Invocation) -> None:
     """Write the prompt and its continuation to standard output or to a file."""
+    if outputs.is_stdout(config.out):
+        config = replace(config, out=None)
     path = layout.find_checkpoint(config.ckpt)
     compute = choose(config.device, "auto" if config.cache else config.dtype, threads=config.threads)
     loaded = load_model(path, compute.device)
@@ -66,7 +68,7 @@ def _output(out: str | None) -> Iterator[Sink]:
         if sys.stdout.isatty():
             sys.stdout.write("\n")
         return
-    target = file_to_write(out)
+    target = outputs.file_to_write(out)
     parts: list[str] = []
 
     class Parts:
@@ -75,7 +77,7 @@ def _output(out: str | None) -> Iterator[Sink]:
 
     yield Parts()
     try:
-        storage.replace(target, "".join(parts).encode("utf-8", "surrogateescape"))
+        outputs.write(target, "".join(parts).encode("utf-8", "surrogateescape"))
     except OSError as error:
         raise UserError(f"out={out}: {error.strerror or error}") from error
 

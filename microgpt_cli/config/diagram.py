@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from microgpt_cli.config.model import ModelConfig
 from microgpt_cli.config.schema import Node, key
-from microgpt_cli.errors import UserError
 
 
 @dataclass
@@ -22,7 +21,3 @@ class DiagramConfig(Node):
     theme: str = key(
         "colours; auto: an SVG follows its reader's system, a PNG is light", choices=("auto", "light", "dark")
     )
-
-    def check(self) -> None:
-        if self.out is not None and not self.out.lower().endswith((".svg", ".png")):
-            raise UserError(f"out={self.out}: a picture's name ends in .svg or .png")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from microgpt_cli.runs import storage
+from microgpt_cli.runs import outputs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -220,4 +220,4 @@ def _write(path: Path, figure: Figure) -> None:
 
     png = io.BytesIO()
     FigureCanvasAgg(figure).print_png(png)
-    storage.replace(path, png.getvalue())
+    outputs.write(path, png.getvalue())
