@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import TEXT, TINY, Run, Tried, optim
 
+from microgpt_cli.compute import why_not_native
 from microgpt_cli.runs import layout
 
 V, C, T = len(set(TEXT)), 16, 8
@@ -38,6 +39,7 @@ def test_a_run_folder_holds_all_that_is_promised(trained: Path) -> None:
         "parameters": PARAMETERS,
         "device": "cpu",
         "dtype": "float32",
+        "engine": "torch" if why_not_native() else "native",
     }
     assert (trained / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert "=== step 10 ===" in (trained / "samples.txt").read_text()
@@ -254,7 +256,7 @@ def test_params_of_a_run(microgpt: Run, trained: Path) -> None:
 def test_params_counts_the_optimizer_asked_for_or_the_one_of_the_run(
     microgpt: Run, trained: Path, tmp_path: Path
 ) -> None:
-    assert "optim=muon, device=cpu" in microgpt("params", "device=cpu").out
+    assert "optim=muon, engine=native" in microgpt("params", "device=cpu").out
     assert "optim=adamw" in microgpt("params", "optim=adamw").out
     model = tmp_path / "model"
     shutil.copytree(layout.step_folders(trained)[0], model, ignore=shutil.ignore_patterns(layout.MANIFEST))
