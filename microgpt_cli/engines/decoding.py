@@ -93,13 +93,19 @@ def prepare(model: GPT, dtype: torch.dtype, num_samples: int = 1) -> Weights:
 
 
 def fold_norm(norm: nn.Module | None, layer: nn.Linear) -> tuple[Tensor, Tensor | None]:
-    """Weight (out, in) and bias of a layer, with those of the norm before it, if there is one, taken in."""
-    weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
-    gain, shift = getattr(norm, "weight", None), getattr(norm, "bias", None)
-    if shift is not None:
-        shifted = weight @ shift.detach()
-        bias = shifted if bias is None else bias + shifted
-    return (weight if gain is None else weight * gain.detach()), bias
+    """Weight (out, in) and bias of a layer, with gain and bias of the norm before it, if there is one, folded in."""
+    weight, gain = layer.weight.detach(), getattr(norm, "weight", None)
+    return (weight if gain is None else weight * gain.detach()), folded_bias(norm, layer)
+
+
+def folded_bias(norm: nn.Module | None, layer: nn.Linear) -> Tensor | None:
+    """The bias of a layer, with that of the norm before it folded in."""
+    bias: Tensor | None = None if layer.bias is None else layer.bias.detach()
+    shift = getattr(norm, "bias", None)
+    if shift is None:
+        return bias
+    shifted: Tensor = layer.weight.detach() @ shift.detach()
+    return shifted if bias is None else bias + shifted
 
 
 def _norm(norm: nn.Module, dtype: torch.dtype) -> Norm:

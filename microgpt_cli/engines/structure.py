@@ -29,7 +29,9 @@ def difference(model: GPT) -> str | None:
         p.requires_grad_()
     try:
         T = min(RECORDED_TOKENS, model.config.block_size)
-        plan = Planner(record(model.eval(), 1, T), cast(Kernels, _Exact()), lambda weight: weight).plan
+        plan = Planner(
+            record(model.eval(), 1, T), cast(Kernels, _Exact()), lambda weight: weight, model.lm_head.weight.dtype
+        ).plan
         where = next(_unlike(model, iter(plan), T), None)
     except Unsupported as why:
         return f"the model's code can't be followed: {why}; {GOES_ON}"
@@ -80,7 +82,7 @@ def _unlike(model: GPT, plan: Iterator[ops.Op], T: int) -> Iterator[str]:
         y, heads = op.y, op.heads
         eps, angles = QK_NORM_EPS if config.qk_norm else 0.0, None
         if layer.rotary is not None:
-            angles = layer.rotary.angles(0, T, torch.float32)
+            angles = layer.rotary.angles(0, T, layer.qkv.weight.dtype)
         return (
             heads.bias is layer.qkv.bias
             and (heads.H, heads.eps) == (config.n_head, eps)
@@ -128,7 +130,7 @@ def _embedded(model: GPT, op: ops.Op, T: int) -> tuple[int, bool]:
             expected = expected + model.token_shift.share * F.pad(expected, (0, 0, 1, -1))
         if model.config.position == "learned":
             expected = expected + model.position_embedding_table.weight[:T]
-    return x, torch.equal(values[x], expected)
+    return x, torch.equal(values[x], expected.float())
 
 
 def _equal(xs: tuple[Tensor, Tensor] | None, ys: tuple[Tensor, Tensor] | None) -> bool:

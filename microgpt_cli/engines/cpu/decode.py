@@ -7,13 +7,14 @@ two cores can read 100.
 
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from microgpt_cli.engines.cpu import build
 from microgpt_cli.engines.cpu.kernels import ACTIVATIONS
-from microgpt_cli.engines.decoding import fold_norm
+from microgpt_cli.engines.decoding import folded_bias
 from microgpt_cli.generation.sampling import COLDEST, Sampler
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.model.layers import QK_NORM_EPS, Block
@@ -21,6 +22,7 @@ from microgpt_cli.model.layers import QK_NORM_EPS, Block
 DEFINES = {torch.float32: [], torch.bfloat16: ["BFLOAT16"], torch.float16: ["FLOAT16"]}
 PANEL = 64  # outputs, as in decode.c
 BUFFER_WIDTH = 9  # floats per token and channel in the buffer of `forward` in decode.c
+PACKED_ROWS = 64 * PANEL  # of a weight, prepared together
 MAX_SAMPLED_VOCAB = 4096  # with more tokens, torch samples faster
 MAX_TOKENS_PER_CALL, MAX_WEIGHTS_PER_CALL = 16, 40_000_000  # so that text is still printed while it is generated
 
@@ -113,14 +115,21 @@ class NativeWeights:
         )  # fmt: skip
 
     def _linear(self, layer: nn.Linear, norm: nn.Module | None = None, center: bool = False) -> _Linear:
-        weight, bias = fold_norm(norm, layer)
-        if center:  # a term common to all logits changes no probability; without it rounding errors are smaller
-            weight, bias = weight - weight.mean(0), None if bias is None else bias - bias.mean()
-        (out, fan_in), rest = weight.shape, len(weight) % PANEL
+        """A layer with the gain and bias of the norm before it, packed a few rows at a time: never copied whole."""
+        weight, gain = layer.weight.detach(), None if norm is None else cast(Tensor, norm.weight).detach()
+        bias, (out, fan_in) = folded_bias(norm, layer), weight.shape
+        mean = weight.mean(0) if center else None  # common to all logits: changes no probability
+        if center and bias is not None:
+            bias = bias - bias.mean()
         panels = torch.zeros(-(-out // PANEL), fan_in, PANEL, dtype=self.dtype)
-        panels[: out // PANEL].copy_(weight[: out - rest].unflatten(0, (-1, PANEL)).mT)
-        if rest:
-            panels[-1, :, :rest].copy_(weight[out - rest :].mT)
+        for first in range(0, out, PACKED_ROWS):
+            rows = weight[first : first + PACKED_ROWS]
+            rows = rows if mean is None else rows - mean
+            rows = rows if gain is None else rows * gain
+            at, whole, rest = first // PANEL, len(rows) // PANEL, len(rows) % PANEL
+            panels[at : at + whole].copy_(rows[: whole * PANEL].unflatten(0, (whole, PANEL)).mT)
+            if rest:
+                panels[at + whole, :, :rest].copy_(rows[-rest:].mT)
         return _Linear(fan_in, out, self._address(panels, self.dtype), self._address(bias))
 
     def _address(self, x: Tensor | None, dtype: torch.dtype = torch.float32) -> int | None:

@@ -10,7 +10,7 @@
 #define MAX_BLOCKS 32  // of rows, each with a sum of its own
 
 // Rows in a block, a multiple of ROW_BLOCK: not a function of the number of threads.
-static inline long block_rows(long N) { return (N + MAX_BLOCKS * ROW_BLOCK - 1) / (MAX_BLOCKS * ROW_BLOCK) * ROW_BLOCK; }
+static inline long block_rows(long N) { return (N / (MAX_BLOCKS * ROW_BLOCK) + 1) * ROW_BLOCK; }
 
 static inline void activate_row(scalar *x, const float *bias, scalar *y, long C, int kind) {
     for (long c = 0; c < C; c += LANES) {
@@ -67,7 +67,7 @@ void norm(const float *x, const scalar *residual, const float *residual_bias, fl
 // the gradients of weight and bias to dweight and dbias. x, mean, rstd: the forward pass's sum, mean and rstd.
 int norm_backward(const scalar *dy, const float *dtotal, const float *x, const float *mean, const float *rstd,
                   const float *weight, float *dx, scalar *rounded, float *dweight, float *dbias, long N, long C, int subtract_mean) {
-    long rows = block_rows(N), blocks = (N + rows - 1) / rows;
+    long rows = block_rows(N), blocks = N / rows + 1;
     float *partial = calloc(2 * blocks * C, sizeof(float));  // (blocks, 2, C): of weight, of bias
     if (!partial) return OUT_OF_MEMORY;
 #pragma omp parallel for schedule(static) if (N * C > MIN_PARALLEL)
@@ -105,7 +105,7 @@ int norm_backward(const scalar *dy, const float *dtotal, const float *x, const f
 
 // sums (C) += the sum of the rows of x (N, C)
 int add_rows(const scalar *x, float *sums, long N, long C) {
-    long rows = block_rows(N), blocks = (N + rows - 1) / rows;
+    long rows = block_rows(N), blocks = N / rows + 1;
     float *partial = calloc(blocks * C, sizeof(float));  // (blocks, C)
     if (!partial) return OUT_OF_MEMORY;
 #pragma omp parallel for schedule(static) if (N * C > MIN_PARALLEL)

@@ -107,9 +107,17 @@ class Planner:
         recording: of the model's forward pass.
         kernels: for the dtype of the products.
         rounded: gives a weight in that dtype, as it is in each step.
+        weights: the dtype of the model's parameters.
     """
 
-    def __init__(self, recording: Recording, kernels: Kernels, rounded: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self,
+        recording: Recording,
+        kernels: Kernels,
+        rounded: Callable[[Tensor], Tensor],
+        weights: torch.dtype = torch.float32,
+    ) -> None:
+        self.weights = weights
         self.recording, self.kernels, self.rounded = recording, kernels, rounded
         self.plan: list[ops.Op] = []
         self.nodes = {number: node for node in recording.nodes for number in node.outputs}
@@ -214,7 +222,7 @@ class Planner:
     def _linear(self, node: Node, x: Any, weight: Any, bias: Any = None) -> Any:
         if isinstance(x, Positive):
             x = self.symbols[self.use(node.args[0].number)]
-        if not isinstance(x, Rows) or x.is_float32 or not _are_parameters(weight, bias):
+        if not isinstance(x, Rows) or x.is_float32 or not self._are_parameters(weight, bias):
             return None
         [y], uses = node.outputs, self.recording.uses
         self._emit(ops.Linear(self.kernels, x.number, weight, bias, _raw(y), self.rounded(weight)), _raw(y))
@@ -259,7 +267,7 @@ class Planner:
         self, node: Node, x: Any, shape: Sequence[int], weight: Any, bias: Any, eps: float, is_centred: bool
     ) -> Any:
         plain = x.x if isinstance(x, Sum) else x
-        if not isinstance(plain, Rows) or not plain.is_float32 or not _are_parameters(weight, bias):
+        if not isinstance(plain, Rows) or not plain.is_float32 or not self._are_parameters(weight, bias):
             return None
         if tuple(shape) != plain.shape[-1:]:
             return None
@@ -325,7 +333,7 @@ class Planner:
         match xs:
             case [Term(part, "(a) - (b)", (cos, sin)), Term(other, "(b) + (a)", (cos_2, sin_2))]:
                 T, D = part.of.shape[1], part.of.shape[-1]
-                fit = all(t.shape == (T, D // 2) and _is_plain(t) for t in (cos, sin))
+                fit = all(t.shape == (T, D // 2) and t.is_contiguous() for t in (cos, sin))
                 if dim == -1 and part == other and fit and _same((cos, sin), (cos_2, sin_2)):
                     return replace(part, angles=(cos, sin))
         return None
@@ -359,20 +367,18 @@ class Planner:
         self._emit(ops.CrossEntropy(self.kernels, logits.number, logits.bias, TARGETS, loss), loss)
         return Rows(loss, (), True)
 
+    def _are_parameters(self, weight: Any, bias: Any) -> bool:
+        """Whether these are a layer's own weight and bias, which may be None."""
+        given = [weight] if bias is None else [weight, bias]
+        return all(
+            isinstance(t, Tensor) and t.is_leaf and t.requires_grad and t.dtype == self.weights and t.is_contiguous()
+            for t in given
+        )
+
 
 def _raw(number: int) -> int:
     """Where an operation puts what is not yet the tensor of this number."""
     return -1 - number
-
-
-def _are_parameters(weight: Any, bias: Any) -> bool:
-    """Whether these are a layer's own weight and bias, which may be None."""
-    given = [weight] if bias is None else [weight, bias]
-    return all(isinstance(t, Tensor) and t.is_leaf and t.requires_grad and _is_plain(t) for t in given)
-
-
-def _is_plain(t: Tensor) -> bool:
-    return t.dtype == torch.float32 and t.is_contiguous()
 
 
 def _same(xs: Sequence[Tensor] | None, ys: Sequence[Tensor] | None) -> bool:
