@@ -135,7 +135,7 @@ def test_prompts_of_any_length(kind: str, length: int, runs: dict[str, Path], mi
     ran = microgpt("sample", str(runs[kind]), f"prompt={prompt}", "max_new_tokens=3", "temperature=0")
     assert ran.status == 0
     assert ran.out.startswith(prompt)
-    assert ran.err == (f"the prompt has {length} tokens, and the model sees the last {T}\n" if length > T else "")
+    assert ran.err == (f"the prompt has {length} tokens; the model uses the last {T}\n" if length > T else "")
     if length > T:  # and it does go on from these
         last = microgpt("sample", str(runs[kind]), f"prompt={prompt[-T:]}", "max_new_tokens=3", "temperature=0")
         assert last.out[T:] == ran.out[length:]

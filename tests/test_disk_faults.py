@@ -210,7 +210,7 @@ def check_command(train: Callable[..., Ran], whole: Path, fail_at: int, number: 
     again = train(f"resume={run}")
     if again.status != 0:  # it was whole, but for the fsync of the name of its result
         assert broken
-        assert "finished already" in again.err
+        assert "already finished" in again.err
     assert json.loads((run / layout.RESULT).read_bytes())["status"] == "finished"
     for file in KEPT:
         ours, theirs = (folder / file for folder in (run, whole))
