@@ -192,7 +192,14 @@ def test_eval_of_the_runs_own_text_is_the_loss_that_training_found(microgpt: Run
     result = json.loads((trained / "result.json").read_text())
     assert f"loss                {result['val_loss']:.4f} nats per token" in ran.out
     assert "the validation split" in ran.out
-    for word in ("perplexity", "bits per character", "bits per byte", "uniform baseline", "unigram baseline", "bigram baseline"):
+    for word in (
+        "perplexity",
+        "bits per character",
+        "bits per byte",
+        "uniform baseline",
+        "unigram baseline",
+        "bigram baseline",
+    ):
         assert word in ran.out
 
 

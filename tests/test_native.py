@@ -338,7 +338,7 @@ def test_unsupported_settings_are_refused() -> None:
     for device, trained, why in (
         ("cpu", preset("micro", "article", dropout=0.1), "nothing in C for dropout or a context of over 256"),
         ("cpu", None, "nothing is trained"),
-        ("meta", preset("micro", "article"), "not for meta"),
+        ("meta", preset("micro", "article"), "needs a CPU, not meta"),
     ):
         with pytest.raises(UserError, match=f"compile=native: {why}; try compile=auto"):
             choose(device, "float32", "native", trained=trained)

@@ -153,8 +153,8 @@ def test_unsupported_settings_are_refused_if_it_is_required(monkeypatch: pytest.
     assert choose_native("native", model, torch.bfloat16)
     assert not choose_native("false", model)
     for given, why in (
-        ({"num_samples": 2}, "it is for one sample at a time; try num_samples=1"),
-        ({"cache": False}, "it keeps keys and values; try cache=true"),
+        ({"num_samples": 2}, "decodes one sample at a time; try num_samples=1"),
+        ({"cache": False}, "needs the key/value cache; try cache=true"),
     ):
         assert not choose_native("auto", model, **given)  # type: ignore[arg-type]
         with pytest.raises(UserError, match=f"compile=native: {why}"):
@@ -168,7 +168,7 @@ def test_unsupported_settings_are_refused_if_it_is_required(monkeypatch: pytest.
     with pytest.raises(UserError, match=r"compile=native: no C compiler found \(cc\); try compile=false"):
         choose_native("native", model)
     elsewhere = lively("micro", "gpt2").to("meta")
-    with pytest.raises(UserError, match="compile=native: not for meta; try device=cpu"):
+    with pytest.raises(UserError, match="compile=native: needs a CPU, not meta; try device=cpu"):
         choose_native("native", elsewhere)
 
 
@@ -179,4 +179,4 @@ def test_sample_prints_the_same_with_and_without_it(microgpt: Run, trained: Path
     assert native.out == plain.out
     refused = microgpt(*words, "compile=native", "cache=false")
     assert refused.status == 2
-    assert "compile=native: it keeps keys and values; try cache=true" in refused.err
+    assert "compile=native: needs the key/value cache; try cache=true" in refused.err
