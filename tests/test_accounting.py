@@ -77,7 +77,7 @@ def saved_bytes(model: GPT, batch_size: int) -> int:
 def test_activation_bytes_are_what_autograd_saves_with_fused_attention(
     arch: str, batch_size: int, V: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layers, "LONGEST_SCORES", 0)
+    monkeypatch.setattr(layers, "MAX_MATERIALIZED_SCORES", 0)
     monkeypatch.setattr(loss, "CHUNK_LOGITS", 64 * 5003)  # of the larger vocabulary, three windows are two chunks
     model = GPT(preset("micro", arch), V)
     assert memory(model, batch_size, optim(), "cuda")["activations"].value == saved_bytes(model, batch_size)

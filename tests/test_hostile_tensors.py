@@ -87,8 +87,8 @@ TENSOR_CASES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "metadata that is no text": (rewritten(lambda h, _: h.update(__metadata__={"a": 1})), "not a valid safetensors"),
     "bytes that belong to none": (lambda data: data + b"1234", "not a valid safetensors file"),
     "bytes missing": (lambda data: data[:-4], "not a valid safetensors file"),
-    "NaN": (number(b"\0\0\xc0\x7f"), "holds NaN or infinity"),
-    "infinity": (number(b"\0\0\x80\xff"), "holds NaN or infinity"),
+    "NaN": (number(b"\0\0\xc0\x7f"), "contains NaN or Inf"),
+    "infinity": (number(b"\0\0\x80\xff"), "contains NaN or Inf"),
 }
 
 

@@ -41,13 +41,13 @@ def first_probabilities(monkeypatch: pytest.MonkeyPatch, model: GPT, native: boo
         except Unavailable as why:
             pytest.skip(str(why))
     seen: list[Tensor] = []
-    pick = Sampler.sample_token
+    sample_token = Sampler.sample_token
 
-    def watched(self: Sampler, logits: Tensor, numbers: Tensor) -> Tensor:
+    def watched(self: Sampler, logits: Tensor, uniforms: Tensor) -> Tensor:
         seen.append(self.probabilities(logits.clone()))
-        return pick(self, logits, numbers)
+        return sample_token(self, logits, uniforms)
 
-    monkeypatch.setattr(Sampler, "pick", watched)
+    monkeypatch.setattr(Sampler, "sample_token", watched)
     sampler = Sampler(top_k=V - 1)  # with top_k the C decoder hands its logits back
     list(generate(model, [1, 2, 3], 3, sampler, UniformStream(0, 1), native=native))
     monkeypatch.setattr(Sampler, "pick", pick)

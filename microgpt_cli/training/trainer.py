@@ -177,7 +177,7 @@ class Trainer:
             RunStopped: a loss or a gradient is not finite; checkpoints are as they were.
         """
         if self._saved_step is not None:
-            checkpoint.take_over(self.run_folder, self.state.best_step)
+            checkpoint.finish_save(self.run_folder, self.state.best_step)
         # Opening them cuts off what a run that died had logged after its last checkpoint.
         self.metrics = JsonLines(self.run_folder / layout.METRICS, self.state.metrics_bytes)
         self.timings = JsonLines(self.run_folder / layout.TIMINGS, self.state.timings_bytes)
