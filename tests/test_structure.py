@@ -50,7 +50,7 @@ def first_probabilities(monkeypatch: pytest.MonkeyPatch, model: GPT, native: boo
     monkeypatch.setattr(Sampler, "sample_token", watched)
     sampler = Sampler(top_k=V - 1)  # with top_k the C decoder hands its logits back
     list(generate(model, [1, 2, 3], 3, sampler, UniformStream(0, 1), native=native))
-    monkeypatch.setattr(Sampler, "pick", pick)
+    monkeypatch.setattr(Sampler, "sample_token", sample_token)
     return seen
 
 
