@@ -237,7 +237,7 @@ def test_what_cannot_be_followed_goes_on_in_torch_with_a_warning(
     warning = made.check_engine(*batch())
     assert warning is not None
     assert re.search(why, warning)
-    assert "goes on with engine=torch" in warning
+    assert "continuing with engine=torch" in warning
     assert isinstance(made.engine, Autograd)
 
 

@@ -19,5 +19,5 @@ def make_engine(model: nn.Module, compute: Compute, shape: tuple[int, int]) -> t
     try:
         engine.plan(shape)
     except Unsupported as why:
-        return autograd, f"engine=native can't follow this model: {why}; this run goes on with engine=torch"
+        return autograd, f"engine=native can't follow this model: {why}; continuing with engine=torch"
     return engine, None
