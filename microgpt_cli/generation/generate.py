@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from microgpt_cli.engines.cpu.decode import NativeDecoder, NativeWeights
-from microgpt_cli.engines.cuda.decode_graph import FEWEST_TOKENS, GraphedStep
+from microgpt_cli.engines.cuda.decode_graph import MIN_TOKENS, GraphedStep
 from microgpt_cli.engines.decoding import Cache, Weights, decode_one_token, prefill, prepare
 from microgpt_cli.engines.structure import difference
 from microgpt_cli.generation.sampling import Sampler, UniformStream
@@ -104,7 +104,7 @@ class TorchDecoder:
         self.weights, self.sampler = weights, sampler
         self.cache = Cache(weights, num_samples, positions)
         self._step: Callable[[Tensor, int, Tensor], Tensor] = self._eager
-        if self.cache.kv.is_cuda and max_steps >= FEWEST_TOKENS:
+        if self.cache.kv.is_cuda and max_steps >= MIN_TOKENS:
             self._step = torch.inference_mode()(GraphedStep(weights, self.cache, sampler).__call__)
 
     @torch.inference_mode()
