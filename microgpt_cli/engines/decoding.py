@@ -1,8 +1,8 @@
 """Decoding with a key/value cache: prepared weights, `prefill` and `decode_one_token`, as in gpt-fast (Meta, 2023).
 
 The time per token depends on the number of operations for a small model and on the bytes of the weights for a large
-one. Therefore matrices are packed for the fastest kernel (`linear.py`), the gain and bias of a norm are folded into the next
-matrix, the cache is preallocated, and views and positions are computed once. No gradient is recorded;
+one. Therefore matrices are packed for the fastest kernel (`linear.py`), the gain and bias of a norm are folded into the
+next matrix, the cache is preallocated, and views and positions are computed once. No gradient is recorded;
 `torch.inference_mode` makes it faster.
 
 Shapes as in `gpt.py`; inputs of matrix products are (B·T, …), sample by sample. The logits equal those of the model up
