@@ -1,24 +1,24 @@
-"""What a person can mend: raised anywhere, shown by `cli.py` as one line, never as a traceback."""
+"""Errors that the user can fix: the command line prints them as one line, without a traceback."""
 
 
 class UserError(Exception):
-    """Bad input. The message names the key, the value given and the remedy; nothing was written."""
+    """Invalid input. The message names the key, the value and the remedy; nothing was written."""
 
     exit_status = 2
 
 
 class RunStopped(UserError):
-    """A run that began and could not go on: what it had saved is kept."""
+    """A run that started and failed. Its saved files are kept."""
 
     exit_status = 1
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run that a signal stopped after it had saved. No Exception: a sweep shall not go on to its next job.
+    """A run that a signal stopped after saving. Not an `Exception`, so that a sweep does not start its next job.
 
     Args:
-        message: what to type next.
-        signal_number: the signal; the exit status is 128 + signal_number, as shells have it.
+        message: how to resume.
+        signal_number: the exit status is 128 + signal_number, as in shells.
     """
 
     def __init__(self, message: str, signal_number: int) -> None:

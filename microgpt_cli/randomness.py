@@ -1,23 +1,23 @@
-"""Randomness without state: every draw is a function of (seed, stream, step, rank).
+"""Stateless randomness: every random draw is a function of (seed, stream, step, rank).
 
-So a resumed run repeats the draws of the uninterrupted one by construction, evaluation cannot disturb training, and
-the batch of any step is found without drawing those before it.
+A resumed run therefore repeats the draws of an uninterrupted one, evaluation does not affect training, and the batch of
+any step is known without drawing the earlier ones.
 """
 
 import hashlib
 
 import torch
 
-# The streams: one for each kind of draw, so that none can shift another.
+# One stream for each use, so that they are independent.
 WEIGHTS, BATCHES, DROPOUT, SAMPLES = "weights", "batches", "dropout", "samples"
 
 
 def derive(seed: int, stream: str, step: int = 0, rank: int = 0) -> int:
-    """A seed of 63 bits for one draw."""
+    """A 63-bit seed."""
     digest = hashlib.blake2b(f"{seed}/{stream}/{step}/{rank}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def generator(seed: int, stream: str, step: int = 0, rank: int = 0) -> torch.Generator:
-    """A CPU generator for one draw."""
+    """A CPU generator with the seed of `derive`."""
     return torch.Generator().manual_seed(derive(seed, stream, step, rank))

@@ -1,8 +1,8 @@
-"""The signals that ask a run or a sweep to save and end, and the status that a process ends with after each.
+"""The signals that make a run or a sweep save and exit.
 
-Ctrl-C; SIGTERM; SIGHUP of a terminal or a connection that closes; SIGUSR1, which Slurm sends; SIGXCPU of a limit on CPU
-time. What was ignored when the process began stays ignored, so that `nohup microgpt train` outlives its terminal; but
-for SIGINT, which a shell script has all its background jobs ignore.
+SIGINT (Ctrl-C), SIGTERM, SIGHUP (the terminal or connection closed), SIGUSR1 (sent by Slurm) and SIGXCPU (CPU time
+limit). A signal that is ignored at start-up stays ignored, so that `nohup microgpt train` survives its terminal; except
+SIGINT, which shell scripts ignore in their background jobs.
 """
 
 import signal
@@ -18,8 +18,8 @@ STOP_SIGNALS = [
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGXCPU")
     if hasattr(signal, name)  # Windows has two of them
 ]
-# A shell and the kernel each send SIGHUP when a terminal closes, and SIGXCPU comes again after each second of CPU time:
-# a second one does not mean that somebody is in a hurry.
+# The shell and the kernel both send SIGHUP when a terminal closes, and SIGXCPU repeats every second of CPU time: a
+# second one of these does not ask for an immediate exit.
 REPEATED = {number for number in STOP_SIGNALS if number.name in ("SIGHUP", "SIGXCPU")}
 
 
@@ -27,9 +27,9 @@ REPEATED = {number for number in STOP_SIGNALS if number.name in ("SIGHUP", "SIGX
 def handle_signals(
     handler: Callable[[int, FrameType | None], None], signals: Sequence[signal.Signals] = STOP_SIGNALS
 ) -> Iterator[None]:
-    """Have a handler called for signals that are not ignored.
+    """Install a handler for the signals that are not ignored.
 
-    In a thread beside the main one, to which signals go, nothing changes.
+    Does nothing outside the main thread, which receives the signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -44,13 +44,13 @@ def handle_signals(
 
 @contextmanager
 def interrupting() -> Iterator[None]:
-    """Let a stop signal raise `Interrupted` where it would end the process without a line and without cleaning up.
+    """Raise `Interrupted` on stop signals that would otherwise kill the process without clean-up.
 
-    What is heard already keeps its handler: a launcher's, say, and Python's for Ctrl-C.
+    Existing handlers stay, such as those of a launcher and of Python for Ctrl-C.
     """
 
     def stop(number: int, _frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_IGN if number in REPEATED else signal.SIG_DFL)  # of a second one
+        signal.signal(number, signal.SIG_IGN if number in REPEATED else signal.SIG_DFL)  # for a second signal
         raise Interrupted("interrupted", number)
 
     with handle_signals(stop, [number for number in STOP_SIGNALS if signal.getsignal(number) == signal.SIG_DFL]):

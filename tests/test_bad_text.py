@@ -135,7 +135,7 @@ def test_prompts_of_any_length(kind: str, length: int, runs: dict[str, Path], mi
     ran = microgpt("sample", str(runs[kind]), f"prompt={prompt}", "max_new_tokens=3", "temperature=0")
     assert ran.status == 0
     assert ran.out.startswith(prompt)
-    assert ran.err == (f"the prompt has {length} tokens, and the model sees the last {T}\n" if length > T else "")
+    assert ran.err == (f"the prompt has {length} tokens; the model uses the last {T}\n" if length > T else "")
     if length > T:  # and it does go on from these
         last = microgpt("sample", str(runs[kind]), f"prompt={prompt[-T:]}", "max_new_tokens=3", "temperature=0")
         assert last.out[T:] == ran.out[length:]
@@ -169,7 +169,7 @@ def test_texts_of_any_length(kind: str, length: int, microgpt: Run, tmp_path: Pa
         assert ran.status == 0
         return
     assert (ran.status, ran.out, ran.err.count("\n")) == (2, "", 1)
-    assert ("empty, 0 bytes" if length == 0 else f"of the text's {length} tokens") in ran.err
+    assert ("the file is empty" if length == 0 else f"of the text's {length} tokens") in ran.err
     assert not (tmp_path / "run").exists()
 
 
@@ -206,7 +206,7 @@ def test_a_disk_without_room_is_seen_before_a_byte_is_written(
     if fits:
         assert len(encode(Corpus("t", (path,)), tokenizer, tmp_path)[0]) == (900 if kind == "byte" else 300)
         return
-    with pytest.raises(UserError, match=r"tokens: the encoded text takes [69]00 bytes, and \d+ are free there; choose"):
+    with pytest.raises(UserError, match=r"tokens: the encoded text needs [69]00 bytes, and \d+ are free; choose"):
         encode(Corpus("t", (path,)), tokenizer, tmp_path)
     assert list((tmp_path / "tokens").iterdir()) == []
 

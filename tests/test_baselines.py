@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from microgpt_cli.data import baselines as module
-from microgpt_cli.data.baselines import baselines, count_pairs
+from microgpt_cli.data.baselines import count_baselines, count_pairs
 
 IDS = torch.randint(9, (1000,), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
 
@@ -25,7 +25,7 @@ def test_pairs_are_counted_the_same_in_pieces_and_with_or_without_a_table(monkey
 
 
 def test_what_was_never_seen_has_a_chance() -> None:
-    found = baselines(torch.tensor([0, 0, 0]), torch.tensor([2, 1, 0, 3]), 4)
+    found = count_baselines(torch.tensor([0, 0, 0]), torch.tensor([2, 1, 0, 3]), 4)
     # of 3, 0 and 1, only 0 was seen; after 0 came 0 twice, after others nothing
     expected = -torch.tensor([1 / 7, 4 / 7, 1 / 7]).log().mean().item()
     assert found.unigram == pytest.approx(expected)
@@ -34,4 +34,6 @@ def test_what_was_never_seen_has_a_chance() -> None:
 
 def test_only_the_beginning_of_a_long_text_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_TOKENS", 400)
-    assert dataclasses.asdict(baselines(IDS, IDS, 9)) == dataclasses.asdict(baselines(IDS[:400], IDS[:400], 9))
+    assert dataclasses.asdict(count_baselines(IDS, IDS, 9)) == dataclasses.asdict(
+        count_baselines(IDS[:400], IDS[:400], 9)
+    )

@@ -67,7 +67,7 @@ def test_it_falls_back_to_an_older_one_and_says_so_but_never_to_nothing(run: Pat
     assert "damaged" in problems[0]
     for path in layout.step_folders(run):
         (path / layout.MODEL).write_bytes(b"")
-    with pytest.raises(UserError, match="no whole checkpoint"):
+    with pytest.raises(UserError, match="no valid checkpoint"):
         checkpoint.newest(run)
 
 

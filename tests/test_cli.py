@@ -221,7 +221,7 @@ def test_python_3_14_checks_help_texts_and_hydra_passes_a_lazy_one(monkeypatch: 
             raise ValueError("badly formed help string")
 
     monkeypatch.setattr(argparse.ArgumentParser, "_check_help", strict, raising=False)
-    multirun.mend_argparse()
+    multirun.patch_argparse()
     mended = argparse.ArgumentParser._check_help  # type: ignore[attr-defined]
     mended(None, argparse.Action([], "x", help=object()))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="badly formed"):

@@ -66,9 +66,9 @@ def test_resuming_takes_more_steps_and_refuses_another_model_or_text(
 ) -> None:
     tried("resuming refuses or tells what changed", 4)
     run = Path(shutil.copytree(trained, tmp_path / "run"))
-    assert "finished already, at step 30" in microgpt("train", f"resume={run}").err
+    assert "already finished at step 30" in microgpt("train", f"resume={run}").err
     refused = microgpt("train", f"resume={run}", "model=mini", "max_steps=40").err
-    assert "can't be changed in a run: model.n_layer=4 (the run has 1)" in refused
+    assert "can't be changed on resume: model.n_layer=4 (the run has 1)" in refused
     assert "optim.beta1" in microgpt("train", f"resume={run}", "optim.beta1=0.5").err
     changed = tmp_path / "changed.txt"
     changed.write_text(TEXT.replace("fox", "cat"))
@@ -89,7 +89,7 @@ def test_resuming_elsewhere_says_that_bits_may_differ(
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     ran = microgpt("train", f"resume={run}", "max_steps=31", "dtype=bfloat16")
     assert ran.status == 0
-    assert "not bit for bit" in ran.out
+    assert "not bit-identical" in ran.out
     assert "dtype float32 → bfloat16" in ran.out
 
 
@@ -177,7 +177,7 @@ def test_sample_names_unknown_characters(microgpt: Run, trained: Path) -> None:
 def test_a_prompt_longer_than_the_context_is_cropped_aloud(microgpt: Run, trained: Path) -> None:
     ran = microgpt("sample", str(trained), "prompt=The quick brown fox", "max_new_tokens=1")
     assert ran.status == 0
-    assert "the prompt has 19 tokens, and the model sees the last 8" in ran.err
+    assert "the prompt has 19 tokens; the model uses the last 8" in ran.err
 
 
 def test_bytes_stream_in_whole_characters(microgpt: Run, tmp_path: Path) -> None:
@@ -192,9 +192,16 @@ def test_eval_of_the_runs_own_text_is_the_loss_that_training_found(microgpt: Run
     ran = microgpt("eval", str(trained))
     assert ran.status == 0, ran.err
     result = json.loads((trained / "result.json").read_text())
-    assert f"loss                {result['val_loss']:.4f} nats a token" in ran.out
+    assert f"loss                {result['val_loss']:.4f} nats per token" in ran.out
     assert "the validation split" in ran.out
-    for word in ("perplexity", "bits a character", "bits a byte", "counting tokens", "counting pairs"):
+    for word in (
+        "perplexity",
+        "bits per character",
+        "bits per byte",
+        "uniform baseline",
+        "unigram baseline",
+        "bigram baseline",
+    ):
         assert word in ran.out
 
 
@@ -207,18 +214,18 @@ def test_eval_of_another_text_is_over_the_whole_of_it(microgpt: Run, trained: Pa
     (tmp_path / "odd.txt").write_text("The 李 dog. " * 5)
     assert "character '李'" in microgpt("eval", str(trained), "data.path=odd.txt").err
     (tmp_path / "one.txt").write_text("T")
-    assert "at least 2 are needed" in microgpt("eval", str(trained), "data.path=one.txt").err
+    assert "evaluation needs at least 2" in microgpt("eval", str(trained), "data.path=one.txt").err
 
 
 def test_eval_counts_bytes_and_characters_of_both_tokenizers(microgpt: Run, tmp_path: Path) -> None:
-    """A character of two bytes costs the same bits a character as twice the bits a byte."""
+    """For a text of two-byte characters, bits per character are twice the bits per byte."""
     (tmp_path / "t.txt").write_text("éé" * 200, encoding="utf-8")
     for kind in ("char", "byte"):
         words = [*TINY, f"tokenizer={kind}", "data.path=t.txt", "max_steps=1", f"out_dir={kind}"]
         assert microgpt("train", *words).status == 0
         lines = microgpt("eval", kind, "split=all").out.splitlines()
         bits = {line[:20].strip(): float(line[20:].split()[0]) for line in lines if line.startswith("bits")}
-        assert bits["bits a character"] == pytest.approx(2 * bits["bits a byte"], rel=0.01)
+        assert bits["bits per character"] == pytest.approx(2 * bits["bits per byte"], rel=0.01)
 
 
 def test_params_prints_the_articles_breakdown(microgpt: Run) -> None:
@@ -250,7 +257,7 @@ def test_params_of_a_run(microgpt: Run, trained: Path) -> None:
     assert page["total"] == json.loads((trained / "result.json").read_text())["parameters"]
     refused = microgpt("params", str(trained), "model=mini")
     assert refused.status == 2
-    assert "the run tells its own model" in refused.err
+    assert "the checkpoint defines the model" in refused.err
 
 
 def test_params_counts_the_optimizer_asked_for_or_the_one_of_the_run(
@@ -264,4 +271,4 @@ def test_params_counts_the_optimizer_asked_for_or_the_one_of_the_run(
     (model / layout.CONFIG).write_text(json.dumps(config | {"optim": vars(optim())}))
     assert "optim=adamw" in microgpt("params", str(model)).out
     refused = microgpt("params", str(trained), "optim=adamw")
-    assert (refused.status, "the run tells its own optimizer" in refused.err) == (2, True)
+    assert (refused.status, "the checkpoint defines the optimizer" in refused.err) == (2, True)

@@ -138,7 +138,7 @@ def test_without_network_it_says_where_to_put_the_file(tmp_path: Path) -> None:
 def test_another_file_of_that_name_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "x.txt").write_text("something else")
-    with pytest.raises(UserError, match=r"not the file that data\.sha256 names"):
+    with pytest.raises(UserError, match=r"checksum differs from data\.sha256"):
         open_corpus(download("http://127.0.0.1:9/x.txt", b"x"))
 
 

@@ -118,12 +118,12 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     "meta: no state": (edited(META, state=...), "state must have the keys"),
     "meta: a state that names code": (edited(META, state=SHELL), "state must have the keys"),
     "meta: a key too many": (edited(META, state__extra=1), "state must have the keys"),
-    "meta: text for a step": (edited(META, state__step="30"), "state.step is missing, of a wrong type"),
-    "meta: a step below zero": (edited(META, state__step=-1, step=-1), "state.step is missing, of a wrong type"),
+    "meta: text for a step": (edited(META, state__step="30"), "state.step is missing, of the wrong type"),
+    "meta: a step below zero": (edited(META, state__step=-1, step=-1), "state.step is missing, of the wrong type"),
     "meta: a step without end": (edited(META, state__step=10**18, step=10**18), "state.step"),
-    "meta: two steps": (edited(META, step=31), "contradicts itself about step 30"),
-    "meta: the best of another run": (edited(META, state__best_step=31), "contradicts itself"),
-    "meta: tokens without steps": (edited(META, state__tokens=0), "contradicts itself"),
+    "meta: two steps": (edited(META, step=31), "inconsistent with step 30"),
+    "meta: the best of another run": (edited(META, state__best_step=31), "inconsistent with step"),
+    "meta: tokens without steps": (edited(META, state__tokens=0), "inconsistent with step"),
     "meta: a loss that is text": (edited(META, state__val_loss="2"), "state.val_loss"),
     "meta: a loss that is not finite": (replaced(META, b'"val_loss": ', b'"val_loss": 1e999, "x": '), "finite"),
     "meta: a log of negative length": (edited(META, state__metrics_bytes=-5), "state.metrics_bytes"),
@@ -133,14 +133,14 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     "meta: a longer name": (edited(META, torch="2" * 300), "torch"),
     "meta: 100,000 pairs": (edited(META, state__unlogged=[[1.0, 1.0]] * 100_000), "more than 200,000 values"),
     "meta: a pipe": (pipe, "not a regular file"),
-    "meta: another folder": (another_step, "of step 30, which is not the folder's"),
+    "meta: another folder": (another_step, "step 30 does not match the folder"),
     "tokenizer: code": (raw(TOKENIZER, json.dumps(SHELL).encode()), "not a tokenizer of format 1"),
     "tokenizer: kind": (edited(TOKENIZER, kind="bpe"), "not a tokenizer of kind char or byte"),
-    "tokenizer: ids": (edited(TOKENIZER, chars={"a": 10**9}), "chars must be a text"),
-    "tokenizer: no characters": (edited(TOKENIZER, chars=""), "chars must be a text"),
-    "tokenizer: one character twice": (edited(TOKENIZER, chars="aab"), "chars must be a text"),
-    "tokenizer: another order": (edited(TOKENIZER, chars="ba"), "chars must be a text"),
-    "tokenizer: half a surrogate pair": (edited(TOKENIZER, chars="a\ud800"), "half a surrogate pair"),
+    "tokenizer: ids": (edited(TOKENIZER, chars={"a": 10**9}), "chars must be distinct characters"),
+    "tokenizer: no characters": (edited(TOKENIZER, chars=""), "chars must be distinct characters"),
+    "tokenizer: one character twice": (edited(TOKENIZER, chars="aab"), "chars must be distinct characters"),
+    "tokenizer: another order": (edited(TOKENIZER, chars="ba"), "chars must be distinct characters"),
+    "tokenizer: half a surrogate pair": (edited(TOKENIZER, chars="a\ud800"), "contains a surrogate"),
     "tokenizer: all of Unicode": (edited(TOKENIZER, chars="".join(map(chr, range(0xD800)))), "must be F32 of shape"),
     "tokenizer: one character more": (edited(TOKENIZER, chars="".join(map(chr, range(33)))), "must be F32 of shape"),
     "tokenizer: bytes for characters": (raw(TOKENIZER, b'{"format": 1, "kind": "byte"}'), "must be F32 of shape"),
@@ -242,5 +242,5 @@ def test_a_run_from_elsewhere_does_not_say_where_to_write(step: Path, microgpt: 
     for words in (["eval", "run"], ["train", "resume=run", "max_steps=40"]):
         ran = microgpt(*words)
         assert ran.status == 2
-        assert "no download" in ran.err
+        assert "download failed" in ran.err
         assert not elsewhere.exists()

@@ -137,7 +137,7 @@ def test_final_learning_rate_is_scaled_with_the_peak(microgpt: Run, text_file: P
 def test_lr_find_rejects_resume_and_reports_a_constant_loss(microgpt: Run, trained: Path, tmp_path: Path) -> None:
     ran = microgpt("train", "lr_find=true", f"resume={trained}")
     assert ran.status == 2
-    assert "it begins with fresh weights" in ran.err
+    assert "it needs newly initialised weights" in ran.err
     (tmp_path / "same.txt").write_text("a" * 2000)  # one character: the first loss is already 0
     ran = microgpt("train", "lr_find=true", *TINY, "data.path=same.txt")
     assert ran.status == 1

@@ -153,8 +153,8 @@ def test_unsupported_settings_are_refused_if_it_is_required(monkeypatch: pytest.
     assert choose_native("native", model, torch.bfloat16)
     assert not choose_native("torch", model)
     for given, why in (
-        ({"num_samples": 2}, "it is for one sample at a time; try num_samples=1"),
-        ({"cache": False}, "it keeps keys and values; try cache=true"),
+        ({"num_samples": 2}, "decodes one sample at a time; try num_samples=1"),
+        ({"cache": False}, "needs the key/value cache; try cache=true"),
     ):
         assert not choose_native("auto", model, **given)  # type: ignore[arg-type]
         with pytest.raises(UserError, match=f"engine=native: {why}"):

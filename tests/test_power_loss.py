@@ -176,7 +176,7 @@ def killed_at(kill_at: int, then: int) -> Callable[[Recording, Path], None]:
             recorded.kill_at = None
             if then > 40:
                 found, _ = checkpoint.newest(run)
-                checkpoint.take_over(run, 40 if found.step == 40 else 10)
+                checkpoint.finish_save(run, 40 if found.step == 40 else 10)
             save(run, then, best=then)
 
     return killed
@@ -222,7 +222,7 @@ FSYNCS = {
     "sync_folder < publish_folder .tmp-step-N": "not the best",
     "sync_folder < publish_folder ckpt": "the best so far",
     "sync_folder < save ckpt": "killed before fsync of a rename to step-…, saved again",
-    "sync_folder < take_over ckpt": "killed before fsync of a rename to step-…, taken over",
+    "sync_folder < finish_save ckpt": "killed before fsync of a rename to step-…, taken over",
     "write_new < replace": "the best so far",
     "sync_folder < replace": "the best so far",
     "sync_folder < sweep < remove_folders ckpt": "not the best",

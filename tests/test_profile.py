@@ -149,7 +149,7 @@ def test_invalid_combinations_print_one_line_and_write_nothing(
     before = sorted(tmp_path.rglob("*"))
     words = ("train", "profile=true", *TINY, f"data.path={text_file}")
     for more, says in (
-        ((f"resume={trained}",), "it begins with fresh weights"),
+        ((f"resume={trained}",), "it needs newly initialised weights"),
         (("lr_find=true",), "one at a time"),
         (("-m", "seed=1,2"), "profile without -m"),
         ((f"out_dir={trained}",), "contains a run"),

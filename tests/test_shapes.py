@@ -61,7 +61,7 @@ def test_run_is_traced_with_its_own_sizes(microgpt: Run, trained: Path) -> None:
     assert "on the CPU" in out
     assert "Block × " not in out  # there is one
     refused = microgpt("shapes", str(trained), "model=mini")
-    assert (refused.status, "the run tells its own model" in refused.err) == (2, True)
+    assert (refused.status, "the checkpoint defines the model" in refused.err) == (2, True)
 
 
 def test_large_model_is_traced_on_the_meta_device(microgpt: Run) -> None:

@@ -41,16 +41,16 @@ def first_probabilities(monkeypatch: pytest.MonkeyPatch, model: GPT, native: boo
         except Unavailable as why:
             pytest.skip(str(why))
     seen: list[Tensor] = []
-    pick = Sampler.sample_token
+    sample_token = Sampler.sample_token
 
-    def watched(self: Sampler, logits: Tensor, numbers: Tensor) -> Tensor:
+    def watched(self: Sampler, logits: Tensor, uniforms: Tensor) -> Tensor:
         seen.append(self.probabilities(logits.clone()))
-        return pick(self, logits, numbers)
+        return sample_token(self, logits, uniforms)
 
     monkeypatch.setattr(Sampler, "sample_token", watched)
     sampler = Sampler(top_k=V - 1)  # with top_k the C decoder hands its logits back
     list(generate(model, [1, 2, 3], 3, sampler, UniformStream(0, 1), native=native))
-    monkeypatch.setattr(Sampler, "sample_token", pick)
+    monkeypatch.setattr(Sampler, "sample_token", sample_token)
     return seen
 
 
@@ -87,7 +87,7 @@ def test_what_differs_is_named(monkeypatch: pytest.MonkeyPatch, arch: str, owner
     monkeypatch.setattr(owner, "embed" if owner is GPT else "forward", edit)
     found = difference(model)
     assert found is not None
-    assert structure.GOES_ON in found
+    assert structure.FALLBACK in found
     part = {"MLP": "blocks.0.mlp", "CausalSelfAttention": "blocks.0.attention", "Rotary": "blocks.0.attention"}
     part |= {"TokenShift": "GPT.embed", "GPT": "GPT.embed"}
     assert part.get(owner.__name__, "blocks.0") in found
@@ -98,5 +98,5 @@ def test_a_forward_pass_that_cannot_be_recorded_samples_by_itself(monkeypatch: p
     model = disturbed(preset("micro", "gpt2")).eval()
     found = difference(model)
     assert found is not None
-    assert "changes a tensor in place" in found
+    assert "modifies a tensor in place" in found
     assert len(list(generate(model, [1], 2, Sampler(), UniformStream(0, 1), native=True))) == 2

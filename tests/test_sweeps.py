@@ -104,7 +104,7 @@ def test_failed_job_is_reported_and_the_others_continue(
     assert ran.err == (
         f"microgpt train: 1 of 3 jobs failed (1); run those again with: microgpt train -m sweep.resume={sweep}\n"
     )
-    said = "ValueError: boom \\x1b[2J" if isinstance(error, ValueError) else "no such thing. What was saved is kept"
+    said = "ValueError: boom \\x1b[2J" if isinstance(error, ValueError) else "no such thing. Saved files are kept"
     [line] = [line for line in ran.out.splitlines() if line.startswith("job 1 ")]
     assert f"seed=2  FAILED: {said}" in line
     assert ran.out.index("job 1 ") < ran.out.index("job 2 ")

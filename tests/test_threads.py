@@ -112,10 +112,10 @@ def test_limit_is_the_smallest_and_says_which(
     [
         (["model=micro"], None, (8, "8 cores", False)),
         (["model=micro", "threads=3"], 5, (3, "as asked", True)),
-        (["model=micro"], 5, (5, "as the run began", False)),
+        (["model=micro"], 5, (5, "as recorded in the checkpoint", False)),
         (["model=micro"], 64, (8, "8 cores", False)),
-        (TINY, None, (1, "this model is small: of 8 the others would wait", False)),
-        (TINY, 2, (2, "as the run began", False)),
+        (TINY, None, (1, "this model is too small to use 8", False)),
+        (TINY, 2, (2, "as recorded in the checkpoint", False)),
     ],
 )
 def test_choice_of_threads(

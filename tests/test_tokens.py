@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from microgpt_cli.config import TokenizerConfig
 from microgpt_cli.data import dataset
-from microgpt_cli.data.baselines import baselines
+from microgpt_cli.data.baselines import count_baselines
 from microgpt_cli.data.corpus import Corpus
 from microgpt_cli.data.dataset import build_tokenizer, encode, gather_windows, sample_starts, split, windows
 from microgpt_cli.data.tokenizers import ByteTokenizer
@@ -180,7 +180,7 @@ def test_bytes_that_are_no_text_can_be_trained_on(tmp_path: Path) -> None:
 
 def test_baselines_are_what_counting_by_hand_gives() -> None:
     train, val, V = [0, 1, 0, 1, 2, 0], [1, 2, 2], 3
-    found = baselines(torch.tensor(train), torch.tensor(val), V)
+    found = count_baselines(torch.tensor(train), torch.tensor(val), V)
     assert found.uniform == pytest.approx(math.log(3))
     assert found.unigram == pytest.approx(-math.log((1 + 1) / (6 + 3)))  # 2 stands once among six
     after_1 = (1 + 1) / (2 + 3)  # of two that follow a 1, one is a 2
@@ -192,5 +192,5 @@ def test_baselines_of_tiny_shakespeare(shakespeare: Path, tmp_path: Path) -> Non
     corpus = Corpus("t", (shakespeare,))
     tokenizer = build_tokenizer(CHAR, corpus, tmp_path)
     parts = split(encode(corpus, tokenizer, tmp_path)[0], 0.1, 32)
-    found = baselines(parts.train, parts.val, tokenizer.vocab_size)
+    found = count_baselines(parts.train, parts.val, tokenizer.vocab_size)
     assert (round(found.uniform, 3), round(found.unigram, 3), round(found.bigram, 3)) == (4.174, 3.347, 2.482)

@@ -171,7 +171,7 @@ def test_a_compiler_that_fails_costs_one_warning(
     trainer.update.engine.compile_may_fail = True
     events = list(trainer.run())
     assert [event for event in events if isinstance(event, Warned)] == [
-        Warned("torch.compile failed, going on without it: no C++ compiler found")
+        Warned("torch.compile failed, continuing without it: no C++ compiler found")
     ]
     assert trainer.state.step == 2
     strict = make(tmp_path / "strict", trained, max_steps=2, compile="true")

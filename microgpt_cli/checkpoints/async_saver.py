@@ -1,7 +1,7 @@
-"""Checkpoints published while a run goes on.
+"""Save checkpoints in a background thread.
 
-On a GPU a save costs the run a copy of its state; a thread brings that to the host, hashes it, writes it and sees it to
-the disk. On a CPU the thread would take a core from training, and a save is made where it is asked for.
+On a GPU, training waits only for a copy of the state; a thread copies it to the host, hashes, writes and syncs it. On a
+CPU the thread would compete with training for cores, so saving is synchronous.
 """
 
 import contextlib
@@ -14,15 +14,15 @@ from torch import Tensor
 
 
 def saves_in_background(device: torch.device) -> bool:
-    """Whether a run on this device goes on while a checkpoint is written."""
+    """Whether training on this device continues while a checkpoint is written."""
     return device.type != "cpu"
 
 
 class Saver:
-    """Makes one save at a time, here or in a thread beside the caller.
+    """Runs one save at a time, synchronously or in a background thread.
 
     Args:
-        background: whether in a thread.
+        background: use a thread.
     """
 
     def __init__(self, background: bool) -> None:
@@ -32,7 +32,7 @@ class Saver:
         self._error: BaseException | None = None
 
     def start(self, step: int, save: Callable[[], Path]) -> None:
-        """Begin the save of a step; the one before must be finished. From a thread, an error is raised later."""
+        """Start the save of a step; the previous one must be finished. Errors of a thread are raised by `finish`."""
         assert self._thread is None
         if not self.background:
             self._done = step, save()
@@ -41,7 +41,7 @@ class Saver:
         def run() -> None:
             try:
                 self._done = step, save()
-            except BaseException as error:  # for whoever waits
+            except BaseException as error:  # raised by `finish`
                 self._error = error
 
         self._thread = threading.Thread(target=run, name="saver")
@@ -49,14 +49,14 @@ class Saver:
 
     @property
     def is_done(self) -> bool:
-        """Whether `finish` has nothing to wait for."""
+        """Whether `finish` will not block."""
         return self._thread is None or not self._thread.is_alive()
 
     def finish(self) -> tuple[int, Path] | None:
-        """Wait for the save that was begun; its step and what it has published, told once.
+        """Wait for the current save and return its step and path, or None if there is none.
 
         Raises:
-            OSError: it failed; told once too.
+            OSError: the save failed.
         """
         if self._thread is not None:
             self._thread.join()
@@ -68,10 +68,10 @@ class Saver:
 
 
 def snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies that training doesn't change; names that share a tensor share the copy.
+    """Copy tensors so that training can change the originals; shared tensors are copied once.
 
-    They stay on a GPU that has room for them twice, where a copy takes no longer than reading the state once and nobody
-    waits for it, and are else brought to the host at once.
+    The copies stay on the GPU if twice their size is free, where copying is fast and asynchronous; otherwise they are
+    moved to the host.
     """
     own = {id(tensor): tensor.detach() for tensor in tensors.values()}
     size = sum(tensor.nbytes for tensor in own.values())
@@ -82,7 +82,7 @@ def snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def copy_stream(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """A context, for another thread, in which copies from a GPU wait for what it has to do by now, and not for more."""
+    """A CUDA stream, for another thread, whose copies wait only for the work queued so far."""
     if device.type != "cuda":
         return contextlib.nullcontext()
     stream = torch.cuda.Stream(device)

@@ -1,13 +1,13 @@
-"""Checkpoints: published whole or not at all, verified byte by byte, no pickle.
+"""Checkpoints: written atomically, verified by checksums, without pickle.
 
     ckpt/step-00001000/
         model.safetensors     weights by name, tied ones once
         optim.safetensors     the optimizer's state, by `adamw/PARAMETER/STATE`
-        meta.json             step, tokens, best, the tail of the log, hashes, versions
+        meta.json             step, tokens, best, sizes of the logs, hashes, versions
         config.json  tokenizer.json
         MANIFEST.json         size and sha256 of all the others; written last
 
-A step's folder needs nothing outside itself. There is no random state to keep: draws are functions of seed and step.
+The folder of a step is self-contained. No random state is stored: random draws are functions of seed and step.
 """
 
 import json
@@ -32,12 +32,12 @@ from microgpt_cli.runs.layout import META, MODEL, OPTIM, STEP_FILES
 from microgpt_cli.training.optimizers import make_optimizer
 
 KEEP_LAST = 2
-NO_OPTIMIZER = ", and with it the optimizer's state: sample, eval and inspect work without, resuming does not"
+NO_OPTIMIZER = " (the optimizer's state): sample, eval and inspect work without it, resuming does not"
 
 
 @dataclass(frozen=True)
 class Checkpoint(Description):
-    """All that a run goes on from, every byte verified."""
+    """Everything that is needed to resume a run, verified."""
 
     manifest: dict[str, Any]
     meta: dict[str, Any]
@@ -57,15 +57,15 @@ def save(
     meta: Mapping[str, Any],
     best: int | None,
 ) -> Path:
-    """Publish a checkpoint of a run, then remove the ones that need not be kept: all but the last two and the best.
+    """Publish a checkpoint, then remove all but the last two and the best.
 
     Args:
         run: the run's folder, whose lock the caller holds.
         step: finished optimizer steps.
-        weights: the model's, by every name that they have.
-        optim_state: the optimizer's.
-        meta: what else the run needs to go on; plain JSON.
-        best: the step with the lowest val_loss so far.
+        weights: of the model, tied ones under each name.
+        optim_state: of the optimizer.
+        meta: other state of the run; plain JSON.
+        best: step with the lowest val_loss so far.
     """
     parent = run / layout.CHECKPOINTS
     final = parent / layout.step_name(step)
@@ -79,7 +79,7 @@ def save(
         except UserError:
             storage.rename(final, parent / f".broken-{final.name}-{os.getpid()}")
         else:
-            storage.sync_folder(parent)  # whoever made it may have died before doing so
+            storage.sync_folder(parent)  # its writer may have been killed before
     if not final.exists():
         files = {
             MODEL: _tensor_bytes(weights),
@@ -91,65 +91,65 @@ def save(
         manifest = {name: {"bytes": len(data), "sha256": storage.sha256(data)} for name, data in files.items()}
         files[layout.MANIFEST] = storage.json_bytes({"format": FORMAT, "files": manifest})
         storage.publish_folder(final, files)
-    _keep(parent, best)
+    _prune(parent, best)
     return final
 
 
-def take_over(run: Path, best: int | None) -> None:
-    """Finish a save that stopped after it had published its checkpoint, which the run now goes on from."""
+def finish_save(run: Path, best: int | None) -> None:
+    """Complete a save that was interrupted after it published its checkpoint, before resuming from it."""
     parent = run / layout.CHECKPOINTS
-    storage.sync_folder(parent)  # its name must be durable before anything relies on it
+    storage.sync_folder(parent)  # make its name durable
     storage.remove_stale_folders(parent)
-    _keep(parent, best)
+    _prune(parent, best)
 
 
-def _keep(parent: Path, best: int | None) -> None:
-    """Note which step is the best, and remove all but the last two and that one."""
+def _prune(parent: Path, best: int | None) -> None:
+    """Record the best step and remove all but the last two and the best."""
     steps = layout.step_folders(parent.parent)
     best_name = layout.step_name(best) if best is not None else None
-    noted = parent / layout.BEST
+    best_file = parent / layout.BEST
     if best_name is not None and parent / best_name in steps:
         data = storage.json_bytes({"checkpoint": best_name})
-        if not noted.is_file() or noted.read_bytes() != data:
-            storage.replace(noted, data)
+        if not best_file.is_file() or best_file.read_bytes() != data:
+            storage.replace(best_file, data)
     storage.remove_folders(parent, [old.name for old in steps[KEEP_LAST:] if old.name != best_name])
 
 
 def load(path: Path) -> Checkpoint:
-    """Read all of a checkpoint's folder, every byte verified before it is used.
+    """Read the folder of a checkpoint and verify every byte.
 
     Args:
         path: a `step-…` folder.
 
     Raises:
-        UserError: a file is missing, changed, or not what it should be.
+        UserError: a file is missing, changed or invalid.
     """
     for name in (layout.MANIFEST, *STEP_FILES):
         if not (path / name).exists():
             raise UserError(f"{path / name}: missing{NO_OPTIMIZER if name == OPTIM else ''}")
-    told = describe(path)
-    assert told.manifest is not None
-    assert told.meta is not None
-    expected = dict(told.meta_model.named_parameters())
-    model = _read_tensors(path / MODEL, told.manifest[MODEL], expected)
-    state = make_optimizer(expected.items(), told.config.optim).state()
-    optim = _read_tensors(path / OPTIM, told.manifest[OPTIM], state)
-    return Checkpoint(path, told.config, told.tokenizer, told.manifest, told.meta, model, optim)
+    described = describe(path)
+    assert described.manifest is not None
+    assert described.meta is not None
+    expected = dict(described.meta_model.named_parameters())
+    model = _read_tensors(path / MODEL, described.manifest[MODEL], expected)
+    state = make_optimizer(expected.items(), described.config.optim).state()
+    optim = _read_tensors(path / OPTIM, described.manifest[OPTIM], state)
+    return Checkpoint(path, described.config, described.tokenizer, described.manifest, described.meta, model, optim)
 
 
-def _read_tensors(where: Path, noted: Any, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a file that must have those names, shapes and types."""
-    with open_tensors(where, noted, expected) as file:
+def _read_tensors(where: Path, entry: Any, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Read a file whose tensors must have the expected names, shapes and types."""
+    with open_tensors(where, entry, expected) as file:
         tensors = {name: torch.empty(tensor.shape, dtype=torch.float32) for name, tensor in expected.items()}
         file.read_into(tensors)
     return tensors
 
 
 def newest(run: Path) -> tuple[Checkpoint, list[str]]:
-    """The newest checkpoint that is whole, and what was wrong with the newer ones.
+    """The newest valid checkpoint, and the problems of newer ones.
 
     Raises:
-        UserError: there is none; a run is never started over silently.
+        UserError: there is none.
     """
     problems: list[str] = []
     for path in layout.step_folders(run):
@@ -158,11 +158,11 @@ def newest(run: Path) -> tuple[Checkpoint, list[str]]:
         except UserError as error:
             problems.append(str(error))
     detail = f" ({'; '.join(problems)})" if problems else ""
-    raise UserError(f"resume={run}: no whole checkpoint in this folder{detail}")
+    raise UserError(f"resume={run}: no valid checkpoint in this folder{detail}")
 
 
 def build_model(checkpoint: Checkpoint, device: torch.device) -> GPT:
-    """The model of a checkpoint, with its weights, on a device."""
+    """Build the model of a checkpoint on a device."""
     model = empty_model(checkpoint.config.model, checkpoint.tokenizer.vocab_size)
     copy_tensors(checkpoint.model, dict(model.named_parameters()), checkpoint.path / MODEL)
     return model.to(device)
@@ -170,10 +170,10 @@ def build_model(checkpoint: Checkpoint, device: torch.device) -> GPT:
 
 @torch.no_grad()
 def copy_tensors(source: Mapping[str, Tensor], target: Mapping[str, Tensor], where: Path) -> None:
-    """Fill `target` from `source`, which must have the same names, shapes and types.
+    """Copy `source` into `target`.
 
     Raises:
-        UserError: it has not.
+        UserError: names, shapes or dtypes differ.
     """
     check_names(source, target, where)
     for name, tensor in target.items():
@@ -188,12 +188,12 @@ def copy_tensors(source: Mapping[str, Tensor], target: Mapping[str, Tensor], whe
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters of a model by every name that they have: tied ones by several."""
+    """The parameters of a model by name, tied ones under each name."""
     return dict(model.named_parameters(remove_duplicate=False))
 
 
 def _tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """A safetensors file, shared tensors once. One key of metadata: with several, their order in the file is random."""
+    """A safetensors file, shared tensors once. Only one metadata key, since several are written in random order."""
     first: dict[int, str] = {}
     names = {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}
     plain = {name: tensors[name].detach().cpu().contiguous() for name in first.values()}

@@ -1,6 +1,6 @@
-"""What `meta.json` of a checkpoint may say: the type and the range of everything that is used of it.
+"""Validation of a checkpoint's `meta.json`: type and range of every value that is used.
 
-A checksum finds damage and no forger, so nothing goes on from here that the rest of the program could not have written.
+Checksums detect damage but not forgery, so only values that the program could have written are accepted.
 """
 
 import re
@@ -15,7 +15,7 @@ FORMAT = 1
 
 
 class Number(NamedTuple):
-    """A number from `low` to `high`, both allowed."""
+    """The type and the inclusive range of a number."""
 
     kind: type[int] | type[float]
     low: float
@@ -42,16 +42,16 @@ STATE = {
     "metrics_bytes": COUNT,
     "timings_bytes": COUNT,
 }
-LEAST_SECONDS = 1e-9  # that a run with a step has trained
+MIN_SECONDS = 1e-9  # of training, if there was a step
 TEXTS = ("microgpt", "torch", "python", "device", "dtype")
-LONGEST_TEXT = 200
+MAX_TEXT = 200
 
 
 def check(meta: Any, where: str) -> dict[str, Any]:
-    """`meta`, if it is what a checkpoint of ours can hold. Keys that nothing uses are let through.
+    """Return `meta` if it is valid. Unknown keys are ignored.
 
     Raises:
-        UserError: a key is missing, or its value is of the wrong type, out of range, or at odds with another.
+        UserError: a value is missing, of the wrong type, out of range or inconsistent.
     """
     if not isinstance(meta, dict) or type(meta.get("format")) is not int or meta["format"] != FORMAT:
         raise UserError(f"{where}: not of format {FORMAT}")
@@ -64,16 +64,16 @@ def check(meta: Any, where: str) -> dict[str, Any]:
     wrong += [] if re.fullmatch("[0-9a-f]{64}", str(meta.get("text_sha256"))) else ["text_sha256"]
     wrong += [] if _is_pairs(state["unlogged"]) else ["state.unlogged"]
     if wrong:
-        raise UserError(f"{where}: {wrong[0]} is missing, of a wrong type, or out of range")
+        raise UserError(f"{where}: {wrong[0]} is missing, of the wrong type or out of range")
     step = state["step"]
     if (
         meta.get("step") != step
         or max(state["evaluated_step"], state["best_step"] or 0, len(state["unlogged"])) > step
         or (state["evaluated_step"] == 0) != (state["val_loss"] is None)
         or (state["best_step"] is None) != (state["best_val_loss"] is None)
-        or (step > 0 and (state["tokens"] == 0 or state["train_seconds"] < LEAST_SECONDS))
+        or (step > 0 and (state["tokens"] == 0 or state["train_seconds"] < MIN_SECONDS))
     ):
-        raise UserError(f"{where}: contradicts itself about step {step}")
+        raise UserError(f"{where}: inconsistent with step {step}")
     return meta
 
 
@@ -85,11 +85,11 @@ def engine_of(meta: dict[str, Any]) -> tuple[str, str]:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and value.isprintable() and 0 < len(value) <= LONGEST_TEXT
+    return isinstance(value, str) and value.isprintable() and 0 < len(value) <= MAX_TEXT
 
 
 def _is_pairs(value: Any) -> bool:
-    """Whether this is a list of (loss, gradient norm)."""
+    """Whether this is a list of (loss, gradient norm) pairs."""
     return isinstance(value, list) and all(
         isinstance(pair, list) and len(pair) == 2 and all(map(FLOAT.allows, pair)) for pair in value
     )

@@ -1,8 +1,8 @@
-"""A trained model from its files: what sampling, evaluation and inspection read, and no more.
+"""Load a trained model for sampling, evaluation and inspection.
 
-Of a checkpoint's folder (see checkpoint.py) these are `model.safetensors`, `config.json`, `tokenizer.json` and, where
-present, `meta.json` and `MANIFEST.json`. The optimizer's state is not read and may be absent. Without a manifest names,
-shapes and numbers are still checked, but damage that keeps them valid goes unnoticed.
+Reads `model.safetensors`, `config.json`, `tokenizer.json` and, where present, `meta.json` and `MANIFEST.json` from the
+folder of a checkpoint (see checkpoint.py). The optimizer's state is not read and may be absent. Without a manifest,
+names, shapes and finiteness are still checked, but other damage is not detected.
 """
 
 from collections.abc import Iterator
@@ -25,18 +25,18 @@ from microgpt_cli.model.accounting import empty_model, meta_model
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.runs import layout, storage
 
-ROTARY_BYTES = 128 << 20  # largest tables of rotary positions: no tensor of the file shows what these take
+MAX_ROTARY_BYTES = 128 << 20  # limit for the rotary tables, whose size the file does not bound
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a checkpoint's folder says beside its tensors."""
+    """The contents of a checkpoint's folder except its tensors."""
 
     path: Path
     config: TrainConfig
     tokenizer: Tokenizer
-    manifest: dict[str, Any] | None  # None: nothing to verify against
-    meta: dict[str, Any] | None  # None: a model without its run
+    manifest: dict[str, Any] | None  # None: not verified
+    meta: dict[str, Any] | None  # None: a bare model
 
     @property
     def step(self) -> int | None:
@@ -48,27 +48,27 @@ class Description:
 
     @property
     def origin(self) -> str:
-        """The folder, the step, and whether the bytes were verified, for a person."""
-        note = "" if self.manifest else f" (not verified: no {layout.MANIFEST} to compare its files with)"
+        """The folder, the step, and whether the files were verified, for messages."""
+        note = "" if self.manifest else f" (not verified: no {layout.MANIFEST})"
         return f"{self.path}, step {self.step_text}{note}"
 
     @cached_property
     def meta_model(self) -> GPT:
-        """The model's shapes.
+        """The model on the meta device.
 
         Raises:
-            UserError: they ask for tables that no file backs.
+            UserError: its rotary tables are too large.
         """
         size = self.config.model
         tables = 4 * size.n_layer * size.block_size * (size.n_embd // size.n_head)
-        if size.position == "rotary" and tables > ROTARY_BYTES:
+        if size.position == "rotary" and tables > MAX_ROTARY_BYTES:
             raise UserError(
                 f"{self.path / layout.CONFIG}: model.block_size={size.block_size} is too large for a checkpoint"
             )
         return meta_model(size, self.tokenizer.vocab_size)
 
-    def noted(self, name: str) -> Any:
-        """What the manifest says of a file; None without one."""
+    def manifest_entry(self, name: str) -> Any:
+        """Size and checksum of a file, or None without a manifest."""
         return self.manifest and self.manifest[name]
 
 
@@ -83,10 +83,10 @@ class TrainedModel(Description):
 
 
 def describe(path: Path) -> Description:
-    """Read the configuration and the tokenizer of a checkpoint's folder, verified where it has a manifest.
+    """Read config and tokenizer of a checkpoint's folder, verified if it has a manifest.
 
     Raises:
-        UserError: a file is missing, changed, or not what it should be.
+        UserError: a file is missing, changed or invalid.
     """
     manifest = _manifest(path) if (path / layout.MANIFEST).exists() else None
     needed = [layout.CONFIG, layout.TOKENIZER, *([layout.META] if (path / layout.META).exists() else [])]
@@ -98,43 +98,43 @@ def describe(path: Path) -> Description:
         parsed[name] = storage.parse_json(data, str(path / name))
     meta = check_meta(parsed[layout.META], str(path / layout.META)) if layout.META in parsed else None
     if meta is not None and layout.STEP_NAME.fullmatch(path.name) and path.name != layout.step_name(meta["step"]):
-        raise UserError(f"{path / layout.META}: of step {meta['step']:,}, which is not the folder's")
+        raise UserError(f"{path / layout.META}: step {meta['step']:,} does not match the folder")
     config = from_json(TrainConfig, parsed[layout.CONFIG], str(path / layout.CONFIG))
     tokenizer = tokenizers.from_json(parsed[layout.TOKENIZER], str(path / layout.TOKENIZER))
     return Description(path, config, tokenizer, manifest, meta)
 
 
 def load_model(path: Path, device: torch.device | None = None) -> TrainedModel:
-    """Read the model of a checkpoint's folder, every byte verified where it has a manifest.
+    """Load the model of a checkpoint's folder, verified if it has a manifest.
 
-    The numbers go from the file into the model's parameters, which are neither drawn first nor held twice.
+    The file is read directly into the model's uninitialised parameters.
 
     Args:
         path: a `step-…` folder, or one with the files of a model.
-        device: where to put the model (None: the CPU).
+        device: of the model (None: the CPU).
 
     Raises:
-        UserError: a file is missing, changed, or not what it should be.
+        UserError: a file is missing, changed or invalid.
     """
-    told = describe(path)
-    expected = dict(told.meta_model.named_parameters())
-    with open_tensors(path / layout.MODEL, told.noted(layout.MODEL), expected) as file:
-        model = empty_model(told.config.model, told.tokenizer.vocab_size)
+    described = describe(path)
+    expected = dict(described.meta_model.named_parameters())
+    with open_tensors(path / layout.MODEL, described.manifest_entry(layout.MODEL), expected) as file:
+        model = empty_model(described.config.model, described.tokenizer.vocab_size)
         file.read_into(dict(model.named_parameters()))
     model = model.to(device) if device is not None else model
-    return TrainedModel(path, told.config, told.tokenizer, told.manifest, told.meta, model)
+    return TrainedModel(path, described.config, described.tokenizer, described.manifest, described.meta, model)
 
 
 def _manifest(path: Path) -> dict[str, Any]:
-    """What the manifest of a checkpoint's folder notes of each file."""
+    """The entries of a checkpoint's manifest by file name."""
     where = path / layout.MANIFEST
-    written = storage.read_bytes(where)
-    manifest = storage.parse_json(written, str(where))
+    data = storage.read_bytes(where)
+    manifest = storage.parse_json(data, str(where))
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(f"{path}: not a checkpoint of format {FORMAT}")
-    noted = manifest.get("files")
-    if not isinstance(noted, dict) or set(noted) != set(layout.STEP_FILES):
+    entries = manifest.get("files")
+    if not isinstance(entries, dict) or set(entries) != set(layout.STEP_FILES):
         raise UserError(f"{where}: must name {', '.join(layout.STEP_FILES)}")
-    if written != storage.json_bytes(manifest):
-        raise UserError(f"{where}: damaged: not written as we write it")
-    return noted
+    if data != storage.json_bytes(manifest):
+        raise UserError(f"{where}: corrupt manifest: not in canonical form")
+    return entries

@@ -1,1 +1,1 @@
-"""From words on the command line to a checked config; errors to one line and an exit status."""
+"""The command line: arguments to a checked config, errors to one line and an exit status."""

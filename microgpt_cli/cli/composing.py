@@ -1,6 +1,6 @@
-"""From checked words to a config: Hydra composes `conf/`, the verb's dataclass checks every key.
+"""From checked arguments to a config: Hydra composes `conf/`, the verb's dataclass checks every key.
 
-This file and sweeping.py are all that know Hydra, which each function imports when it needs it.
+Only this module and multirun.py use Hydra; their functions import it when they need it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from microgpt_cli.errors import UserError
 from microgpt_cli.runs import escape
 
 HERE = Path(__file__).resolve().parent.parent
-LONGEST_LINE = 2000  # characters of an error that are shown
-# In a wheel conf/ lies inside the package, in a checkout beside it.
+MAX_LINE = 2000  # characters of an error message
+# in a wheel conf/ is inside the package, in a checkout beside it
 CONF = next((path for path in (HERE / "conf", HERE.parent / "conf") if (path / "train.yaml").is_file()), HERE / "conf")
 
 
@@ -31,25 +31,25 @@ def group_choices(schema: type[Node]) -> dict[str, list[str]]:
 
 
 def version_base() -> dict[str, str]:
-    """The argument by which Hydra 1.3 wants to be told how to behave; 1.4 warns if it is given at all."""
+    """The argument that Hydra 1.3 requires and Hydra 1.4 warns about."""
     import hydra
 
     return {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}
 
 
 def register(verbs: Mapping[str, Verb], verb: str) -> None:
-    """Let Hydra know the schema of a verb, by the name of each verb that shares it."""
+    """Register the schema of a verb with Hydra, under the name of each verb that shares it."""
     from hydra.core.config_store import ConfigStore
 
     store, schema = ConfigStore.instance(), verbs[verb].schema
     node = _without_values(schema)
     for name, other in verbs.items():
-        if other.schema is schema and f"_{name}.yaml" not in store.repo:  # Hydra 1.4 warns of a second time
+        if other.schema is schema and f"_{name}.yaml" not in store.repo:  # Hydra 1.4 warns of a second registration
             store.store(name=f"_{name}", node=node)
 
 
 def _without_values(schema: type[Any]) -> Any:
-    """A structured config without the defaults that programs have: on a command line all values are YAML's."""
+    """A structured config without the dataclass defaults: on a command line all values come from YAML."""
     from omegaconf import MISSING, OmegaConf
 
     node = OmegaConf.structured(schema)
@@ -59,12 +59,12 @@ def _without_values(schema: type[Any]) -> Any:
 
 
 def flag(flags: Sequence[str], name: str) -> str | None:
-    """The value of a flag, if it was given."""
+    """The value of a flag, or None if it is absent."""
     return flags[flags.index(name) + 1] if name in flags else None
 
 
 def compose(verbs: Mapping[str, Verb], verb: str, words: overrides.Words) -> Any:
-    """The composed config with its `hydra` node, types checked by the schema."""
+    """The composed config with its `hydra` node; the schema checks the types."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
@@ -82,14 +82,14 @@ def compose(verbs: Mapping[str, Verb], verb: str, words: overrides.Words) -> Any
 
 
 def select(composed: Any) -> dict[str, Any]:
-    """Dotted key → value of everything in a composed config but its `hydra` node."""
+    """Dotted key → value of a composed config, without its `hydra` node."""
     from omegaconf import OmegaConf
 
     return flatten(OmegaConf.to_container(_without_hydra(composed), resolve=True))  # type: ignore[arg-type]
 
 
 def _without_hydra(composed: Any) -> Any:
-    """The verb's own config, still typed by its schema."""
+    """The verb's own config, typed by its schema."""
     from omegaconf import open_dict
 
     plain = copy.deepcopy(composed)
@@ -99,7 +99,7 @@ def _without_hydra(composed: Any) -> Any:
 
 
 def to_config(verb: str, spec: Verb, composed: Any) -> Any:
-    """The verb's dataclass, ranges checked. Raises `UserError` if a key has no value."""
+    """The verb's dataclass with checked ranges. Raises `UserError` if a key has no value."""
     from omegaconf import OmegaConf
 
     plain = _without_hydra(composed)
@@ -108,12 +108,12 @@ def to_config(verb: str, spec: Verb, composed: Any) -> Any:
         raise UserError(f"{missing[0]} is required, for example: {spec.example}")
     config = OmegaConf.to_object(plain)
     if not isinstance(config, spec.schema):
-        raise UserError(f"not a config of microgpt {verb}: its defaults must begin with _{verb}")
+        raise UserError(f"not a config of microgpt {verb}: its defaults list must start with _{verb}")
     return config
 
 
 def hydra_files(composed: Any) -> dict[str, str]:
-    """What Hydra itself would write to `.hydra/`."""
+    """The files that Hydra would write to `.hydra/`."""
     from omegaconf import OmegaConf
 
     return {
@@ -123,23 +123,23 @@ def hydra_files(composed: Any) -> dict[str, str]:
     }
 
 
-def interrupt_behind(error: BaseException) -> KeyboardInterrupt | None:
-    """The Ctrl-C that came first, where OmegaConf, cut off half-way, fails while it restores what it had changed."""
-    behind: BaseException | None = error
-    while behind is not None and not isinstance(behind, KeyboardInterrupt):
-        behind = behind.__context__
-    return behind
+def interrupt_in_context(error: BaseException) -> KeyboardInterrupt | None:
+    """The KeyboardInterrupt in the context of an error: OmegaConf can fail while it handles one."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, KeyboardInterrupt):
+        cause = cause.__context__
+    return cause
 
 
-def explained(error: Exception, verb: str, words: overrides.Words, schema: dict[str, Leaf]) -> Exception:
-    """Hydra's and OmegaConf's errors as one line for a person; any other error as it is."""
+def explain(error: Exception, verb: str, words: overrides.Words, schema: dict[str, Leaf]) -> Exception:
+    """Errors of Hydra and OmegaConf as a one-line `UserError`; any other error unchanged."""
     from hydra.errors import HydraException, MissingConfigException
     from omegaconf.errors import OmegaConfBaseException
 
     frames = traceback.extract_tb(error.__traceback__)
     plugin = next((frame for frame in frames if re.search("hydra_plugins(?!.microgpt)", frame.filename)), None)
     if plugin and not isinstance(error, HydraException | OmegaConfBaseException):
-        return UserError(f"a Hydra plugin is broken, uninstall it: {plugin.filename}: {one_line(error)}")
+        return UserError(f"broken Hydra plugin, uninstall it: {plugin.filename}: {one_line(error)}")
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         options = [name for name in error.options or [] if not name.startswith("_")]
@@ -157,13 +157,13 @@ def explained(error: Exception, verb: str, words: overrides.Words, schema: dict[
             return UserError(f"{key}={value}: must be of type {leaf.type_name}{' or null' if leaf.optional else ''}")
         return UserError(f"{str(cause).splitlines()[0]}{f' ({key})' if key else ''}")
     composing = any(Path(frame.filename).name == "config_loader_impl.py" for frame in frames)
-    if isinstance(error, HydraException) or composing:  # of syntax, of encoding, of types that Hydra takes for granted
+    if isinstance(error, HydraException) or composing:  # syntax, encoding, unexpected types
         deep = isinstance(error, RecursionError)
-        return UserError("a value or a config file is nested too deep to be read" if deep else one_line(error))
+        return UserError("a value or a config file is nested too deeply" if deep else one_line(error))
     return error
 
 
 def one_line(error: BaseException) -> str:
-    """An error as one line, escaped for a terminal: parts of it may come from an untrusted file."""
+    """An error as one line, escaped for a terminal: it may quote an untrusted file."""
     line = escape.one_line(str(error))
-    return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]} …"
+    return line if len(line) <= MAX_LINE else f"{line[:MAX_LINE]} …"

@@ -1,8 +1,7 @@
-"""Python's garbage collector, kept out of the way while a command starts and when it ends.
+"""Pause the garbage collector during imports and at exit.
 
-What is imported stays to the end, and looking through it for garbage, again and again while it grows, is a tenth of the
-time that importing torch takes. The last look, when Python ends, takes half a second. Only for a process that is a
-command: programs that call `cli.main(words)` have their collector as they left it.
+Collections during the imports take a tenth of the time of importing torch, and the last one, at exit, half a second.
+Used only when the process is the command: programs that call `main(words)` keep their collector unchanged.
 """
 
 import atexit
@@ -11,13 +10,13 @@ import sys
 
 
 def pause() -> None:
-    """Look for no garbage until `work`, and for none when the process ends."""
+    """Disable collection until `resume`, and at exit."""
     gc.disable()
-    atexit.register(_end)
+    atexit.register(_freeze)
 
 
-def _end() -> None:
-    """Leave everything where it is, but for torch's compiler: it complains of what of it isn't cleared away."""
+def _freeze() -> None:
+    """Skip the collection at exit, unless Triton is loaded: it warns about objects that are not collected."""
     if "triton" in sys.modules:
         gc.unfreeze()
     else:
@@ -25,7 +24,7 @@ def _end() -> None:
 
 
 def resume() -> None:
-    """Look for garbage again, if it was given up, but not among what is there by now."""
+    """Enable collection again after `pause`, and exempt all existing objects."""
     if not gc.isenabled():
         gc.freeze()
         gc.enable()

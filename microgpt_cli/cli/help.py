@@ -1,4 +1,4 @@
-"""What `microgpt --help` and `microgpt VERB --help` print: made from the verb table, the schema and `conf/`."""
+"""The help pages of `microgpt --help` and `microgpt VERB --help`, from the verb table, the schema and `conf/`."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from microgpt_cli.config.schema import Leaf
 if TYPE_CHECKING:
     from microgpt_cli.cli.verb import Verb
 
-WIDEST_COLUMN, NARROWEST_MEANING = 24, 50
+MAX_COLUMN, MIN_MEANING = 24, 50
 
 
 def tool(verbs: Mapping[str, Verb]) -> str:
-    """The page of the tool: every verb with one line and one example."""
+    """The page of `microgpt --help`: each verb with one line and one example."""
     lines = ["microgpt: train, sample, measure and understand small GPTs", "", "  microgpt VERB key=value …", ""]
     for name, spec in verbs.items():
         lines += [f"  {name:8} {spec.help}", f"  {'':8} $ {spec.example}"]
     lines += [
         "",
-        "  microgpt VERB --help     its keys, with type, default and meaning, and its groups",
-        "  microgpt VERB --cfg job  the config that it would run with",
+        "  microgpt VERB --help     keys with type, default and meaning, and config groups",
+        "  microgpt VERB --cfg job  print the composed config",
         "  microgpt train -m optim.learning_rate=1e-3,3e-3 model=micro,mini   sweeps",
         '  eval "$(microgpt -sc install=bash)"   completes verbs, keys and choices with TAB',
         "",
-        "New here? Type: microgpt train",
+        "To start: microgpt train",
     ]
     return "\n".join(lines)
 
@@ -42,27 +42,27 @@ def verb(
     defaults: Mapping[str, Any],
     sweep_leaves: Mapping[str, Leaf],
 ) -> str:
-    """The page of a verb: its keys with type, default and meaning, its groups with their choices."""
+    """The page of a verb: keys with type, default and meaning, groups with their choices."""
     lines = [f"microgpt {name}: {spec.help}", "", f"  $ {spec.example}", ""]
     width = shutil.get_terminal_size().columns
     if groups:
-        lines += ["Groups: each choice sets several keys; what you type wins", ""]
+        lines += ["Groups: each choice sets several keys; overrides on the command line win", ""]
         for group, choices in groups.items():
             lines.append(f"  {group}=")
             for choice in choices:
-                says = textwrap.wrap(_first_comment(conf / group / f"{choice}.yaml"), max(width - 20, 40))
-                lines += [f"    {choice:14} {says[0]}", *(" " * 19 + line for line in says[1:])]
+                texts = textwrap.wrap(_first_comment(conf / group / f"{choice}.yaml"), max(width - 20, 40))
+                lines += [f"    {choice:14} {texts[0]}", *(" " * 19 + line for line in texts[1:])]
         lines.append("")
     lines += ["Keys", ""]
     rows = [(leaf.name, leaf.type_name, _shown(defaults.get(leaf.name)), _meaning(leaf)) for leaf in leaves]
-    columns = [min(max(len(row[i]) for row in rows), WIDEST_COLUMN) for i in range(3)]
+    columns = [min(max(len(row[i]) for row in rows), MAX_COLUMN) for i in range(3)]
     indent = 2 + sum(columns) + 2 * len(columns)
-    if width < indent + NARROWEST_MEANING:
-        indent = 8  # on a line of its own
+    if width < indent + MIN_MEANING:
+        indent = 8  # meanings on their own line
     for key, type_name, default, meaning in rows:
         head = f"  {key:{columns[0]}}  {type_name:{columns[1]}}  {default:{columns[2]}}  "
-        says = [" " * indent + line for line in textwrap.wrap(meaning, max(width - indent, NARROWEST_MEANING))]
-        lines += [head.rstrip(), *says] if indent == 8 else [head + says[0].strip(), *says[1:]]
+        texts = [" " * indent + line for line in textwrap.wrap(meaning, max(width - indent, MIN_MEANING))]
+        lines += [head.rstrip(), *texts] if indent == 8 else [head + texts[0].strip(), *texts[1:]]
     if sweep_leaves:
         lines += ["", "Keys of a sweep (-m)", ""]
         lines += [f"  {leaf.name:20} {leaf.type_name:6} {leaf.meaning}" for leaf in sweep_leaves.values()]
@@ -75,10 +75,10 @@ def verb(
 
 
 def _first_comment(path: Path) -> str:
-    """What a choice is: the first comment of its file that says something."""
+    """The description of a choice: the first comment of its file, without commands."""
     lines = path.read_text(encoding="utf-8").splitlines()
-    says = [line[2:] for line in lines if line.startswith("# ") and not line.startswith("# @package")]
-    return next((line for line in says if not line.startswith("microgpt ")), says[0] if says else "")
+    texts = [line[2:] for line in lines if line.startswith("# ") and not line.startswith("# @package")]
+    return next((line for line in texts if not line.startswith("microgpt ")), texts[0] if texts else "")
 
 
 def _meaning(leaf: Leaf) -> str:

@@ -1,12 +1,13 @@
-"""The front door: `microgpt VERB key=value …` → a checked config → `commands/VERB.py`.
+"""Entry point: `microgpt VERB key=value …` → a checked config → `commands/VERB.py`.
 
-The table of verbs, and the one place where an error becomes a line and an exit status. Neither Hydra nor torch is
-imported before it is needed: `microgpt --help` imports neither.
+Holds the table of verbs, and turns errors into one line and an exit status. Hydra and torch are imported only when
+needed: `microgpt --help` imports neither.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -45,20 +46,20 @@ VERBS = {
         makes_run_folder=True,
     ),
     "doctor": Verb(
-        "look before a run: machine, text, memory and time; writes nothing",
+        "check machine, text, memory and time before a run; writes nothing",
         "microgpt doctor model=small data.path=my.txt",
         "microgpt_cli.commands.doctor:run",
         TrainConfig,
     ),
     "sample": Verb(
-        "write text with a trained model",
+        "generate text with a trained model",
         "microgpt sample ckpt=outputs/latest prompt='The '",
         "microgpt_cli.commands.sample:run",
         SampleConfig,
         positional=("ckpt",),
     ),
     "eval": Verb(
-        "measure a trained model on a whole text",
+        "evaluate a trained model on a whole text",
         "microgpt eval ckpt=outputs/latest",
         "microgpt_cli.commands.eval:run",
         EvalConfig,
@@ -72,56 +73,56 @@ VERBS = {
         positional=("ckpt",),
     ),
     "inspect": Verb(
-        "look inside a model as it reads: attention, what each layer expects, losses",
+        "look inside a model: attention, logit lens and loss of each token",
         "microgpt inspect ckpt=outputs/latest prompt='The function '",
         "microgpt_cli.commands.inspect:run",
         InspectConfig,
         positional=("ckpt",),
     ),
     "report": Verb(
-        "one HTML page of a run or a sweep: curves, verdict, samples, settings",
+        "write an HTML page of a run or a sweep: curves, diagnosis, samples, settings",
         "microgpt report outputs/latest",
         "microgpt_cli.commands.report:run",
         ReportConfig,
         positional=("run",),
     ),
     "shapes": Verb(
-        "follow one forward pass: every operation, its shapes, parameters and FLOPs",
+        "trace one forward pass: every operation, its shapes, parameters and FLOPs",
         "microgpt shapes model=micro batch=4",
         "microgpt_cli.commands.shapes:run",
         ShapesConfig,
         positional=("ckpt",),
     ),
     "diagram": Verb(
-        "draw the architecture of a model, as it runs",
+        "draw the architecture of a model from a traced forward pass",
         "microgpt diagram arch=modern out=modern.png",
         "microgpt_cli.commands.diagram:run",
         DiagramConfig,
         positional=("ckpt",),
     ),
     "replay": Verb(
-        "play what a model wrote as it learnt, from gibberish to text",
+        "replay the samples that a model wrote during training",
         "microgpt replay outputs/latest speed=2",
         "microgpt_cli.commands.replay:run",
         ReplayConfig,
         positional=("run",),
     ),
     "verify": Verb(
-        "check every byte of a run's checkpoints, and that training repeats to the bit",
+        "verify the checksums of a run's checkpoints, and that training is reproducible bit for bit",
         "microgpt verify ckpt=outputs/latest replay=100",
         "microgpt_cli.commands.verify:run",
         VerifyConfig,
         positional=("ckpt",),
     ),
     "runs": Verb(
-        "list the runs, the best first, with the settings in which they differ",
+        "list runs, best first, with the settings that differ",
         "microgpt runs outputs filter='status=finished'",
         "microgpt_cli.commands.runs:run",
         RunsConfig,
         positional=("paths",),
     ),
     "compare": Verb(
-        "two runs or more side by side: settings, curves, losses, samples",
+        "compare two or more runs: settings, curves, losses, samples",
         "microgpt compare outputs/train/A outputs/train/B",
         "microgpt_cli.commands.compare:run",
         CompareConfig,
@@ -132,13 +133,13 @@ VERBS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit status: 0, 1 for a run that failed, 2 for bad input, 128 + signal."""
-    if argv is None:  # the process is ours
+    if argv is None:  # this process is the command
         gc_control.pause()
     if "torch" not in sys.modules:
         threads.limit_spinning(os.environ)
     words = list(sys.argv[1:] if argv is None else argv)
     verb = words[0] if words else "--help"
-    if hasattr(sys.stdout, "reconfigure"):  # a path need not be UTF-8, nor can every terminal show an ellipsis
+    if hasattr(sys.stdout, "reconfigure"):  # paths may not be UTF-8, and some terminals lack an ellipsis
         sys.stdout.reconfigure(errors="surrogateescape" if sys.stdout.encoding.lower() == "utf-8" else "replace")
     try:
         if verb in ("--help", "-h"):
@@ -157,38 +158,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except UserError as error:
         where = f"microgpt {verb}" if verb in VERBS else "microgpt"
-        _tell(f"{where}: {composing.one_line(error)}")
+        _print_error(f"{where}: {composing.one_line(error)}")
         return error.exit_status
     except Interrupted as stop:
-        _tell(f"microgpt {verb}: {stop}")
+        _print_error(f"microgpt {verb}: {stop}")
         return stop.exit_status
     except KeyboardInterrupt:
-        _tell("interrupted")
+        _print_error("interrupted")
         return 130
-    except BrokenPipeError:  # `microgpt params | head` has read enough
+    except BrokenPipeError:  # as in `microgpt params | head`
         _drop_stdout()
     except OSError as error:
-        path = error.filename or "standard output"  # the errors of our files have a name
-        print(f"microgpt {verb}: {path}: {error.strerror or error}; see to the disk it is on", file=sys.stderr)
+        path = error.filename or "standard output"  # errors of our own files have a name
+        remedy = "free some space" if error.errno == errno.ENOSPC else "check the disk"
+        print(f"microgpt {verb}: {path}: {error.strerror or error}; {remedy}", file=sys.stderr)
         _drop_stdout()
         return 1
     return 0
 
 
-def _tell(line: str) -> None:
-    """Print to standard error, if it is still there: a terminal may have been closed, which ends the command."""
+def _print_error(line: str) -> None:
+    """Print to standard error, if it is still open: a closed terminal also ends the command."""
     try:
         print(line, file=sys.stderr, flush=True)
         sys.stdout.flush()
     except OSError:
-        with contextlib.suppress(OSError, ValueError):  # no descriptors: programs may have put something in their place
+        with contextlib.suppress(OSError, ValueError):  # replaced streams without descriptors
             nowhere = os.open(os.devnull, os.O_WRONLY)
             for stream in (sys.stdout, sys.stderr):
                 os.dup2(nowhere, stream.fileno())
 
 
 def _drop_stdout() -> None:
-    """Let what is still unwritten go nowhere, or Python would try to write it once more when it ends."""
+    """Discard unwritten output, which Python would otherwise flush at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -200,7 +202,7 @@ def _verb_hint(verb: str, words: list[str]) -> str:
 
 
 def _run_verb(verb: str, words: list[str]) -> None:
-    """Sort the words out, then compose and run once, or let Hydra sweep, or print what was asked for."""
+    """Parse the arguments, then run the verb, start a sweep or print help."""
     spec = VERBS[verb]
     schema_leaves = {leaf.name: leaf for leaf in leaves(spec.schema)}
     groups = group_choices(verb)
@@ -229,12 +231,12 @@ def _run_verb(verb: str, words: list[str]) -> None:
     except UserError:
         raise
     except Exception as error:
-        interrupt = composing.interrupt_behind(error)
-        raise interrupt or composing.explained(error, verb, sorted_words, schema_leaves) from error
+        interrupt = composing.interrupt_in_context(error)
+        raise interrupt or composing.explain(error, verb, sorted_words, schema_leaves) from error
 
 
 def _hydra_main(verb: str, words: overrides.Words) -> None:
-    from microgpt_cli.cli import multirun  # half of the time of `microgpt --help`
+    from microgpt_cli.cli import multirun  # imports take half of the time of `microgpt --help`
 
     multirun.hydra_main(VERBS, verb, words)
 
@@ -242,7 +244,7 @@ def _hydra_main(verb: str, words: overrides.Words) -> None:
 def load_config(verb: str, words: Sequence[str]) -> Any:
     """The config that a command line would run with, for programs: `load_config("train", ["model=mini"])`.
 
-    Of two values of a key the last one counts, where a command line is refused.
+    If a key is given twice, the last value counts; a command line would be refused.
     """
     spec = VERBS[verb]
     words = list({word.partition("=")[0]: word for word in words}.values())
@@ -257,15 +259,15 @@ def group_choices(verb: str) -> dict[str, list[str]]:
 
 
 def _sweep_keys(spec: Verb) -> dict[str, Leaf]:
-    """The keys of a sweep itself, for verbs whose jobs have folders."""
+    """The keys of the sweep itself, for verbs whose jobs have folders."""
     return {leaf.name: leaf for leaf in leaves(SearchConfig, "sweep.")} if spec.makes_run_folder else {}
 
 
 def _composed(verb: str, words: Sequence[str]) -> dict[str, Any]:
-    """Dotted key → value of a verb's config where these words are typed, for those that compare with it."""
+    """Dotted key → value of a verb's config for these overrides."""
     try:
         return composing.select(composing.compose(VERBS, verb, overrides.Words((), tuple(words), ())))
-    except Exception as error:  # of words that a file has brought
+    except Exception as error:  # the overrides may come from a file
         raise UserError(composing.one_line(error)) from error
 
 
@@ -275,14 +277,14 @@ def _names(flags: Sequence[str]) -> list[str]:
 
 
 def _check_flags(flags: Sequence[str], groups: Iterable[str]) -> None:
-    """Raises `UserError` for flags that don't go together, and for a config folder that can't be read."""
+    """Raises `UserError` for flags that exclude each other and for a bad config folder."""
     names = set(_names(flags))
     ways = sorted(names & {"--multirun", "--run", "--cfg", "--info"})
     if len(ways) > 1:
-        raise UserError(f"{' and '.join(ways)} don't go together: give one of them")
+        raise UserError(f"{' and '.join(ways)} exclude each other; give one of them")
     for name in ("--resolve", "--package"):
         if name in names and "--cfg" not in names:
-            raise UserError(f"{name} goes with --cfg job")
+            raise UserError(f"{name} requires --cfg job")
     for name in ("--config-dir", "--config-path"):
         folder = composing.flag(flags, name)
         if folder is not None and not os.path.isdir(folder):
@@ -294,10 +296,10 @@ def _check_flags(flags: Sequence[str], groups: Iterable[str]) -> None:
 
 
 def _complete(words: list[str]) -> None:
-    """Shell completion: our verbs, then Hydra's completion of the verb's keys, groups and choices."""
+    """Shell completion: verbs here, a verb's keys, groups and choices by Hydra."""
     request = words[0] if words else ""
     if request.partition("=")[0] not in ("install", "uninstall", "query"):
-        raise UserError('to switch it on: eval "$(microgpt -sc install=bash)" (or zsh, fish)')
+        raise UserError('enable shell completion with: eval "$(microgpt -sc install=bash)" (or zsh, fish)')
     verb = "train"
     if request.startswith("query="):
         line = os.environ.get("COMP_LINE", "")

@@ -1,4 +1,4 @@
-"""Sweeps, and Hydra's own flags: `hydra.main` with our words, and what it calls for each job."""
+"""Sweeps and Hydra's own flags: call `hydra.main`, and run each job of a sweep."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from microgpt_cli.errors import RunStopped, UserError
 from microgpt_cli.sweeps import job, record
 from microgpt_cli.sweeps.job import SweepProcess
 
-# Our own sweepers say what there is to say: Hydra's lines are not for people, and a job's log is its own.
+# Hydra's logging is off: the sweepers print progress, and each job writes its own log.
 SWEEP_DEFAULTS = {"hydra/hydra_logging": "none", "hydra/job_logging": "none"}
 
 
 @dataclass(frozen=True)
 class Task:
-    """What Hydra calls for each job of a sweep: in this process, or in one that a launcher has started somewhere."""
+    """The function that Hydra calls for each job, in this process or in one that a launcher started."""
 
     verb: str
     spec: Verb
@@ -47,11 +47,11 @@ class Task:
         if not self.makes_run_folder:
             print(f"# {' '.join(hydra.overrides.task)}", file=sys.stderr, flush=True)
             self.spec.run(self.check(composed), typed=self.typed)
-            print(flush=True)  # a text that a job wrote need not end its line
+            print(flush=True)  # the output of a job may lack a final newline
             return None
         folder = Path(hydra.runtime.output_dir)
         if folder.is_relative_to(Path.cwd()):
-            folder = folder.relative_to(Path.cwd())  # shorter to read and to type
+            folder = folder.relative_to(Path.cwd())  # shorter to type
 
         def train(resume: Path | None) -> None:
             config = self.check(composed)
@@ -67,29 +67,29 @@ class Task:
 
         end = job.run(folder, train, self.sweep_process, bool(hydra.sweeper.get("fail_fast", False)))
         if hydra.sweeper._target_.startswith("hydra_plugins.microgpt"):
-            return end  # whoever drives the sweep reads the folders
+            return end  # our sweepers read the folders
         if end.status == "failed":
             raise RunStopped(f"job {folder.name}: {end.error}; its traceback is in {folder / job.TRACEBACK}")
-        return end.best_val_loss  # what sweepers of others minimise
+        return end.best_val_loss  # the objective for other sweepers
 
     def check(self, composed: Any) -> Any:
-        """The config of a job. Raises `UserError` for what is wrong with it, or can't be in a job of a sweep."""
+        """The config of a job. Raises `UserError` if it is invalid or not allowed in a sweep."""
         config = composing.to_config(self.verb, self.spec, composed)
         if self.makes_run_folder and config.out_dir is not None:
             raise UserError(f"out_dir={config.out_dir}: each job of a sweep has its own folder; use hydra.sweep.dir=")
         if self.makes_run_folder and config.lr_find:
-            raise UserError("lr_find=true: leaves no run to compare; find a rate without -m, one command a model")
+            raise UserError("lr_find=true: not available in a sweep; run it without -m, once per model")
         if self.makes_run_folder and config.profile:
-            raise UserError("profile=true: leaves no run to compare; profile without -m, one command a model")
+            raise UserError("profile=true: not available in a sweep; run it without -m, once per model")
         if self.makes_run_folder and config.resume is not None:
             raise UserError(
-                f"resume={config.resume}: jobs of a sweep are new runs; to go on with a sweep: sweep.resume="
+                f"resume={config.resume}: jobs of a sweep are new runs; to resume a sweep, give sweep.resume="
             )
         return config
 
 
 def hydra_main(verbs: Mapping[str, Verb], verb: str, words: overrides.Words) -> None:
-    """Sweeps, `--cfg`, `--info` and the like: Hydra's own `main`, with the words in the order that it takes."""
+    """Run Hydra's own `main` for sweeps, `--cfg`, `--info` and the like, with arguments in its order."""
     import hydra
 
     package = composing.flag(words.flags, "--package")
@@ -100,11 +100,11 @@ def hydra_main(verbs: Mapping[str, Verb], verb: str, words: overrides.Words) -> 
             raise UserError(f"--package {package}: no such node in the config")
     gc_control.resume()
     composing.register(verbs, verb)
-    mend_argparse()
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, whole
+    patch_argparse()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors with their traceback
     with tempfile.TemporaryDirectory() as scratch:
         defaults = SWEEP_DEFAULTS | {"hydra/sweeper": _sweeper(words)} if "--multirun" in words.flags else {}
-        if not verbs[verb].makes_run_folder:  # leaves nothing behind, so it sweeps in a folder that goes away
+        if not verbs[verb].makes_run_folder:  # writes no files, so the sweep folder is temporary
             defaults = defaults | {"hydra.sweep.dir": overrides.quote(scratch)}
         typed = {word.partition("=")[0] for word in words.overrides}
         quiet = [f"{key}={value}" for key, value in defaults.items() if key not in typed]
@@ -114,7 +114,7 @@ def hydra_main(verbs: Mapping[str, Verb], verb: str, words: overrides.Words) -> 
 
 
 def _sweeper(words: overrides.Words) -> str:
-    """The sweeper of ours that a command line means: what it typed tells, or the sweep that it goes on with."""
+    """The sweeper that a command line needs: by its keys and values, or that of the sweep it resumes."""
     grid_too = {leaf.name for leaf in leaves(SweepConfig)}
     search_only = {f"hydra.sweeper.{leaf.name}" for leaf in leaves(SearchConfig) if leaf.name not in grid_too}
     for word in words.overrides:
@@ -122,13 +122,13 @@ def _sweeper(words: overrides.Words) -> str:
         if key in search_only or re.search(r"\binterval\(", value):
             return "optuna"
         if key == "hydra.sweeper.resume":
-            with contextlib.suppress(UserError):  # told later
+            with contextlib.suppress(UserError):  # reported later
                 return record.read(record.find(value.strip("'"))).sweeper
     return "grid"
 
 
-def mend_argparse() -> None:
-    """Python 3.14 checks that help texts are strings, and Hydra 1.3 passes a lazy one (hydra issue #3121)."""
+def patch_argparse() -> None:
+    """Let argparse of Python 3.14 accept the lazy help text of Hydra 1.3 (hydra issue #3121)."""
     check = getattr(argparse.ArgumentParser, "_check_help", None)
     if check is not None:
 

@@ -1,7 +1,7 @@
-"""From what a person typed to Hydra overrides: checked against the schema, text values quoted, flags set apart.
+"""From command-line arguments to Hydra overrides: check keys against the schema, quote strings, separate flags.
 
-Pure functions of words; no Hydra here. Hydra's grammar gives a meaning to quotes, commas, equals signs and `${…}`, and
-its flags must not stand between overrides. People know none of that, and after this module they need not.
+Pure functions without Hydra. Hydra's grammar interprets quotes, commas, equals signs and `${…}` in values, and its
+flags must not be between overrides; users need to know neither.
 """
 
 import difflib
@@ -14,7 +14,7 @@ from types import MappingProxyType
 from microgpt_cli.config.schema import Leaf
 from microgpt_cli.errors import UserError
 
-# Hydra's flags that take a value; `--info` takes one only when one of its own words follows.
+# Hydra's flags that take a value; `--info` takes one only if it is one of INFO_WORDS.
 SHORT = {"-c": "--cfg", "-p": "--package", "-cp": "--config-path", "-cn": "--config-name", "-cd": "--config-dir"}
 SHORT |= {"-i": "--info", "-m": "--multirun", "-r": "--run", "-h": "--help"}
 VALUE_FLAGS = ("--cfg", "--info", "--package", "--config-path", "--config-name", "--config-dir")
@@ -26,11 +26,11 @@ OVERRIDE = re.compile(r"(?P<prefix>\+{0,2}|~)(?P<key>[A-Za-z_][\w.@/-]*)(?:=(?P<
 
 @dataclass(frozen=True)
 class Words:
-    """A command line after its verb, sorted out."""
+    """The parsed arguments after the verb."""
 
-    flags: tuple[str, ...]  # for Hydra, with their values
-    overrides: tuple[str, ...]  # for Hydra, in its grammar
-    typed: tuple[str, ...]  # the keys and groups that were given a value, hydra's own left out
+    flags: tuple[str, ...]  # of Hydra, with their values
+    overrides: tuple[str, ...]  # in Hydra's grammar
+    typed: tuple[str, ...]  # keys and groups that are set, without Hydra's own
 
 
 def sort_words(
@@ -40,22 +40,22 @@ def sort_words(
     positional: tuple[str, ...],
     sweep_leaves: Mapping[str, Leaf] = MappingProxyType({}),
 ) -> Words:
-    """Tell flags from overrides and positionals, check every key, and write the overrides as Hydra wants them.
+    """Separate flags, overrides and positional arguments, check every key, and quote the values for Hydra.
 
     Args:
-        words: what stands behind the verb.
+        words: the arguments after the verb.
         leaves: the keys of the verb, by dotted name.
-        groups: the groups of the verb, each with its choices.
-        positional: the keys that bare words fill, in order.
-        sweep_leaves: the keys of a sweep itself, which Hydra has in `hydra.sweeper`.
+        groups: the groups of the verb with their choices.
+        positional: the keys that positional arguments set, in order.
+        sweep_leaves: the keys of the sweep itself, which are in `hydra.sweeper`.
 
     Raises:
-        UserError: an unknown flag or key, a key without a value or with two, or a word too many.
+        UserError: an unknown flag or key, a key with no value or two, or an unexpected argument.
     """
     flags, rest = _split_flags(list(words))
     sweep = "--multirun" in flags
     overrides, typed, free, several = [], [], list(positional), []
-    given: dict[str, str] = {}  # key → the word that gave it
+    given: dict[str, str] = {}  # key → the argument that set it
     for word in rest:
         match = OVERRIDE.fullmatch(word)
         is_bare = match is None or (
@@ -71,18 +71,18 @@ def sort_words(
         else:
             assert match is not None
             key, value = match["key"], match["value"]
-        if key in given:  # Hydra would take the last one, without a word
-            raise UserError(f"{key} is given twice, as {given[key]!r} and {word!r}; leave one of them out")
+        if key in given:  # Hydra would silently use the last one
+            raise UserError(f"{key} is given twice, as {given[key]!r} and {word!r}; omit one of them")
         given[key] = word
         if not is_bare:
             if key == "hydra" or key.startswith(("hydra.", "hydra/")):
                 overrides.append(word)
                 continue
             if match and match["prefix"] == "~":
-                raise UserError(f"{word}: keys and groups can be changed, not removed")
+                raise UserError(f"{word}: keys and groups can't be removed")
             if key in sweep_leaves:
                 if not sweep:
-                    raise UserError(f"{word}: needs a sweep; add -m")
+                    raise UserError(f"{word}: only for sweeps; add -m")
                 overrides.append(
                     "hydra.sweeper." + _override(key, value, sweep_leaves, {}, False).removeprefix("sweep.")
                 )
@@ -90,7 +90,7 @@ def sort_words(
         overrides.append(_override(key, value, {**leaves, **sweep_leaves}, groups, sweep))
         typed.append(key)
     if several and free[0] in given:
-        raise UserError(f"{free[0]} is given twice, as {given[free[0]]!r} and {several[0]!r}; leave one of them out")
+        raise UserError(f"{free[0]} is given twice, as {given[free[0]]!r} and {several[0]!r}; omit one of them")
     if several:
         overrides.append(f"{free[0]}=[{','.join(map(quote, several))}]")
         typed.append(free[0])
@@ -98,7 +98,7 @@ def sort_words(
 
 
 def _split_flags(words: list[str]) -> tuple[list[str], list[str]]:
-    """Flags, in their long form and each with its value behind it, and the other words."""
+    """Flags, in their long form and followed by their values, and all other arguments."""
     flags: list[str] = []
     rest: list[str] = []
     while words:
@@ -123,12 +123,12 @@ def _split_flags(words: list[str]) -> tuple[list[str], list[str]]:
             flags += [name, value]
         else:
             known = (*PLAIN_FLAGS, *VALUE_FLAGS, "--version")
-            raise UserError(f"unknown flag {word}{_suggest(typed, known)}; options are typed as key=value")
+            raise UserError(f"unknown flag {word}{_suggest(typed, known)}; options are given as key=value")
     return flags, rest
 
 
 def _is_path(key: str, word: str, leaves: Mapping[str, Leaf], groups: Mapping[str, Iterable[str]]) -> bool:
-    """Whether a word with an equals sign is a path, as in `outputs/lr=1e-3`, and no override."""
+    """Whether an argument with an equals sign is a path, as in `outputs/lr=1e-3`."""
     return key not in leaves and key not in groups and not key.startswith("hydra") and os.path.exists(word)
 
 
@@ -158,7 +158,7 @@ def _override(
 
 
 def _lists(value: str, sweep: bool) -> str:
-    """`a` and `[a,b]` as lists of texts, `null` as one of none; in a sweep, `a,[a,b]` is two lists."""
+    """Quote a list of strings: `a`, `[a,b]` or `null`, the empty list; in a sweep, `a,[a,b]` is two lists."""
     lists = re.findall(r"\[[^\]]*\]?|[^,\[]+", value) if sweep else [value]
     made = []
     for text in lists:
@@ -169,9 +169,9 @@ def _lists(value: str, sweep: bool) -> str:
 
 
 def quote(text: str) -> str:
-    r"""Any text as a quoted string of Hydra's override grammar that OmegaConf, too, takes literally.
+    r"""Quote a string for Hydra's override grammar so that Hydra and OmegaConf take it literally.
 
-    OmegaConf reads `${` in a value as an interpolation unless a backslash stands before it, and then also reads
+    OmegaConf reads `${` in a value as an interpolation unless a backslash precedes it, and then also reads
     pairs of backslashes before that. Hydra reads a backslash before the closing quote, or before an inner one, as an
     escape, and then also reads pairs of backslashes before that.
     """
@@ -180,13 +180,13 @@ def quote(text: str) -> str:
 
 
 def _suggest(word: str, names: Iterable[str]) -> str:
-    """`; did you mean 'model.n_layer'?`, by whole name or by last part, or nothing."""
+    """A hint such as `; did you mean 'model.n_layer'?`, or an empty string."""
     best = nearest(word, names)
     return f"; did you mean {best!r}?" if best else ""
 
 
 def nearest(word: str, names: Iterable[str]) -> str | None:
-    """The name that `word` was probably meant to be, compared whole and by its last part."""
+    """The closest name, compared by full name and by last part, or None."""
     names = list(names)
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.75)
     if close:

@@ -1,7 +1,7 @@
-"""A look at the YAML files of a folder given with `--config-dir`, before Hydra reads them.
+"""Check the YAML files of a folder given with `--config-dir` before Hydra reads them.
 
-Such a folder is code, and nothing here makes a stranger's safe to use. But a file that is no text, or whose aliases
-multiply ("billion laughs": 300 bytes become gigabytes), shall cost one line and not the machine.
+Such a folder is code: an untrusted one is not safe to use. The check only turns binary files and exponential alias
+expansion ("billion laughs") into a one-line error instead of exhausting memory.
 """
 
 import re
@@ -13,16 +13,15 @@ import yaml
 
 from microgpt_cli.errors import UserError
 
-FILE_BYTES = 64 << 10
-MOST_VALUES = 2000  # in a file, its aliases written out
-MOST_LEVELS = 20
-# Both, where there are two: OmegaConf 2.3 reads with the one in Python and 2.4 with the one in C, and each refuses
-# texts that the other takes.
+MAX_FILE_BYTES = 64 << 10
+MAX_VALUES = 2000  # in a file, with aliases expanded
+MAX_LEVELS = 20
+# OmegaConf 2.3 uses the loader in Python and 2.4 the one in C; each rejects texts that the other accepts.
 LOADERS = {yaml.SafeLoader, getattr(yaml, "CSafeLoader", yaml.SafeLoader)}
 
 
 def check(folder: Path, groups: Iterable[str]) -> None:
-    """Raises `UserError` if a config in the folder, or of one of these groups in it, is too much to read."""
+    """Raises `UserError` if a config in the folder, or in one of these groups, is unreadable or too large."""
     for part in (".", *groups, "hydra/*"):
         for path in sorted(folder.glob(f"{part}/*.yaml")):
             problem = _problem(path) if path.is_file() else ""
@@ -31,10 +30,10 @@ def check(folder: Path, groups: Iterable[str]) -> None:
 
 
 def _problem(path: Path) -> str:
-    """What is wrong with a file, or nothing; errors of syntax are left to Hydra, which reads only what is chosen."""
+    """The problem of a file, or an empty string. Syntax errors are left to Hydra, which reads only chosen files."""
     try:
-        if path.stat().st_size > FILE_BYTES:
-            return f"larger than the {FILE_BYTES:,} bytes that a config may have"
+        if path.stat().st_size > MAX_FILE_BYTES:
+            return f"larger than {MAX_FILE_BYTES:,} bytes, the limit for a config"
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         return f"not UTF-8 text: {error.reason} at byte {error.start:,}"
@@ -44,19 +43,19 @@ def _problem(path: Path) -> str:
 
 
 def too_much(text: str) -> str:
-    """Says if a YAML text is too much to read: has too many values or too many levels. Else, nothing."""
+    """The problem of a YAML text with too many values or levels, or an empty string."""
     extents = [_extent(text, loader) for loader in LOADERS]
-    if max(values for values, _ in extents) > MOST_VALUES:
-        return f"holds more than {MOST_VALUES:,} values, aliases written out"
-    return f"nested deeper than {MOST_LEVELS} levels" if max(levels for _, levels in extents) > MOST_LEVELS else ""
+    if max(values for values, _ in extents) > MAX_VALUES:
+        return f"more than {MAX_VALUES:,} values with aliases expanded"
+    return f"nested deeper than {MAX_LEVELS} levels" if max(levels for _, levels in extents) > MAX_LEVELS else ""
 
 
 def _extent(text: str, loader: Any) -> tuple[int, int]:
-    """How many values a YAML text stands for, every alias written out, and how deep they are nested.
+    """The number of values in a YAML text with aliases expanded, and their nesting depth.
 
-    Of a text that the loader refuses, the values are those before it does, and the levels those of its characters.
+    For a text that the loader rejects, the values before the error and an estimate of the depth.
     """
-    sizes: dict[str, int] = {}  # of what an anchor names, once that has ended
+    sizes: dict[str, int] = {}  # of completed anchors
     opened: list[tuple[str | None, int]] = [(None, 0)]
     levels = 0
     try:
@@ -64,11 +63,11 @@ def _extent(text: str, loader: Any) -> tuple[int, int]:
             if isinstance(event, yaml.CollectionStartEvent):
                 opened.append((event.anchor, 1))
                 levels = max(levels, len(opened) - 1)
-                if levels > MOST_LEVELS:
-                    break  # Hydra would recurse
+                if levels > MAX_LEVELS:
+                    break  # deeper recursion would overflow
                 continue
             if isinstance(event, yaml.AliasEvent):
-                anchor, size = None, sizes.get(str(event.anchor), MOST_VALUES + 1)  # within itself: without end
+                anchor, size = None, sizes.get(str(event.anchor), MAX_VALUES + 1)  # recursive: infinite
             elif isinstance(event, yaml.ScalarEvent):
                 anchor, size = event.anchor, 1
             elif isinstance(event, yaml.CollectionEndEvent):
@@ -78,15 +77,15 @@ def _extent(text: str, loader: Any) -> tuple[int, int]:
             if anchor is not None:
                 sizes[anchor] = size
             opened[-1] = (opened[-1][0], opened[-1][1] + size)
-    except Exception:  # each parser has its own ways to fail; what is said must not depend on them
+    except Exception:  # the parsers fail in different ways; the message must not depend on them
         levels = max(levels, _levels_of_characters(text))
     return opened[0][1], levels
 
 
 def _levels_of_characters(text: str) -> int:
-    """How deep brackets, indentation and `- ` nest in a text that a parser refuses; quotes count as any character."""
+    """The nesting depth by brackets, indentation and `- ` of a text that a parser rejects; ignores quoting."""
     brackets = deepest = 0
-    columns: list[int] = []  # where the open blocks begin
+    columns: list[int] = []  # of the open blocks
     for line in filter(str.strip, text.splitlines()):
         indicators = re.split(r"(?![-?:]\s|\s)", line, maxsplit=1)[0]
         starts = [column for column, char in enumerate(indicators) if char in "-?:"] + [len(indicators)]

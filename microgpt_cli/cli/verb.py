@@ -1,4 +1,4 @@
-"""A verb of the command line: what it takes, and the function that it calls, whose module is imported when it runs."""
+"""A verb of the command line: its schema and its function, whose module is imported when it runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Verb:
     makes_run_folder: bool = False
 
     def run(self, config: Any, **invocation: Any) -> None:
-        """Import the verb's module, and with it torch where the verb needs it, and call it."""
+        """Import the verb's module, and torch if the verb needs it, and call its function."""
         from microgpt_cli.commands import Invocation
         from microgpt_cli.runs.layout import refuse_if_in_use
 

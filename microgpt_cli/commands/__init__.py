@@ -1,4 +1,4 @@
-"""One file a verb, each a `run(config, invocation)`: wiring and words, no arithmetic."""
+"""The commands: one module per verb with `run(config, invocation)`, which connects the parts and prints."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,8 +10,8 @@ from typing import Any
 class Invocation:
     """How a verb was called, beyond its config."""
 
-    typed: tuple[str, ...] = ()  # the keys and groups that were given a value
-    sweep_dir: Path | None = None  # in a sweep: the folder of this job
-    worker: Callable[[], int] | None = None  # in a sweep whose jobs run side by side: a number that is this process's
+    typed: tuple[str, ...] = ()  # keys and groups on the command line
+    sweep_dir: Path | None = None  # folder of this job, in a sweep
+    worker: Callable[[], int] | None = None  # number of this process, where jobs run in parallel
     compose: Callable[[str, Sequence[str]], dict[str, Any]] | None = None  # (verb, words) → dotted key → value
-    hydra_files: dict[str, str] = field(default_factory=dict)  # what Hydra keeps in `.hydra/`: name → YAML
+    hydra_files: dict[str, str] = field(default_factory=dict)  # contents of `.hydra/`: name → YAML

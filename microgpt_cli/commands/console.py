@@ -1,4 +1,4 @@
-"""How the commands talk: progress bars that keep quiet where nobody watches, text that fits the screen."""
+"""Output of the commands: progress bars, lines and formatted quantities."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ from microgpt_cli.data.corpus import Progress
 
 @contextmanager
 def bytes_bar(label: str) -> Iterator[Progress]:
-    """A bar over bytes that appears only when it takes longer than a moment, and only on a terminal."""
+    """A progress bar over bytes, shown after half a second and only on a terminal."""
     with tqdm(desc=label, unit="B", unit_scale=True, delay=0.5, disable=None, leave=False) as bar:
 
         def progress(done: int, total: int) -> None:
@@ -26,10 +26,10 @@ def bytes_bar(label: str) -> Iterator[Progress]:
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """A line on standard output, above the bars, at once. Where nobody reads any more, the work goes on in silence.
+    """Print a line above the progress bars and flush; if the reader is gone, discard all further output.
 
     Args:
-        stream: standard output as it was, where it is another's meanwhile.
+        stream: printed to in place of `sys.stdout`, where that is redirected.
     """
     stream = stream or sys.stdout
     try:
@@ -42,7 +42,7 @@ def say(text: str, stream: TextIO | None = None) -> None:
 
 
 def _is_gone(error: OSError, stream: TextIO) -> bool:
-    """Whether nobody reads any more: as in `microgpt train | head`, or when a terminal has been closed."""
+    """Whether the reader of the output is gone, as in `microgpt train | head` or after a terminal closed."""
     is_device = error.errno == errno.EIO and stat.S_ISCHR(os.fstat(stream.fileno()).st_mode)
     return isinstance(error, BrokenPipeError) or is_device
 
@@ -61,7 +61,7 @@ def thousands(count: float) -> str:
 
 
 def data_size(count: float) -> str:
-    """Bytes: `999 bytes`, `1.5 kB`, `22.3 GB`."""
+    """Format bytes: `999 bytes`, `1.5 kB`, `22.3 GB`."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
@@ -70,7 +70,7 @@ def data_size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: `41 s`, `2 min 05 s`, `3 h 20 min`."""
+    """Format seconds: `41.0 s`, `2 min 05 s`, `3 h 20 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.1f} s"

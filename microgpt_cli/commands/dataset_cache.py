@@ -1,4 +1,4 @@
-"""The text of a run, encoded; the jobs of a sweep that run in one process share it."""
+"""The encoded text of a run, cached for the jobs of a sweep in one process."""
 
 import functools
 from pathlib import Path
@@ -11,18 +11,18 @@ from microgpt_cli.data.corpus import Corpus, Stamp, open_corpus
 from microgpt_cli.data.dataset import build_tokenizer, encode
 from microgpt_cli.data.tokenizers import Tokenizer
 
-KEPT = 2  # texts in memory: a sweep over two of them encodes each once
+MAX_CACHED = 2  # texts: a sweep over two of them encodes each once
 
 
 def read(
     data: DataConfig, kind: TokenizerConfig, tokenizer: Tokenizer | None = None
 ) -> tuple[Corpus, Tokenizer, Tensor, str]:
-    """The corpus that a config names, its tokenizer, its token ids (N,), only to be read, and the sha256 of its text.
+    """Corpus, tokenizer, token ids (N,), which are read-only, and the sha256 of the text.
 
     Args:
-        data: where the text comes from.
+        data: the text.
         kind: the tokenizer to build from it.
-        tokenizer: the one to use instead: that of a run which is resumed.
+        tokenizer: used instead, when a run is resumed.
     """
     with bytes_bar("reading the text") as progress:
         corpus = open_corpus(data, progress)
@@ -32,7 +32,7 @@ def read(
         return corpus, *_encoded(corpus, corpus.stamp(), kind.kind, kind.unknown, data.cache_dir)
 
 
-@functools.lru_cache(maxsize=KEPT)
+@functools.lru_cache(maxsize=MAX_CACHED)
 def _encoded(corpus: Corpus, _stamp: Stamp, kind: str, unknown: str, cache_dir: str) -> tuple[Tokenizer, Tensor, str]:
     with bytes_bar("reading the text") as progress:
         tokenizer = build_tokenizer(TokenizerConfig(kind, unknown), corpus, Path(cache_dir), progress)

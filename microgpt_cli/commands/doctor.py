@@ -20,7 +20,7 @@ from microgpt_cli.commands.train_report import baselines_line, split_line
 from microgpt_cli.compute import Compute, choose
 from microgpt_cli.config import TrainConfig
 from microgpt_cli.config.schema import leaves
-from microgpt_cli.data.baselines import baselines
+from microgpt_cli.data.baselines import count_baselines
 from microgpt_cli.data.corpus import Corpus, open_corpus
 from microgpt_cli.data.dataset import IN_MEMORY_BYTES, Splits, build_tokenizer, encode, split
 from microgpt_cli.data.tokenizers import Tokenizer
@@ -153,8 +153,8 @@ def _text(
         )
     if whole.size_bytes < SMALL_BYTES:
         print(f"small     {data_size(whole.size_bytes)} of text: expect overfitting; try early_stop_patience=3")
-    compare = baselines(splits.train, splits.val, tokenizer.vocab_size)
-    print(baselines_line(compare, tokenizer))
+    baselines = count_baselines(splits.train, splits.val, tokenizer.vocab_size)
+    print(baselines_line(baselines, tokenizer))
 
 
 def _room(config: TrainConfig, compute: Compute, whole: Corpus, tokenizer: Tokenizer) -> list[str]:

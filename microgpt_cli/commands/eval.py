@@ -1,4 +1,4 @@
-"""`microgpt eval`: the loss of a trained model over a whole text, and what to compare it with."""
+"""`microgpt eval`: the loss of a trained model over a whole text, beside n-gram baselines."""
 
 import math
 import sys
@@ -17,7 +17,7 @@ from microgpt_cli.commands.console import bytes_bar, duration
 from microgpt_cli.commands.token_losses import WORST, Evaluated, report_token_losses
 from microgpt_cli.compute import Compute, choose
 from microgpt_cli.config import DataConfig, EvalConfig
-from microgpt_cli.data.baselines import baselines
+from microgpt_cli.data.baselines import count_baselines
 from microgpt_cli.data.corpus import open_corpus
 from microgpt_cli.data.dataset import encode, split
 from microgpt_cli.data.tokenizers import CharTokenizer, Tokenizer
@@ -27,12 +27,12 @@ from microgpt_cli.model.gpt import GPT
 from microgpt_cli.runs import layout, outputs
 from microgpt_cli.training.trainer import evaluate
 
-COUNT_TOKENS = 1 << 20  # looked at in one piece
+PIECE_TOKENS = 1 << 20  # processed at once
 
 
 @outputs.text_beside
 def run(config: EvalConfig, invocation: Invocation) -> None:
-    """Print nats, perplexity, bits a character and bits a byte, with the baselines beside them."""
+    """Print loss, perplexity, bits per character, bits per byte and the baselines."""
     path = layout.find_checkpoint(config.ckpt)
     page = None if config.out is None else outputs.file_to_write(config.out) if config.per_token else None
     compute = choose(config.device, config.dtype, threads=config.threads)
@@ -45,7 +45,7 @@ def run(config: EvalConfig, invocation: Invocation) -> None:
     trained_on = own if loaded.meta is None else text_sha256 == loaded.meta["text_sha256"]
     if own and not trained_on:
         raise UserError(
-            f"{corpus.name}: the text has changed since the run; name the text to evaluate on with data.path="
+            f"{corpus.name}: the text has changed since the run; give the text to evaluate on with data.path="
         )
     which = config.split if config.split != "auto" else "val" if trained_on else "all"
     part = _part(ids, which, loaded.config.data.val_fraction, block_size)
@@ -63,27 +63,27 @@ def run(config: EvalConfig, invocation: Invocation) -> None:
     seconds = time.perf_counter() - began
     loss = nats / tokens
     characters, size = _characters_and_bytes(part[1:], tokenizer)
-    compare = baselines(counted, part, tokenizer.vocab_size)
+    baselines = count_baselines(counted, part, tokenizer.vocab_size)
     what = {"val": "the validation split", "train": "the training split", "all": "the whole text"}[which]
     print(f"from {loaded.origin}", file=sys.stderr)
-    print(f"text                {corpus.name}, {what}")
-    print(f"predicted           {tokens:,} tokens, context {block_size}, in {duration(seconds)}")
-    print(f"loss                {loss:.4f} nats a token")
+    print(f"data                {corpus.name}, {what}")
+    print(f"evaluated           {tokens:,} tokens, context {block_size}, in {duration(seconds)}")
+    print(f"loss                {loss:.4f} nats per token")
     print(f"perplexity          {math.exp(min(loss, 700)):.3f}")
-    print(f"bits a character    {nats / math.log(2) / characters:.4f}")
-    print(f"bits a byte         {nats / math.log(2) / size:.4f}")
+    print(f"bits per character  {nats / math.log(2) / characters:.4f}")
+    print(f"bits per byte       {nats / math.log(2) / size:.4f}")
     source = "the run's training split" if trained_on else "this text itself"
-    print(f"counting tokens     {compare.unigram:.4f} nats a token, counted on {source}")
-    print(f"counting pairs      {compare.bigram:.4f}")
-    print(f"guessing            {compare.uniform:.4f}")
+    print(f"uniform baseline    {baselines.uniform:.4f} nats per token")
+    print(f"unigram baseline    {baselines.unigram:.4f}, counted on {source}")
+    print(f"bigram baseline     {baselines.bigram:.4f}")
     if breakdown is not None:
         run_folder = path.parent.parent if path.parent.name == layout.CHECKPOINTS else path
-        text = Evaluated(part, tokenizer, what, splits, which == "val", run_folder, compare)
+        text = Evaluated(part, tokenizer, what, splits, which == "val", run_folder, baselines)
         summary = [
             ("loss", f"{loss:.4f} nats"),
             ("perplexity", f"{math.exp(min(loss, 700)):.3f}"),
-            ("bits a character", f"{nats / math.log(2) / characters:.4f}"),
-            ("bits a byte", f"{nats / math.log(2) / size:.4f}"),
+            ("bits per character", f"{nats / math.log(2) / characters:.4f}"),
+            ("bits per byte", f"{nats / math.log(2) / size:.4f}"),
             ("tokens", f"{tokens:,}"),
             ("step", loaded.step_text),
         ]
@@ -93,7 +93,7 @@ def run(config: EvalConfig, invocation: Invocation) -> None:
 def _losses(
     model: GPT, part: Tensor, compute: Compute, batch_size: int, breakdown: LossBreakdown | None
 ) -> Iterator[tuple[float, int]]:
-    """The nats of some windows and how many tokens they predict; `breakdown` aggregates each token."""
+    """Sums of nats and their numbers of tokens; `breakdown` also collects every token's loss."""
     if breakdown is None:
         for nats, count in evaluate(model, part, compute, batch_size):
             yield nats.item(), count
@@ -104,7 +104,7 @@ def _losses(
 
 
 def _data(given: DataConfig, loaded: Description) -> tuple[DataConfig, bool]:
-    """The text to evaluate on, and whether it is the run's own because no other was asked for."""
+    """The text to evaluate on, and whether it is the run's own, the default."""
     if given.path is None and given.source == "run":
         stored = loaded.config.data
         return replace(stored, folder=given.folder, cache_dir=given.cache_dir), True
@@ -114,18 +114,18 @@ def _data(given: DataConfig, loaded: Description) -> tuple[DataConfig, bool]:
 def _part(ids: Tensor, which: str, val_fraction: float, block_size: int) -> Tensor:
     if which == "all":
         if len(ids) < 2:
-            raise UserError(f"data: {len(ids)} tokens; at least 2 are needed, one to predict from and one to predict")
+            raise UserError(f"data: {len(ids)} tokens; evaluation needs at least 2")
         return ids
     splits = split(ids, val_fraction, block_size)
     return splits.val if which == "val" else splits.train
 
 
 def _characters_and_bytes(part: Tensor, tokenizer: Tokenizer) -> tuple[int, int]:
-    """How many characters and bytes of text a part of its tokens stands for."""
+    """The numbers of characters and of bytes that these tokens encode."""
     if tokenizer.kind == "byte":
-        # every byte of UTF-8 but a continuation byte (0b10xxxxxx) begins a character
-        continuation = sum(((piece & 0xC0) == 0x80).sum().item() for piece in part.split(COUNT_TOKENS))
+        # in UTF-8 each byte but a continuation byte (0b10xxxxxx) starts a character
+        continuation = sum(((piece & 0xC0) == 0x80).sum().item() for piece in part.split(PIECE_TOKENS))
         return max(1, len(part) - int(continuation)), len(part)
     assert isinstance(tokenizer, CharTokenizer)
     widths = torch.tensor([len(char.encode("utf-8")) for char in tokenizer.chars])  # (V,)
-    return len(part), int(sum(widths[piece.long()].sum().item() for piece in part.split(COUNT_TOKENS)))
+    return len(part), int(sum(widths[piece.long()].sum().item() for piece in part.split(PIECE_TOKENS)))

@@ -1,4 +1,4 @@
-"""The model that a command line describes: with its groups, or by naming a run."""
+"""The model that a command line describes, by config groups or by the checkpoint of a run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +13,11 @@ from microgpt_cli.model.accounting import meta_model, total_parameters
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.runs import layout
 
-QUICK_FLOPS = 3e10  # a forward pass that takes a second or so on two cores
+QUICK_FLOPS = 3e10  # a forward pass of about a second on two cores
 
 
 class Keys(Protocol):
-    """What a verb's config must hold."""
+    """The keys that a verb's config must have."""
 
     model: ModelConfig
     vocab_size: int
@@ -26,15 +26,15 @@ class Keys(Protocol):
 
 @dataclass(frozen=True)
 class Described:
-    """A model not made yet."""
+    """A model that is not built yet."""
 
     config: ModelConfig
     vocab_size: int
-    checkpoint: Path | None  # to take the weights from
-    trained: TrainConfig | None  # how that run was trained
+    checkpoint: Path | None  # source of the weights
+    trained: TrainConfig | None  # config of that run
 
     def model(self, real: bool) -> GPT:
-        """With the run's weights or new ones, or on the meta device: shapes without numbers."""
+        """Build the model, with the weights of the checkpoint or new ones; on the meta device unless `real`."""
         if not real:
             return meta_model(self.config, self.vocab_size)
         if self.checkpoint is None:
@@ -43,29 +43,27 @@ class Described:
 
 
 def described(keys: Keys, invocation: Invocation) -> Described:
-    """Raises `UserError` where both a run and groups are given, or the run can't be read."""
+    """Read the description. Raises `UserError` if both a run and groups are given, or the run can't be read."""
     if keys.ckpt is None:
         return Described(keys.model, keys.vocab_size, None, None)
     shapes = [key for key in invocation.typed if key.partition(".")[0] in ("model", "arch", "vocab_size", "optim")]
     if shapes:
         part = "optimizer" if shapes[0].startswith("optim") else "model"
-        raise UserError(f"ckpt={keys.ckpt}: the run tells its own {part}, so {shapes[0]} can't be given with it")
+        raise UserError(f"ckpt={keys.ckpt}: the checkpoint defines the {part}; omit {shapes[0]}")
     path = layout.find_checkpoint(keys.ckpt)
     loaded = describe(path)
     return Described(loaded.config.model, loaded.tokenizer.vocab_size, path, loaded.config)
 
 
 def traced(what: Described, batch: int, time: int | None, device: str, backward: bool = False) -> tuple[GPT, Call]:
-    """Run the model once and write down what happens.
+    """Run the model once and record the calls.
 
     Raises:
-        UserError: `time` is more than the model sees.
+        UserError: `time` exceeds the context.
     """
     T = what.config.block_size if time is None else time
     if T > what.config.block_size:
-        raise UserError(
-            f"time={T}: the model sees {what.config.block_size} tokens at once (model.block_size); give fewer"
-        )
+        raise UserError(f"time={T}: exceeds model.block_size={what.config.block_size}; give a smaller one")
     real = device == "cpu"
     if device == "auto":
         size = meta_model(what.config, what.vocab_size)

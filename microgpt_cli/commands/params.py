@@ -1,4 +1,4 @@
-"""`microgpt params`: the article's breakdown of a model, with formulas, FLOPs and bytes."""
+"""`microgpt params`: parameters of a model part by part, with formulas, FLOPs and bytes."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ from microgpt_cli.model.gpt import GPT
 
 
 def run(config: ParamsConfig, invocation: Invocation) -> None:
-    """Count the model that the groups describe, or the one of a run."""
+    """Count the model that the groups describe, or that of a run."""
     what = described(config, invocation)
     model, optim = what.model(real=False), what.trained.optim if what.trained else config.optim
     if config.format == "plain":
@@ -54,17 +54,17 @@ def _table(model: GPT, config: ParamsConfig, costs: dict[str, Quantity], step: s
     lines += [f"{'without embeddings':{first}}  {total - embedding_parameters(model):>{max(numbers, 10)},}", ""]
     lines += [_sentence(row) for row in rows if row.depth == 0] + [""]
     flops = flops_per_token(model)
-    lines += [f"FLOPs a token, forward and backward: {flops.value:,} = {flops.formula}"]
-    lines += [f"Bytes of a float32 step, {step}:"]
+    lines += [f"FLOPs per token, forward and backward: {flops.value:,} = {flops.formula}"]
+    lines += [f"Bytes of a float32 training step, {step}:"]
     lines += [
         f"  {name:12}{data_size(cost.value):>10}  {cost.value:,} = {cost.formula}" for name, cost in costs.items()
     ]
-    lines += [f"  {'together':12}{data_size(sum(cost.value for cost in costs.values())):>10}"]
+    lines += [f"  {'total':12}{data_size(sum(cost.value for cost in costs.values())):>10}"]
     return "\n".join(lines)
 
 
 def _sentence(row: Row) -> str:
-    """The article's own wording."""
+    """The line that the article's listing prints."""
     return f"{row.name}: {row.count / 1e6}M parameters"
 
 

@@ -199,7 +199,7 @@ def _reproducing_overrides(run: reading.Run, changed: Sequence[Sequence[str]], i
 def _original_overrides(folder: Path) -> list[str] | None:
     """The original overrides of a run without paths; None if unknown or not valid for train."""
     try:
-        text = storage.read_bytes(folder / layout.HYDRA / "overrides.yaml", own_configs.FILE_BYTES).decode()
+        text = storage.read_bytes(folder / layout.HYDRA / "overrides.yaml", own_configs.MAX_FILE_BYTES).decode()
         words = None if own_configs.too_much(text) else yaml.safe_load(text)
     except (UserError, ValueError, yaml.YAMLError):
         return None

@@ -1,4 +1,4 @@
-"""`microgpt sample`: a trained model goes on from a prompt. Only the text goes to standard output."""
+"""`microgpt sample`: generate text from a prompt. Only the text goes to standard output."""
 
 import contextlib
 import sys
@@ -25,7 +25,7 @@ from microgpt_cli.runs import layout, outputs
 
 
 class Sink(Protocol):
-    """Where text goes."""
+    """A destination of text."""
 
     def write(self, text: str, /) -> object: ...
 
@@ -46,12 +46,12 @@ def run(config: SampleConfig, invocation: Invocation) -> None:
     if "ckpt" not in invocation.typed or config.ckpt == "latest" or loaded.manifest is None:
         print(f"from {loaded.origin}", file=sys.stderr)
     if count > context:
-        print(f"the prompt has {count:,} tokens, and the model sees the last {context:,}", file=sys.stderr)
+        print(f"the prompt has {count:,} tokens; the model uses the last {context:,}", file=sys.stderr)
     unlike = difference(model) if config.cache else None
     if unlike is not None:
         print(f"warning: {unlike}", file=sys.stderr)
     if config.compile == "true" and config.cache and unlike is None:
-        raise UserError("compile=true: torch.compile works on the model's forward pass; give cache=false with it")
+        raise UserError("compile=true: torch.compile compiles the model's forward pass; add cache=false")
     with _output(config.out) as sink:
         _write(config, compute, model, loaded.tokenizer, prompt, ids, sink)
     if config.out is not None:
@@ -60,7 +60,7 @@ def run(config: SampleConfig, invocation: Invocation) -> None:
 
 @contextlib.contextmanager
 def _output(out: str | None) -> Iterator[Sink]:
-    """Standard output, or a file that is there only when it is whole."""
+    """Standard output, or a file that is written atomically at the end."""
     if out is None:
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="")
@@ -85,7 +85,7 @@ def _output(out: str | None) -> Iterator[Sink]:
 def _write(
     config: SampleConfig, compute: Compute, model: GPT, tokenizer: Tokenizer, prompt: str, ids: list[int], sink: Sink
 ) -> None:
-    """All samples, made together; the first is written as it comes if that is wanted."""
+    """Generate all samples as one batch; a single one is streamed if `config.stream`."""
     sampler = Sampler(config.temperature, config.top_k, config.top_p)
     draws = UniformStream(config.seed, config.num_samples)
     live = config.stream and config.out is None and config.num_samples == 1

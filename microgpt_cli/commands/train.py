@@ -1,4 +1,4 @@
-"""`microgpt train`: text in, a run's folder out."""
+"""`microgpt train`: train a model on a text and write the folder of the run."""
 
 import dataclasses
 import itertools
@@ -24,7 +24,7 @@ from microgpt_cli.commands.resume import config_from_run, resumed_config
 from microgpt_cli.commands.train_report import conclude, how_to_resume, introduce, smaller_batch
 from microgpt_cli.compute import Compute, choose
 from microgpt_cli.config import TrainConfig
-from microgpt_cli.data.baselines import Baselines, baselines
+from microgpt_cli.data.baselines import Baselines, count_baselines
 from microgpt_cli.data.dataset import Splits, split
 from microgpt_cli.data.tokenizers import Tokenizer
 from microgpt_cli.engines.cpu import build
@@ -47,7 +47,7 @@ SAMPLE_TOKENS, LAST_SAMPLE_TOKENS = 150, 500
 
 @dataclass(frozen=True)
 class Session:
-    """What a run is made of, all of it checked before its folder is made."""
+    """The parts of a run, all checked before its folder is created."""
 
     config: TrainConfig
     model: GPT
@@ -55,10 +55,10 @@ class Session:
     text_name: str
     splits: Splits
     compute: Compute
-    facts: dict[str, Any]  # what each checkpoint notes
-    compare: Baselines
+    facts: dict[str, Any]  # environment, recorded in each checkpoint
+    baselines: Baselines
     resumed: checkpoint.Checkpoint | None
-    pruner: TrialPruner | None  # of the search that the run is a trial of
+    pruner: TrialPruner | None  # of the search, if the run is a trial
     invocation: Invocation
 
     @property
@@ -79,15 +79,15 @@ def _run(config: TrainConfig, invocation: Invocation) -> Path | None:
     if config.resume is not None:
         for name in ("lr_find", "profile"):
             if getattr(config, name):
-                raise UserError(f"{name}=true resume={config.resume}: it begins with fresh weights; leave resume out")
+                raise UserError(f"{name}=true resume={config.resume}: it needs newly initialised weights; omit resume")
         if config.from_run is not None:
-            raise UserError(f"from_run={config.from_run}: a run is resumed or begun anew from another, not both")
+            raise UserError(f"from_run={config.from_run}: give resume or from_run, not both")
         run_folder = layout.find_run(config.resume, "resume")
         if not layout.step_folders(run_folder):
             if (run_folder / layout.MODEL).is_file() and not (run_folder / layout.OPTIM).is_file():
                 raise UserError(f"resume={config.resume}: {layout.OPTIM} is missing{checkpoint.NO_OPTIMIZER}")
             raise UserError(
-                f"resume={config.resume}: no checkpoint in this folder; give a run's, as in outputs/train/…"
+                f"resume={config.resume}: no checkpoint in this folder; give the folder of a run, as in outputs/train/…"
             )
         with layout.locked(run_folder):
             resumed, problems = checkpoint.newest(run_folder)
@@ -98,12 +98,12 @@ def _run(config: TrainConfig, invocation: Invocation) -> Path | None:
     if config.from_run is not None:
         config = config_from_run(config, invocation.typed)
     if config.lr_find and config.profile:
-        raise UserError("lr_find=true profile=true: one at a time; neither leaves a model for the other")
+        raise UserError("lr_find=true profile=true: give one of them")
     if config.lr_find:
         lr_find.run(config, invocation)
         return None
     if config.profile:
-        from microgpt_cli.commands import profile  # a run has no profiler in memory
+        from microgpt_cli.commands import profile  # imports torch.profiler
 
         profile.run(config, invocation)
         return None
@@ -136,12 +136,12 @@ def _train(
     else:
         torch.manual_seed(randomness.derive(config.seed, randomness.WEIGHTS))
         model = GPT(config.model, tokenizer.vocab_size).to(compute.device)
-    compare = baselines(splits.train, splits.val, tokenizer.vocab_size)
+    baselines = count_baselines(splits.train, splits.val, tokenizer.vocab_size)
     pruner = trial_pruner(invocation.sweep_dir) if invocation.sweep_dir is not None else None
     session = Session(
-        config, model, tokenizer, corpus.name, splits, compute, facts, compare, resumed, pruner, invocation
+        config, model, tokenizer, corpus.name, splits, compute, facts, baselines, resumed, pruner, invocation
     )
-    if run_folder is not None:  # resumed, and locked already
+    if run_folder is not None:  # resumed, its folder already locked
         _train_in(run_folder, session)
         return run_folder
     files = {layout.TOKENIZER: tokenizer.to_json(), layout.CONFIG: dataclasses.asdict(config)}
@@ -152,21 +152,21 @@ def _train(
 
 
 def _device(config: TrainConfig, invocation: Invocation) -> str:
-    """Where to compute: jobs of a sweep that run side by side have the GPUs of a machine dealt out to them."""
+    """The key `device`; parallel jobs of a sweep are distributed over the GPUs of the machine."""
     if invocation.worker is None or config.device not in ("auto", "cuda") or torch.cuda.device_count() < 2:
         return config.device
     return f"cuda:{invocation.worker() % torch.cuda.device_count()}"
 
 
 def work_flops(config: TrainConfig) -> float:
-    """About how much a run computes: 6 FLOPs a token for each weight of the blocks."""
+    """Estimated FLOPs of a run: 6 per token and weight of the blocks."""
     size = config.model
     tokens = config.max_steps * config.batch_size * config.grad_accum_steps * size.block_size
     return 6.0 * 12 * size.n_layer * size.n_embd**2 * tokens
 
 
 def _facts(compute: Compute, text_sha256: str) -> dict[str, Any]:
-    """What a checkpoint notes about where it was made: bits can be equal only where these are."""
+    """Environment that each checkpoint records; resuming is bit-identical only in an equal one."""
     return {
         "text_sha256": text_sha256,
         "microgpt": __version__,
@@ -183,11 +183,11 @@ def _facts(compute: Compute, text_sha256: str) -> dict[str, Any]:
 
 
 def _check_same(resumed: checkpoint.Checkpoint, facts: dict[str, Any]) -> None:
-    """Refuse another text; say so when bits can't be equal."""
+    """Raise `UserError` if the text has changed; note when resuming can't be bit-identical."""
     if resumed.meta["text_sha256"] != facts["text_sha256"]:
         raise UserError(
-            "resume: the text has changed since the run began (its checksum is another); "
-            "give the old text with data.path=, or start a new run"
+            "resume: the text has changed since the run started (checksum mismatch); "
+            "give the original text with data.path=, or start a new run"
         )
     engine, compiled = engine_of(resumed.meta)
     began = resumed.meta | {
@@ -196,70 +196,70 @@ def _check_same(resumed: checkpoint.Checkpoint, facts: dict[str, Any]) -> None:
     }  # older runs note neither processor nor kernels
     changed = [f"{key} {began[key]} → {value}" for key, value in facts.items() if began.get(key, value) != value]
     if changed:
-        say(f"note      not bit for bit what one uninterrupted run gives: {', '.join(changed)}")
+        say(f"note      not bit-identical to an uninterrupted run: {', '.join(changed)}")
 
 
 def _train_in(run_folder: Path, session: Session) -> None:
     """Train in a folder that is locked and holds `config.json` and `tokenizer.json`."""
-    config, resumed, tokenizer, compare = session.config, session.resumed, session.tokenizer, session.compare
+    config, resumed, tokenizer = session.config, session.resumed, session.tokenizer
     trainer = Trainer(run_folder, config, session.model, session.splits, session.compute, session.facts, resumed)
     if resumed is not None and _is_concluded(trainer):
         more = "early_stop_patience=null" if trainer.stopped_early else f"max_steps={2 * trainer.state.step}"
-        how = "stopped early" if trainer.stopped_early else "finished already"
-        raise UserError(f"resume={run_folder}: {how}, at step {trainer.state.step:,}; to go on, give {more}")
+        how = "stopped early" if trainer.stopped_early else "already finished"
+        raise UserError(f"resume={run_folder}: {how} at step {trainer.state.step:,}; to continue, give {more}")
     trackers = Trackers(config.logger, lambda problem: say(f"warning   {problem}"))
     try:
         if resumed is not None:
             storage.replace(run_folder / layout.CONFIG, storage.json_bytes(dataclasses.asdict(config)))
             storage.replace(run_folder / layout.TOKENIZER, storage.json_bytes(tokenizer.to_json()))
-            # The last sample of all follows the last checkpoint, so it is written again.
+            # the final sample follows the last checkpoint, so it is written again
             drop_samples_after(run_folder, trainer.state.step - trainer.is_finished)
         _point_latest(run_folder)
-        about = _about(trainer, tokenizer, compare, session.text_name)
+        about = _about(trainer, tokenizer, session.baselines, session.text_name)
         storage.replace(run_folder / layout.ABOUT, storage.json_bytes(about))
-        introduce(trainer, tokenizer, compare, session.text_name)
+        introduce(trainer, tokenizer, session.baselines, session.text_name)
         unlike = difference(trainer.model)
         if unlike is not None:
             say(f"note      {unlike}")
         if resumed is not None and resumed.config.max_steps != config.max_steps and config.optim.schedule != "constant":
-            say("note      the learning rate follows max_steps: from here on it is that of a run of another length")
+            say("note      the learning-rate schedule depends on max_steps: from here on it is that of the new length")
         step = trainer.state.step
         for where in trackers.start(run_folder, dataclasses.asdict(config), step, os.environ).values():
             say(f"tracker   {where}")
         with _stop_signals(trainer):
-            _drive(trainer, tokenizer, compare, trackers, session.pruner)
+            _drive(trainer, tokenizer, trackers, session.pruner)
         text = ""
         if _status(trainer) != "interrupted":
             text = sample_text(trainer, tokenizer, SAMPLE_TOKENS if session.in_sweep else LAST_SAMPLE_TOKENS)
             append_sample(run_folder, Sample(trainer.state.step, text))
             trackers.text(trainer.state.step, text)
-        _draw(trainer, compare)
+        _plot(trainer, session.baselines)
         _write_result(trainer, _status(trainer))
     except BaseException as error:
         with suppress(OSError):  # the disk may be what failed
             _write_result(trainer, "failed")
         with suppress(OSError):
-            _draw(trainer, compare)
+            _plot(trainer, session.baselines)
         trackers.close(failed=True)
         if _is_out_of_memory(error):
             raise RunStopped(f"out of memory: {smaller_batch(config, run_folder)}") from error
         if isinstance(error, UserError):
-            raise RunStopped(f"{error}. What was saved is kept: {run_folder}") from error
+            raise RunStopped(f"{error}. Saved files are kept in {run_folder}") from error
         if isinstance(error, OSError) and error.filename:
             raise RunStopped(f"{storage.explain(error)}, then {how_to_resume(run_folder, config, resumed)}") from error
         raise
     trackers.close()
     if _status(trainer) == "interrupted":
-        assert trainer.stop_signal is not None  # nothing else ends a run before its end
-        where = f"stopped at step {trainer.state.step:,}, saved"
+        assert trainer.stop_signal is not None  # nothing else interrupts a run
+        where = f"stopped at step {trainer.state.step:,}, checkpoint saved"
         raise Interrupted(f"{where}; {how_to_resume(run_folder, config, resumed)}", trainer.stop_signal)
     conclude(trainer, about, text)
     if trainer.stop_signal is not None and session.in_sweep and session.invocation.worker is None:
-        raise Interrupted("", trainer.stop_signal)  # too late for this run, and in time for the sweep
+        raise Interrupted("", trainer.stop_signal)  # the run has finished; stop the sweep
 
 
 def _is_concluded(trainer: Trainer) -> bool:
-    """Whether nothing is left to do, not even to write the result."""
+    """Whether the run is finished and its result written."""
     if not trainer.is_finished or trainer.state.evaluated_step != trainer.state.step:
         return False
     try:
@@ -270,7 +270,7 @@ def _is_concluded(trainer: Trainer) -> bool:
 
 
 def _status(trainer: Trainer) -> str:
-    """A signal that came after the last evaluation has interrupted nothing."""
+    """The status for result.json; a signal after the last evaluation does not count as an interruption."""
     if not trainer.is_finished or trainer.state.evaluated_step != trainer.state.step:
         return "interrupted"
     if trainer.is_pruned:
@@ -279,26 +279,26 @@ def _status(trainer: Trainer) -> str:
 
 
 def _point_latest(run_folder: Path) -> None:
-    """A convenience, without which a run can do: the working directory may be read-only and `out_dir` elsewhere."""
+    """Update `outputs/latest`, best effort: the working directory may be read-only."""
     try:
         layout.point_latest(run_folder)
     except OSError as error:
-        say(f"warning   resume=latest will not find this run: {storage.explain(error)}")
+        say(f"warning   outputs/latest not updated, so resume=latest will not find this run: {storage.explain(error)}")
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _about(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines, text_name: str) -> dict[str, Any]:
-    """What a run is held against when it is judged or reported, so that neither needs the text or torch again."""
+def _about(trainer: Trainer, tokenizer: Tokenizer, baselines: Baselines, text_name: str) -> dict[str, Any]:
+    """Facts for about.json that diagnosis and reports need, so that they load neither the text nor torch."""
     return {
         "text": text_name,
         "unit": tokenizer.unit,
         "vocab_size": tokenizer.vocab_size,
         "train_tokens": len(trainer.splits.train),
         "val_tokens": trainer.eval_tokens,
-        "baselines": dataclasses.asdict(compare),
+        "baselines": dataclasses.asdict(baselines),
         "parameters": total_parameters(trainer.model),
         "parts": {row.name: row.count for row in parameter_rows(trainer.model)},
         "machine": trainer.compute.reasons,
@@ -306,7 +306,7 @@ def _about(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines, text_name
 
 
 def _stop_signals(trainer: Trainer) -> AbstractContextManager[None]:
-    """Let a signal finish the micro-step and save; a second one ends at once, unless it is of a kind that repeats."""
+    """On a stop signal, finish the micro-batch and save; a second one kills the process, except kinds that repeat."""
 
     def stop(number: int, _frame: FrameType | None) -> None:
         if trainer.stop_signal is not None:
@@ -316,15 +316,13 @@ def _stop_signals(trainer: Trainer) -> AbstractContextManager[None]:
             signal.raise_signal(number)
         trainer.stop_signal = number
 
-    # only SIGUSR2 where somebody waits for it, as submitit does: a queue has its own way with the others
+    # under submitit, which handles SIGUSR2, only that signal: the queue sends the others for its own purposes
     queue = [signal.SIGUSR2] if hasattr(signal, "SIGUSR2") and callable(signal.getsignal(signal.SIGUSR2)) else []
     return signals.handle_signals(stop, queue or signals.STOP_SIGNALS)
 
 
-def _drive(
-    trainer: Trainer, tokenizer: Tokenizer, compare: Baselines, trackers: Trackers, pruner: TrialPruner | None
-) -> None:
-    """Run the trainer and show what happens: one bar, and lines above it. A judge may end it after an evaluation."""
+def _drive(trainer: Trainer, tokenizer: Tokenizer, trackers: Trackers, pruner: TrialPruner | None) -> None:
+    """Run the trainer, show a progress bar and print its events; the pruner may stop it after an evaluation."""
     config, state = trainer.config, trainer.state
     loss = float("nan")
     with tqdm(
@@ -353,11 +351,9 @@ def _drive(
                         f"loss {loss:.3f}, lr {learning_rate:.1e}, {thousands(tokens_per_sec)} tokens/s", refresh=False
                     )
                 case Evaluated(step, val_loss, is_best):
-                    verdict = (
-                        "best so far" if is_best else f"best {state.best_val_loss:.4f} at step {state.best_step:,}"
-                    )
-                    say(f"step {step:>6,}  val_loss {val_loss:.4f}  train {loss:.4f}  {verdict}")
-                    # the judge hears of the last evaluation, too, though it comes too late to prune
+                    best = "best so far" if is_best else f"best {state.best_val_loss:.4f} at step {state.best_step:,}"
+                    say(f"step {step:>6,}  val_loss {val_loss:.4f}  train {loss:.4f}  {best}")
+                    # the pruner also records the last evaluation, which is too late to prune
                     prunes = pruner is not None and pruner.should_prune(step, val_loss)
                     trainer.is_pruned = prunes and not trainer.is_finished
                 case Warned(message):
@@ -369,27 +365,24 @@ def _drive(
 
 
 def sample_text(trainer: Trainer, tokenizer: Tokenizer, tokens: int) -> str:
-    """A text that the model writes from nothing, as it stands; cut short by a stop signal, but at the end."""
+    """An unconditional sample of the current model; a stop signal truncates it, except after the last step."""
     model, draws = trainer.model, UniformStream(trainer.config.seed, 1, trainer.state.step)
     was_training = model.training
     model.eval()
     try:
-        sampler, native = (
-            Sampler(temperature=0.8),
-            choose_native("auto" if trainer.compute.engine == "native" else "torch", model),
-        )
-        steps = generate(model, [tokenizer.start_id], tokens, sampler, draws, native=native)
+        native = choose_native("auto" if trainer.compute.engine == "native" else "torch", model)
+        steps = generate(model, [tokenizer.start_id], tokens, Sampler(temperature=0.8), draws, native=native)
         steps = itertools.takewhile(lambda _: trainer.stop_signal is None or trainer.is_finished, steps)
         return "".join(decode_stream(steps, 0, tokenizer.text_stream()))
     finally:
         model.train(was_training)
 
 
-def _draw(trainer: Trainer, compare: Baselines) -> None:
+def _plot(trainer: Trainer, baselines: Baselines) -> None:
     if plots.missing():
         return
     log = metrics.read(trainer.run_folder / layout.METRICS)
-    plots.draw_loss(trainer.run_folder / layout.PLOT, log, dataclasses.asdict(compare))
+    plots.draw_loss(trainer.run_folder / layout.PLOT, log, dataclasses.asdict(baselines))
 
 
 def _write_result(trainer: Trainer, status: str) -> None:

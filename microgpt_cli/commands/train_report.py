@@ -18,7 +18,7 @@ from microgpt_cli.training import metrics
 from microgpt_cli.training.trainer import Trainer
 
 
-def introduce(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines, text_name: str) -> None:
+def introduce(trainer: Trainer, tokenizer: Tokenizer, baselines: Baselines, text_name: str) -> None:
     """Print the data, the model, where it runs and why, the baseline losses and the folder of the run."""
     config, splits, reasons = trainer.config, trainer.splits, trainer.compute.reasons
     size = config.model
@@ -32,9 +32,9 @@ def introduce(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines, text_n
     )
     for name in ("device", "dtype", "engine", "threads"):
         say(f"{name:9} {reasons[name]}")
-    say(baselines_line(compare, tokenizer))
-    began = f", from step {trainer.state.step:,}" if trainer.state.step else ""
-    say(f"run       {trainer.run_folder}{began}")
+    say(baselines_line(baselines, tokenizer))
+    start = f", from step {trainer.state.step:,}" if trainer.state.step else ""
+    say(f"run       {trainer.run_folder}{start}")
 
 
 def split_line(splits: Splits, val_fraction: float) -> str:
@@ -43,18 +43,18 @@ def split_line(splits: Splits, val_fraction: float) -> str:
     return f"split     {len(splits.train):,} training, {len(splits.val):,} validation ({share})"
 
 
-def baselines_line(compare: Baselines, tokenizer: Tokenizer) -> str:
+def baselines_line(baselines: Baselines, tokenizer: Tokenizer) -> str:
     """The losses of predictors without a neural network, as `train` and `doctor` print them."""
     return (
-        f"baselines uniform {compare.uniform:.3f}, unigram {compare.unigram:.3f}, bigram {compare.bigram:.3f} "
+        f"baselines uniform {baselines.uniform:.3f}, unigram {baselines.unigram:.3f}, bigram {baselines.bigram:.3f} "
         f"(nats per {tokenizer.unit.removesuffix('s')})"
     )
 
 
-def conclude(trainer: Trainer, about: dict[str, Any], text: str) -> None:
+def conclude(trainer: Trainer, about: dict[str, Any], sample: str) -> None:
     """Print the last sample, the result, the diagnosis, the plot and the command to type next."""
     state, run_folder = trainer.state, trainer.run_folder
-    say(f"\n{text}\n")
+    say(f"\n{sample}\n")
     if trainer.is_pruned:
         say(f"note      pruned: other trials of this search had lower losses at step {state.step:,}")
     if trainer.stopped_early:

@@ -78,7 +78,7 @@ def _retrain(loaded: checkpoint.Checkpoint, steps: int) -> dict[str, torch.Tenso
     if why_not:
         raise UserError(f"replay={steps}: the run was trained with engine=native, which is not available: {why_not}")
     noted, dtype = loaded.meta["threads"], loaded.meta["dtype"]
-    compute = choose(device, dtype, engine, compiled, config.threads, trained=config.model, noted_threads=noted)
+    compute = choose(device, dtype, engine, compiled, config.threads, trained=config.model, recorded_threads=noted)
     with bytes_bar("reading the text") as progress:
         corpus = open_corpus(config.data, progress)
         ids, text_sha256 = encode(corpus, loaded.tokenizer, Path(config.data.cache_dir), progress)

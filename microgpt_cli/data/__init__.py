@@ -1,1 +1,1 @@
-"""Text → tokenizer → tokens → batches."""
+"""Data: text, tokenizers, token ids and batches."""

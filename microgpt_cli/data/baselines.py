@@ -1,6 +1,6 @@
-"""What a loss can be compared with: predictors that count, of this very text, with add-one smoothing.
+"""N-gram baselines of a text: the losses of the uniform, unigram and bigram predictors, with add-one smoothing.
 
-Counted piece by piece, so that memory holds the counts and a piece, however long the text is.
+Counting goes piece by piece, so that memory holds only the counts and one piece.
 """
 
 import math
@@ -10,22 +10,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-MAX_TOKENS = 1 << 24  # counted of each split: 16.8M settle the counts, and larger corpora don't cost more
+MAX_TOKENS = 1 << 24  # counted of each split: 16.8M are enough, and bound the time for larger corpora
 PIECE_TOKENS = 1 << 20
-TABLE_TOKENS = 1 << 10  # vocabularies up to this are counted in a table of all pairs, 8 MB; without sorting any
+TABLE_TOKENS = 1 << 10  # vocabularies up to this size are counted in a dense table (8 MB), without sorting
 
 
 @dataclass(frozen=True)
 class Baselines:
-    """Nats a token on the held-out ids."""
+    """Nats per token on the validation split."""
 
-    uniform: float  # every token equally likely: ln V
-    unigram: float  # as often as in the training text
-    bigram: float  # as often as after the token before
+    uniform: float  # all tokens equally likely: ln V
+    unigram: float  # by the frequencies of the training split
+    bigram: float  # by the frequencies after the previous token
 
 
-def baselines(train: Tensor, val: Tensor, vocab_size: int) -> Baselines:
-    """Count in `train` (N,), predict `val` (M,); all but the first held-out token, which has none before it."""
+def count_baselines(train: Tensor, val: Tensor, vocab_size: int) -> Baselines:
+    """Count in `train` (N,) and predict `val` (M,), except its first token, which has no predecessor."""
     train, val = train[:MAX_TOKENS], val[:MAX_TOKENS]
     pairs, times = count_pairs(train, vocab_size)
     followed = torch.zeros(vocab_size, dtype=torch.long).index_add_(0, pairs // vocab_size, times)  # (V,)
@@ -36,12 +36,12 @@ def baselines(train: Tensor, val: Tensor, vocab_size: int) -> Baselines:
     seen = torch.where(pairs[place] == wanted, times[place], 0)
     unigram = (counts[wanted % vocab_size] + 1).double() / (len(train) + vocab_size)
     bigram = (seen + 1).double() / (followed[wanted // vocab_size] + vocab_size)
-    nats = [-(weights * chance.log()).sum().item() / (len(val) - 1) for chance in (unigram, bigram)]
+    nats = [-(weights * probability.log()).sum().item() / (len(val) - 1) for probability in (unigram, bigram)]
     return Baselines(math.log(vocab_size), *nats)
 
 
 def count_pairs(ids: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """The different pairs of neighbours in `ids` (N,), as first · V + second, rising, and how often each is there."""
+    """The distinct bigrams in `ids` (N,), encoded as first · V + second and sorted, and their counts."""
     if vocab_size <= TABLE_TOKENS:
         table = torch.zeros(vocab_size**2, dtype=torch.long)
         for piece in _pairs(ids, vocab_size):

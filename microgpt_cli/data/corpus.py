@@ -1,6 +1,6 @@
-"""Where text comes from: built in, a file, a folder, a checked download. A corpus is read in pieces, never whole.
+"""Text sources: built-in, a file, a folder, or a verified download. A corpus is streamed, never read whole.
 
-Text is UTF-8 and comes back byte for byte: no newline is translated, no byte-order mark is dropped.
+Text is UTF-8 and preserved byte for byte: newlines are not translated and a byte-order mark is not removed.
 """
 
 import codecs
@@ -24,21 +24,21 @@ CHUNK_BYTES = 1 << 20
 SUFFIXES = (".txt", ".md")
 DOWNLOAD_TIMEOUT_SEC = 30
 
-Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
-Stamp = tuple[tuple[int, int], ...]  # size and time of change, in nanoseconds, of each file
+Progress = Callable[[int, int], None]  # (bytes done, total bytes)
+Stamp = tuple[tuple[int, int], ...]  # size and modification time, in nanoseconds, of each file
 
 
 def no_progress(done: int, total: int) -> None:
-    """For callers who don't watch."""
+    """Ignore the progress."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text in one or more sources, read in order, a newline between two files where the first lacks it.
+    """A text in one or more sources, read in order, separated by newlines.
 
     Args:
-        name: what to call it when talking to a person.
-        sources: files, or bytes that are in memory.
+        name: for messages.
+        sources: files, or bytes in memory.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Corpus:
     _checksums: dict[Stamp, str] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def stamp(self) -> Stamp:
-        """Changes when a file of the corpus does."""
+        """Identifies the state of the files: it changes when one of them does."""
         stats = [source.stat() for source in self.sources if isinstance(source, Path)]
         return tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)
 
@@ -87,25 +87,25 @@ class Corpus:
         """The characters of the corpus. Raises `UserError` with the file and the byte offset if it is not UTF-8."""
         for source, chunks in itertools.groupby(self._chunks(progress), key=lambda pair: pair[0]):
             decoder = codecs.getincrementaldecoder("utf-8")()
-            consumed = 0  # bytes of this source that went in
+            consumed = 0  # bytes of this source given to the decoder
             for chunk in itertools.chain((chunk for _, chunk in chunks), [b""]):
-                waiting = len(decoder.getstate()[0])  # bytes of a character whose end is still to come
+                pending = len(decoder.getstate()[0])  # bytes of an incomplete character
                 try:
                     yield decoder.decode(chunk, final=not chunk)
                 except UnicodeDecodeError as error:
                     name = self.sources[source] if isinstance(self.sources[source], Path) else self.name
                     raise UserError(
-                        f"{name}: not UTF-8 text: {error.reason} at byte {consumed - waiting + error.start:,}; "
-                        "convert it, or take tokenizer=byte, which reads any bytes"
+                        f"{name}: not UTF-8 text: {error.reason} at byte {consumed - pending + error.start:,}; "
+                        "convert it, or use tokenizer=byte, which accepts any bytes"
                     ) from error
                 consumed += len(chunk)
 
     def text(self) -> str:
-        """All of it, for a corpus that is known to be small."""
+        """The whole text; only for a small corpus."""
         return "".join(self.text_chunks())
 
     def sha256(self, progress: Progress = no_progress) -> str:
-        """The checksum of all its bytes, read once as long as no file changes."""
+        """The checksum of all bytes, cached until a file changes."""
         stamp = self.stamp()
         if stamp not in self._checksums:
             digest = hashlib.sha256()
@@ -115,7 +115,7 @@ class Corpus:
         return self._checksums[stamp]
 
     def _chunks(self, progress: Progress) -> Iterator[tuple[int, bytes]]:
-        """(index of the source, bytes of it that are not empty)."""
+        """Yield (index of the source, non-empty bytes of it)."""
         done, total = 0, self.size_bytes
         for index, source in enumerate(self.sources):
             last = b"\n"
@@ -141,15 +141,15 @@ def _read(source: Path | bytes) -> Iterator[bytes]:
 
 
 def open_corpus(config: DataConfig, progress: Progress = no_progress, keep: bool = True) -> Corpus:
-    """The corpus that a config names; `data.path` wins over the choice of `data`.
+    """Open the corpus of a config; `data.path` overrides the choice of `data`.
 
     Args:
-        config: where to look.
-        progress: told of a download.
-        keep: whether a download is put into the cache; else it is in memory alone.
+        config: the source.
+        progress: called during a download.
+        keep: store a download in the cache; otherwise only in memory.
 
     Raises:
-        UserError: it is not there, is empty, or can't be downloaded.
+        UserError: it does not exist, is empty, or can't be downloaded.
     """
     if config.path is not None:
         corpus = _from_path(config.path)
@@ -160,13 +160,13 @@ def open_corpus(config: DataConfig, progress: Progress = no_progress, keep: bool
     else:
         raise UserError(f"data.source={config.source}: give data.path, or choose data=pydocs or data=shakespeare")
     if corpus.size_bytes == 0:
-        raise UserError(f"{corpus.name}: empty, 0 bytes; a corpus needs some text")
+        raise UserError(f"{corpus.name}: the file is empty; give one with text")
     return corpus
 
 
 def _from_path(path: str) -> Corpus:
     where = Path(os.path.expanduser(path))
-    if os.path.isdir(where):  # where Path.is_dir fails on a name too long, this says no
+    if os.path.isdir(where):  # Path.is_dir raises on names that are too long
         files = sorted(p for p in where.rglob("*") if p.suffix.lower() in SUFFIXES and _is_text(p, where))
         if not files:
             raise UserError(f"data.path={path}: no {' or '.join(SUFFIXES)} file in this folder")
@@ -183,26 +183,26 @@ def _from_path(path: str) -> Corpus:
 
 
 def _is_text(path: Path, folder: Path) -> bool:
-    """A file that a person put there: not hidden, and not the log of a run."""
+    """Whether a file is part of the text: not hidden, and not in the folder of a run."""
     inside = path.relative_to(folder)
     return path.is_file() and not any(p.startswith(".") for p in inside.parts) and not (path.parent / "ckpt").is_dir()
 
 
 def python_manual() -> Corpus:
-    """The language manual in every CPython (`pydoc_data.topics`), each paragraph once.
+    """The language manual that CPython includes (`pydoc_data.topics`), with each paragraph once.
 
-    Topics quote one another: a fifth of the text stands there twice. Kept once, no held-out paragraph was trained on.
+    A fifth of the text is repeated between topics. Deduplicated, no paragraph of the validation split is trained on.
     """
     try:
         from pydoc_data.topics import topics
-    except ImportError as error:  # some distributions leave it out
-        raise UserError("data=pydocs: this Python lacks its manual; give data.path=FILE with your own text") from error
+    except ImportError as error:  # some distributions omit it
+        raise UserError("data=pydocs: this Python lacks pydoc_data; give data.path=FILE with another text") from error
     paragraphs = dict.fromkeys("\n\n".join(topics.values()).split("\n\n"))
     return Corpus("the Python manual", ("\n\n".join(paragraphs).encode(),))
 
 
 def _downloaded(config: DataConfig, progress: Progress, keep: bool) -> Path | bytes:
-    """The file from `data.folder`, else the cache, else one download into the cache; its checksum is verified."""
+    """The file from `data.folder`, the cache, or a download into the cache, with verified checksum."""
     if not (config.file_name and config.sha256 and config.url and config.size_bytes):
         raise UserError("data.source=download: needs data.url, data.file_name, data.sha256 and data.size_bytes")
     cached = Path(os.path.expanduser(config.cache_dir)) / config.file_name
@@ -210,12 +210,12 @@ def _downloaded(config: DataConfig, progress: Progress, keep: bool) -> Path | by
         if os.path.isfile(path):
             if Corpus(str(path), (path,)).sha256() != config.sha256:
                 raise UserError(
-                    f"{path}: not the file that data.sha256 names; remove it, or use it as data.path={path}"
+                    f"{path}: checksum differs from data.sha256; remove the file, or use it as data.path={path}"
                 )
             return path
     if not keep:
         pieces: list[bytes] = []
-        with _told_how_to_do_without(config, cached):
+        with _offline_hint(config, cached):
             _fetch(config, pieces.append, progress)
         return b"".join(pieces)
     with contextlib.ExitStack() as stack:
@@ -229,7 +229,7 @@ def _downloaded(config: DataConfig, progress: Progress, keep: bool) -> Path | by
             ) from error
         temporary = Path(name)
         try:
-            with _told_how_to_do_without(config, cached):
+            with _offline_hint(config, cached):
                 with os.fdopen(handle, "wb") as file:
                     _fetch(config, file.write, progress)
                 temporary.chmod(0o644)
@@ -267,34 +267,34 @@ def writing_in(folder: Path, temporaries: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _told_how_to_do_without(config: DataConfig, cached: Path) -> Iterator[None]:
+def _offline_hint(config: DataConfig, cached: Path) -> Iterator[None]:
     """Turn what the network or the disk refuses into the ways to work offline."""
     try:
         yield
-    except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: a URL that is none
+    except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: an invalid URL
         reason = getattr(error, "reason", error)
         raise UserError(
-            f"{config.url}: no download ({reason}); put the file at {Path(config.folder) / str(config.file_name)} "
+            f"{config.url}: download failed ({reason}); put the file at {Path(config.folder) / str(config.file_name)} "
             f"or {cached}, or work offline with data=pydocs or data.path=FILE"
         ) from error
 
 
 def _fetch(config: DataConfig, write: Callable[[bytes], Any], progress: Progress) -> None:
-    """Download the file of a config. Raises `UserError` if its checksum is another."""
+    """Download the file of a config. Raises `UserError` if its checksum differs."""
     assert config.url is not None
     assert config.size_bytes is not None
     if _download(config.url, config.size_bytes, write, progress) != config.sha256:
-        raise UserError(f"{config.url}: the download has another checksum than data.sha256; nothing was kept")
+        raise UserError(f"{config.url}: checksum of the download differs from data.sha256; nothing was kept")
 
 
 def _download(url: str, size_bytes: int, write: Callable[[bytes], Any], progress: Progress) -> str:
-    """Fetch exactly `size_bytes` bytes and return their checksum."""
+    """Fetch at most `size_bytes` bytes and return their checksum."""
     digest, done = hashlib.sha256(), 0
     with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_SEC) as response:
         while chunk := response.read(CHUNK_BYTES):
             done += len(chunk)
             if done > size_bytes:
-                raise UserError(f"{url}: sends more than the {size_bytes:,} bytes that it should; nothing was kept")
+                raise UserError(f"{url}: the download exceeds data.size_bytes={size_bytes}; nothing was kept")
             digest.update(chunk)
             write(chunk)
             progress(done, size_bytes)

@@ -1,8 +1,8 @@
-"""An encoded corpus: two splits of token ids, and the batches drawn from them.
+"""An encoded corpus: training and validation split, and the batches sampled from them.
 
-A corpus that fits is encoded in memory. A larger one is encoded once, piece by piece, to a checksummed file in the
-cache, and mapped: it may be far larger than memory. The file is found by the checksum of the text, so a changed text is
-encoded anew. B batch, T time (positions).
+A small corpus is encoded in memory. A larger one is encoded once, piece by piece, to a checksummed file in the cache,
+which is memory-mapped, so that it can exceed the memory. The file name contains the checksum of the text, so a changed
+text is encoded again. B batch, T time (positions).
 """
 
 import contextlib
@@ -29,15 +29,15 @@ from microgpt_cli.errors import UserError
 from microgpt_cli.runs import storage
 
 IN_MEMORY_BYTES = 64 << 20  # a corpus up to this size is encoded in memory
-MOST_SHUFFLED = 1 << 22  # windows of an epoch
-CONTINUATION_BYTES = bytes(range(0x80, 0xC0))  # of UTF-8: they begin no character
-DTYPES = {1: torch.uint8, 2: torch.uint16, 4: torch.int32}  # ids as narrow as the vocabulary allows
+MAX_SHUFFLED = 1 << 22  # windows of an epoch
+CONTINUATION_BYTES = bytes(range(0x80, 0xC0))  # of UTF-8: not the first of a character
+DTYPES = {1: torch.uint8, 2: torch.uint16, 4: torch.int32}  # the smallest type for the vocabulary
 
 
 def build_tokenizer(
     config: TokenizerConfig, corpus: Corpus, cache_dir: Path, progress: Progress = no_progress
 ) -> Tokenizer:
-    """The tokenizer that a config asks for, its vocabulary taken from the corpus (both splits)."""
+    """The tokenizer of a config, with the vocabulary of the corpus (both splits)."""
     if config.kind == "byte":
         return tokenizers.build(config, "")
     if corpus.size_bytes <= IN_MEMORY_BYTES:
@@ -46,7 +46,7 @@ def build_tokenizer(
     path = Path(os.path.expanduser(cache_dir)) / "vocabulary" / name
     if not path.exists():
         tokenizer = tokenizers.build(config, _characters(corpus.text_chunks(progress)))
-        with _told(path):
+        with _cache_hint(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             storage.replace(path, storage.json_bytes(tokenizer.to_json()))
     return tokenizers.from_json(storage.parse_json(storage.read_bytes(path), str(path)), str(path))
@@ -54,7 +54,7 @@ def build_tokenizer(
 
 def _characters(chunks: Iterable[str]) -> set[str]:
     seen: set[str] = set()
-    for chunk in chunks:  # to remove what is known first is much faster, where Python can do it byte by byte
+    for chunk in chunks:  # removing known characters first is much faster for ASCII
         seen.update(chunk.translate(dict.fromkeys(map(ord, seen))) if chunk.isascii() else chunk)
     return seen
 
@@ -65,7 +65,7 @@ def encode(
     """The token ids of a corpus (N,) and the sha256 of its text.
 
     Raises:
-        UserError: a character that the tokenizer lacks, bytes that are not text, no room in the cache.
+        UserError: a character that is not in the vocabulary, invalid UTF-8, or no space for the cache.
     """
     if corpus.size_bytes <= IN_MEMORY_BYTES:
         digest, ids = hashlib.sha256(), bytearray()
@@ -81,13 +81,13 @@ def encode(
         path = Path(os.path.expanduser(cache_dir)) / "tokens" / f"{source_sha256[:32]}-{kind[:16]}.bin"
         record = path.with_suffix(".json")
         if not _is_intact(path, record, progress):
-            with _told(path):
+            with _cache_hint(path):
                 _encode_to_file(corpus, tokenizer, path, record, progress, check)
     return _mapped(path, DTYPES[tokenizer.itemsize]), source_sha256
 
 
 def _mapped(path: Path, dtype: torch.dtype) -> Tensor:
-    """A file as a tensor that is only read. `torch.from_file` maps it writable, which asks for memory for all of it."""
+    """Map a file as a read-only tensor. `torch.from_file` maps it writable, which reserves memory for all of it."""
     try:
         with path.open("rb") as file:
             pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -114,7 +114,7 @@ def _encode_to_file(
     """Write the ids beside their final name, and give them that name when they are whole and `check` finds no fault."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with writing_in(path.parent, ".*.bin.*"):
-        _check_room(corpus, tokenizer, path.parent)
+        _check_space(corpus, tokenizer, path.parent)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         temporary = Path(name)
         digest = hashlib.sha256()
@@ -134,8 +134,8 @@ def _encode_to_file(
 
 
 @contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Turn what the disk refuses into the key that names another one."""
+def _cache_hint(path: Path) -> Iterator[None]:
+    """Turn errors of the disk into a `UserError` that names `data.cache_dir`."""
     try:
         yield
     except OSError as error:
@@ -144,52 +144,52 @@ def _told(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _check_room(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> None:
-    """Raises `UserError` if the encoded text will not fit on the disk, before a byte of it is written."""
+def _check_space(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> None:
+    """Raises `UserError` if the disk lacks space for the encoded text."""
     free = shutil.disk_usage(folder).free
     needed = corpus.size_bytes * tokenizer.itemsize
-    if needed > free and tokenizer.kind == "char":  # a character can have several bytes: count
+    if needed > free and tokenizer.kind == "char":  # count the characters, which may have several bytes
         needed = tokenizer.itemsize * sum(len(chunk.translate(None, CONTINUATION_BYTES)) for chunk in corpus.chunks())
     if needed > free:
         raise UserError(
-            f"{folder}: the encoded text takes {needed:,} bytes, and {free:,} are free there; "
+            f"{folder}: the encoded text needs {needed:,} bytes, and {free:,} are free; "
             "choose another folder with data.cache_dir"
         )
 
 
 def _is_intact(path: Path, record: Path, progress: Progress) -> bool:
-    """Whether an encoded file is there and has the size and the checksum that were noted when it was written."""
+    """Whether an encoded file exists with the recorded size and checksum."""
     if not (path.is_file() and record.is_file()):
         return False
     try:
-        noted = storage.parse_json(storage.read_bytes(record), str(record))
+        recorded = storage.parse_json(storage.read_bytes(record), str(record))
     except UserError:
         return False
     written = Corpus(str(path), (path,))
-    return bool(noted == {"bytes": written.size_bytes, "sha256": written.sha256(progress)})
+    return bool(recorded == {"bytes": written.size_bytes, "sha256": written.sha256(progress)})
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The ids to learn from and those held out (each one-dimensional); windows never cross from one to the other."""
+    """Training and validation ids (each one-dimensional); no window crosses their border."""
 
     train: Tensor
     val: Tensor
 
 
 def split(ids: Tensor, val_fraction: float, block_size: int) -> Splits:
-    """Hold out the last `val_fraction` of the ids.
+    """Split off the last `val_fraction` of the ids for validation.
 
     Raises:
-        UserError: a split is shorter than a context and the token after it.
+        UserError: a split is shorter than a context and its next token.
     """
     n_val = round(len(ids) * val_fraction)
     train, val = ids[: len(ids) - n_val], ids[len(ids) - n_val :]
-    for name, part in (("training", train), ("held-out", val)):
+    for name, part in (("training", train), ("validation", val)):
         if len(part) <= block_size:
             least = int((block_size + 2) / min(val_fraction, 1 - val_fraction)) + 1
             raise UserError(
-                f"data: the {name} split has {len(part):,} of the text's {len(ids):,} tokens, and a context takes "
+                f"data: the {name} split has {len(part):,} of the text's {len(ids):,} tokens, and a context needs "
                 f"model.block_size + 1 = {block_size + 1:,}; give at least {least:,} tokens of text, or a smaller "
                 "model.block_size"
             )
@@ -197,40 +197,40 @@ def split(ids: Tensor, val_fraction: float, block_size: int) -> Splits:
 
 
 def sample_starts(count: int, batch_size: int, block_size: int, seed: int, step: int) -> Tensor:
-    """Where the windows of a step begin in `count` ids, (B, 1), whatever was drawn before.
+    """The first positions (B, 1) of the windows of a step in `count` ids, a function of seed and step.
 
-    An epoch cuts the ids into windows, beginning at an offset of its own, and takes all of them once, shuffled. Of more
-    windows than anyone shuffles, no run sees the most, and they are drawn one by one.
+    Each epoch divides the ids into consecutive windows from a random offset and uses each once, in random order. With
+    more than MAX_SHUFFLED windows per epoch they are sampled independently.
     """
-    in_epoch = max(1, (count - 1) // block_size - 1)  # whatever the offset
-    if in_epoch > MOST_SHUFFLED:
+    in_epoch = max(1, (count - 1) // block_size - 1)  # for any offset
+    if in_epoch > MAX_SHUFFLED:
         drawn = randomness.generator(seed, randomness.BATCHES, step)
         return torch.randint(count - block_size, (batch_size, 1), generator=drawn)
     first = step * batch_size
     starts: list[int] = []
     while len(starts) < batch_size:
-        epoch, place = divmod(first + len(starts), in_epoch)
+        epoch, index = divmod(first + len(starts), in_epoch)
         offset, order = _epoch(count, block_size, in_epoch, seed, epoch)
-        starts += [offset + block_size * n for n in order[place : place + batch_size - len(starts)].tolist()]
+        starts += [offset + block_size * n for n in order[index : index + batch_size - len(starts)].tolist()]
     return torch.tensor(starts)[:, None]
 
 
-@functools.lru_cache(maxsize=2)  # a batch may hold the end of one epoch and the beginning of the next
+@functools.lru_cache(maxsize=2)  # a batch may span two epochs
 def _epoch(count: int, block_size: int, in_epoch: int, seed: int, epoch: int) -> tuple[int, Tensor]:
-    """The offset of an epoch's windows, and their order."""
+    """The offset and the order of an epoch's windows."""
     drawn = randomness.generator(seed, randomness.BATCHES, epoch)
     offset = torch.randint(count - block_size * in_epoch, (), generator=drawn)
     return int(offset), torch.randperm(in_epoch, generator=drawn)
 
 
 def gather_windows(ids: Tensor, starts: Tensor, block_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The windows of `ids` that begin at `starts` (B, 1), both on one device, brought to another.
+    """Gather the windows of `ids` at `starts` (B, 1), both on one device, and copy them to another.
 
-    From a host that nothing is waited for: a GPU fetches pinned memory itself, and as the host is steps ahead of it,
-    windows of a mapped file are read while it computes.
+    The copy to a GPU is asynchronous, from pinned memory: the host is steps ahead and reads windows of a mapped file
+    while the GPU computes.
 
     Returns:
-        idx (B, T) and targets (B, T), int64: the targets are one token further on.
+        idx (B, T) and targets (B, T), int64: targets are shifted by one token.
     """
     is_unsigned = ids.dtype == torch.uint16  # torch 2.7 can't index it
     bits = ids.view(torch.int16) if is_unsigned else ids
@@ -243,10 +243,10 @@ def gather_windows(ids: Tensor, starts: Tensor, block_size: int, device: torch.d
 
 
 def windows(ids: Tensor, batch_size: int, block_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Fixed windows, end to end, that ask for every id but the first exactly once.
+    """Consecutive windows that predict every id but the first exactly once.
 
     Yields:
-        idx and targets, int64 (B, T), the last ones of fewer rows, and then of the shorter rest (1, T').
+        idx and targets, int64 (B, T); at the end fewer rows, and then the rest (1, T').
     """
     whole = (len(ids) - 1) // block_size
     for row in range(0, whole, batch_size):

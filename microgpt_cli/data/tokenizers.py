@@ -1,6 +1,6 @@
-"""Text ↔ token ids: characters, as the article has it, or bytes. Exact round trip, JSON on disk, no torch.
+"""Tokenizers: characters, as in the article, or bytes. Lossless, stored as JSON, without torch.
 
-Encoded text is a buffer of little-endian unsigned integers, as narrow as the vocabulary allows.
+Encoded text is a buffer of little-endian unsigned integers of the smallest type for the vocabulary.
 """
 
 import codecs
@@ -13,21 +13,21 @@ from microgpt_cli.errors import UserError
 from microgpt_cli.runs.escape import escape
 
 FORMAT = 1
-REPLACEMENT = "\ufffd"  # U+FFFD, the character for what can't be shown
-SIGNS = {"\n": "↵", "\r": "␍", "\t": "⇥", " ": "␣"}  # for what is there and can't be seen
+REPLACEMENT = "\ufffd"  # U+FFFD, the replacement character
+SIGNS = {"\n": "↵", "\r": "␍", "\t": "⇥", " ": "␣"}  # symbols for whitespace
 
 
 class ByteTokenizer:
-    """256 ids, the bytes of UTF-8: any input."""
+    """One id for each byte of UTF-8: 256 ids, any input."""
 
     kind = "byte"
-    unit = "bytes"  # what tokens are called
+    unit = "bytes"  # name of the tokens
     vocab_size = 256
     itemsize = 1
-    start_id = ord("\n")  # what a text without a prompt goes on from
+    start_id = ord("\n")  # the first token without a prompt
 
     def encode(self, text: str | bytes, position: int = 0) -> bytes:
-        """Ids of a text. Bytes that came in through the command line undecoded go through as they are."""
+        """Ids of a text. Undecodable bytes of the command line (surrogate escapes) are preserved."""
         if isinstance(text, bytes):
             return text
         try:
@@ -40,11 +40,11 @@ class ByteTokenizer:
             ) from error
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text; bytes that are not UTF-8 become U+FFFD."""
+        """The text; invalid UTF-8 becomes U+FFFD."""
         return bytes(ids).decode("utf-8", "replace")
 
     def text_stream(self) -> Callable[[Sequence[int], bool], str]:
-        """A function of (ids, whether they are the last) that gives whole characters only."""
+        """A decoder for streams: (ids, whether they are the last) → whole characters."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         return lambda ids, final: decoder.decode(bytes(ids), final)
 
@@ -53,7 +53,7 @@ class ByteTokenizer:
 
 
 class CharTokenizer:
-    """One id for each of the characters of a vocabulary.
+    """One id for each character of a vocabulary.
 
     Args:
         chars: the vocabulary, each character once, sorted by code point; the id of a character is its index.
@@ -67,9 +67,9 @@ class CharTokenizer:
         self.chars = chars
         self.unknown = unknown
         self.vocab_size = len(chars)
-        self.start_id = max(0, chars.find("\n"))  # what a text without a prompt goes on from
+        self.start_id = max(0, chars.find("\n"))  # the first token without a prompt
         self.itemsize = 1 if len(chars) <= 1 << 8 else 2 if len(chars) <= 1 << 16 else 4
-        # Each character becomes the character whose code is its id, and those codes are then the buffer.
+        # each character becomes the character whose code is its id, and those codes are then the buffer.
         self._encoding = {1: "latin-1", 2: "utf-16-le", 4: "utf-32-le"}[self.itemsize]
         self._table = _Table({ord(char): chr(index) for index, char in enumerate(chars)})
         if unknown == "replace":
@@ -80,10 +80,10 @@ class CharTokenizer:
 
         Args:
             text: what to encode.
-            position: where in the whole text it begins, for the message.
+            position: of `text` in the whole text, for the message.
 
         Raises:
-            UserError: a character is not in the vocabulary; names it and its position.
+            UserError: a character is not in the vocabulary; the message has its position.
         """
         if isinstance(text, bytes):
             text = text.decode("utf-8")
@@ -101,7 +101,7 @@ class CharTokenizer:
         return "".join([self.chars[index] for index in ids])
 
     def text_stream(self) -> Callable[[Sequence[int], bool], str]:
-        """A function of (ids, whether they are the last) that gives whole characters only."""
+        """A decoder for streams: (ids, whether they are the last) → whole characters."""
         return lambda ids, final: self.decode(ids)
 
     def to_json(self) -> dict[str, Any]:
@@ -109,11 +109,11 @@ class CharTokenizer:
 
 
 class _Unknown(Exception):
-    """A character that a table lacks; no LookupError, which `str.translate` takes as leave to pass it on."""
+    """A character that is not in the table. Not a LookupError, on which `str.translate` keeps the character."""
 
 
 class _Table(dict[int, str]):
-    """A table for `str.translate` that knows what to do with a character that it lacks."""
+    """A table for `str.translate` that replaces or rejects unknown characters."""
 
     replacement: str | None = None
 
@@ -127,7 +127,7 @@ Tokenizer = ByteTokenizer | CharTokenizer
 
 
 def build(config: TokenizerConfig, chars: Iterable[str]) -> Tokenizer:
-    """The tokenizer that a config asks for, with the characters of a corpus as its vocabulary."""
+    """The tokenizer of a config, with the characters of a corpus as vocabulary."""
     if config.kind == "byte":
         return ByteTokenizer()
     replacement = {REPLACEMENT} if config.unknown == "replace" else set()
@@ -135,15 +135,15 @@ def build(config: TokenizerConfig, chars: Iterable[str]) -> Tokenizer:
 
 
 def unpack(encoded: bytes, itemsize: int) -> list[int]:
-    """The ids in a buffer that `encode` gave."""
+    """The ids in a buffer from `encode`."""
     return [int.from_bytes(encoded[i : i + itemsize], "little") for i in range(0, len(encoded), itemsize)]
 
 
 def from_json(data: Any, where: str) -> Tokenizer:
-    """A tokenizer from what `to_json` gave.
+    """A tokenizer from the output of `to_json`.
 
     Raises:
-        UserError: another format, an unknown kind or key, or a vocabulary that is empty, unsorted or has doubles.
+        UserError: wrong format, unknown kind or key, or a vocabulary that is empty, unsorted or has duplicates.
     """
     if not isinstance(data, dict) or type(data.get("format")) is not int or data["format"] != FORMAT:
         raise UserError(f"{where}: not a tokenizer of format {FORMAT}")
@@ -153,16 +153,16 @@ def from_json(data: Any, where: str) -> Tokenizer:
         raise UserError(f"{where}: not a tokenizer of kind char or byte")
     chars, unknown = data["chars"], data["unknown"]
     if not isinstance(chars, str) or not chars or any(a >= b for a, b in itertools.pairwise(chars)):
-        raise UserError(f"{where}: chars must be a text of different characters, sorted")
+        raise UserError(f"{where}: chars must be distinct characters, sorted")
     if any("\ud800" <= char <= "\udfff" for char in chars):
-        raise UserError(f"{where}: chars holds half a surrogate pair, which is in no text")
+        raise UserError(f"{where}: chars contains a surrogate, which is not a character")
     if unknown not in ("error", "replace") or (unknown == "replace" and REPLACEMENT not in chars):
         raise UserError(f"{where}: unknown={unknown!r} must be error, or replace with U+FFFD among chars")
     return CharTokenizer(chars, unknown)
 
 
 def visible(tokenizer: Tokenizer, token: int) -> str:
-    """One token as a person can see it: `↵` for a newline, `␣` for a space, `\\xc3` for a byte that is no character."""
+    """Visible form of a token: `↵` for a newline, `␣` for a space, `\\xc3` for a byte that is not a character."""
     text = tokenizer.decode([token])
     if tokenizer.kind == "byte" and text == REPLACEMENT:
         return f"\\x{token:02x}"

@@ -1,4 +1,4 @@
-"""Plain torch: the model's own forward pass, under autocast and compiled where that is wanted, and autograd."""
+"""The torch engine: the model's forward pass under autocast, optionally compiled, and autograd."""
 
 import contextlib
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class CompilerFailed(Exception):
-    """torch.compile did not manage; from now on the model runs without it."""
+    """torch.compile failed; from now on the model runs without it."""
 
 
 def autocast(device_type: str, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
@@ -23,8 +23,8 @@ class Autograd:
     Args:
         model: called as `model(idx, targets)`.
         dtype: of the matrix products.
-        compile: by torch.compile.
-        compile_may_fail: then raise `CompilerFailed`, and go on without it.
+        compile: use torch.compile.
+        compile_may_fail: if it fails, raise `CompilerFailed` and continue without it.
     """
 
     name = "torch"
@@ -40,7 +40,7 @@ class Autograd:
         """`share` of the loss of a micro-batch (B, T), float32 ().
 
         Raises:
-            CompilerFailed: nothing was done; the next call goes on without the compiler.
+            CompilerFailed: nothing was done; the next call runs without the compiler.
         """
         with torch.enable_grad(), autocast(idx.device.type, self.dtype):
             _, loss = self._guarded(lambda: self._forward(idx, targets))
@@ -49,12 +49,12 @@ class Autograd:
         return detached
 
     def backward_pass(self, loss_scale: float = 1.0) -> None:
-        """Add the gradients of what `forward_pass` returned, times `loss_scale`, to `.grad` of every parameter."""
+        """Add the gradients of the last `forward_pass`, times `loss_scale`, to `.grad` of every parameter."""
         self._guarded(lambda: (self._loss * loss_scale).backward())
         self._has_run = True
 
     def _guarded(self, call: Callable[[], Any]) -> Any:
-        """Where the compiler of a model fails, it fails in the first call."""
+        """Turn a failure of the compiler, which occurs in the first call, into `CompilerFailed`."""
         try:
             return call()
         except Exception as error:

@@ -1,13 +1,12 @@
-"""The next token's logits from a key/value cache: the model's weights prepared once, `prefill`, `decode_one_token`.
+"""Decoding with a key/value cache: prepared weights, `prefill` and `decode_one_token`, as in gpt-fast (Meta, 2023).
 
-The small functions are those of gpt-fast (Meta, 2023). What a token costs is the number of operations for a small model
-and the bytes of its weights for a large one, so: matrices lie in memory as they are multiplied fastest (`products.py`),
-what a norm has learnt is taken into the matrix after it, keys and values have their place from the start, and what
-doesn't depend on the token (views, positions) is made once. No gradient is kept; under `torch.inference_mode` it is
-faster still.
+The time per token depends on the number of operations for a small model and on the bytes of the weights for a large
+one. Therefore matrices are packed for the fastest kernel (`linear.py`), the gain and bias of a norm are folded into the
+next matrix, the cache is preallocated, and views and positions are computed once. No gradient is recorded;
+`torch.inference_mode` makes it faster.
 
-Shapes as in `gpt.py`; rows of products are (B·T, …), the samples one after the other. Logits are those of the model but
-for an amount common to all tokens (`products.pack_head`).
+Shapes as in `gpt.py`; inputs of matrix products are (B·T, …), sample by sample. The logits equal those of the model up
+to a constant common to all tokens (`linear.pack_head`).
 """
 
 from collections.abc import Callable
@@ -38,14 +37,14 @@ class Layer:
 
 @dataclass(frozen=True)
 class Weights:
-    """All of a model's weights, prepared. They do not follow the model when it learns."""
+    """All weights of a model, prepared. A copy: further training does not change it."""
 
     n_head: int
     token_embedding: Tensor  # (V, C)
-    prev_token_bias: Tensor | None  # (V + 1, C): what a token adds to the one after it; of none, the last row, nothing
+    prev_token_bias: Tensor | None  # (V + 1, C): added to the next token's embedding; the last row is zero, for none
     position_embedding: Tensor | None  # (block_size, C)
-    rotary_matrices: Tensor | None  # (block_size, D, D): rotary positions as matrices
-    qk_norm: Norm | None  # of each head's D numbers
+    rotary_matrices: Tensor | None  # (block_size, D, D)
+    qk_norm: Norm | None  # over the D channels of each head
     activation: Callable[[Tensor], Tensor]
     layers: list[Layer]
     ln_f: Norm
@@ -53,24 +52,24 @@ class Weights:
 
 
 def prepare(model: GPT, dtype: torch.dtype, num_samples: int = 1) -> Weights:
-    """The weights of a model for decoding.
+    """Prepare the weights of a model for decoding.
 
     Args:
         model: on its device.
-        dtype: of the products; on a CPU the rest is float32 (see `products.py`).
-        num_samples: how many will be decoded at once, about.
+        dtype: of the matrix products; on a CPU the rest is float32 (see `linear.py`).
+        num_samples: expected batch size.
     """
     config, device = model.config, model.lm_head.weight.device
     inner = torch.float32 if device.type == "cpu" else dtype
 
-    def product(layer: nn.Linear, norm: nn.Module | None = None) -> PackedLinear:
+    def linear(layer: nn.Linear, norm: nn.Module | None = None) -> PackedLinear:
         return pack_linear(*fold_norm(norm, layer), dtype, num_samples)
 
     blocks = [block for block in model.blocks if isinstance(block, Block)]
     layers = [
         Layer(
-            _norm(block.ln1, inner), product(block.attention.qkv, block.ln1), product(block.attention.proj),
-            _norm(block.ln2, inner), product(block.mlp.fc, block.ln2), product(block.mlp.proj),
+            _norm(block.ln1, inner), linear(block.attention.qkv, block.ln1), linear(block.attention.proj),
+            _norm(block.ln2, inner), linear(block.mlp.fc, block.ln2), linear(block.mlp.proj),
         )
         for block in blocks
     ]  # fmt: skip
@@ -109,7 +108,7 @@ def folded_bias(norm: nn.Module | None, layer: nn.Linear) -> Tensor | None:
 
 
 def _norm(norm: nn.Module, dtype: torch.dtype) -> Norm:
-    """What a LayerNorm or RMSNorm does before its learnt gain and bias, without what a module costs at each call."""
+    """A LayerNorm or RMSNorm without gain and bias, as a plain function, which is faster to call than a module."""
     if isinstance(norm, nn.RMSNorm):
         assert norm.eps is not None
         return _rms_norm(norm.normalized_shape[0], norm.eps, norm.weight.device, dtype)
@@ -119,29 +118,29 @@ def _norm(norm: nn.Module, dtype: torch.dtype) -> Norm:
 
 
 def _rms_norm(size: int, eps: float, device: torch.device, dtype: torch.dtype) -> Norm:
-    """x → x / sqrt(mean(x²) + eps), over the last `size` numbers."""
+    """x → x / sqrt(mean(x²) + eps), over the last dimension of this size."""
     if device.type != "cpu":
         return lambda x: torch.rms_norm(x, [size], None, eps)
-    # torch's own takes 9 µs on a CPU, and these three calls 4
-    nothing = torch.zeros((), dtype=dtype)
+    # torch.rms_norm takes 9 µs on a CPU, these three calls 4
+    zero = torch.zeros((), dtype=dtype)
     root_size, least = size**0.5, torch.tensor((size * eps) ** 0.5, dtype=dtype)
 
     def norm(x: Tensor) -> Tensor:
         length = torch.hypot(torch.linalg.vector_norm(x, 2, -1, True), least)
-        return torch.addcdiv(nothing, x, length, value=root_size)
+        return torch.addcdiv(zero, x, length, value=root_size)
 
     return norm
 
 
 def rotary_matrices(rotary: Rotary) -> Tensor:
-    """Matrices (T, D, D): a row times the t-th of them is the row turned for position t, in one product."""
+    """Matrices (T, D, D): multiplication by the t-th one rotates a row for position t."""
     cos, sin = torch.diag_embed(rotary.cos), torch.diag_embed(rotary.sin)  # (T, D/2, D/2)
     return torch.cat((torch.cat((cos, sin), dim=-1), torch.cat((-sin, cos), dim=-1)), dim=-2)
 
 
 @dataclass(frozen=True)
 class Scratch:
-    """Where queries, keys and values of T positions are worked out."""
+    """Buffers for queries, keys and values of T positions."""
 
     qkv: Tensor  # (B·T, 3C)
     qk: Tensor  # (B, T, 2H, D), of qkv
@@ -151,23 +150,23 @@ class Scratch:
 
 @dataclass(frozen=True)
 class PositionSlot:
-    """What T positions from `start` on add to their tokens, and what each layer writes there and sees."""
+    """Position embeddings and views of the cache for T positions from `start` on."""
 
-    position_embedding: Tensor | None  # (B·T, C), or (1, C) for all samples
+    position_embedding: Tensor | None  # (B·T, C), or (1, C) shared by all samples
     rotary_matrices: Tensor | None  # (T, D, D)
     scratch: Scratch
-    layers: list[tuple[Tensor, Tensor, Tensor]]  # where kv goes; keys and values (B, H, start + T, D)
+    layers: list[tuple[Tensor, Tensor, Tensor]]  # destination of kv; keys and values (B, H, start + T, D)
 
 
 class Cache:
-    """Keys and values of `batch_size` samples at the first `positions`, in every layer."""
+    """Keys and values of `batch_size` samples at the first `positions`, for every layer."""
 
     def __init__(self, weights: Weights, batch_size: int, positions: int) -> None:
         C, H = weights.token_embedding.size(1), weights.n_head
         shape = (len(weights.layers), 2, batch_size, H, positions, C // H)
         self.weights = weights
         V = weights.token_embedding.size(0)
-        # the tokens that were taken in, after one that stands for none
+        # the tokens so far, after V, which stands for none
         self.tokens = torch.full((batch_size, positions + 1), V, device=weights.token_embedding.device)
         self.kv = weights.token_embedding.new_zeros(shape)  # (L, 2, B, H, positions, D)
         self._layers = [(kv, kv[0], kv[1]) for kv in self.kv]
@@ -175,7 +174,7 @@ class Cache:
         self._slots: dict[tuple[int, int], PositionSlot] = {}
 
     def slot(self, start: int, T: int) -> PositionSlot:
-        """Room for T tokens; it is kept, since the windows of a long text come back to it."""
+        """The slot for T tokens, cached, since the windows of a long text reuse it."""
         if (start, T) not in self._slots:
             self._slots[start, T] = self._make_slot(start, T)
         return self._slots[start, T]
@@ -205,20 +204,20 @@ class Cache:
 
 
 def prefill(weights: Weights, cache: Cache, idx: Tensor) -> Tensor:
-    """Take in the first tokens (B, T) of every sample in one pass → logits (B, V) after the last."""
+    """Process the first tokens (B, T) of every sample in one pass → logits (B, V) after the last."""
     B, T = idx.shape
     x = _through_blocks(weights, cache.slot(0, T), _embed(weights, cache, idx, 0))
     return weights.lm_head(weights.ln_f(x.view(B, T, -1)[:, -1]))
 
 
 def decode_one_token(weights: Weights, cache: Cache, tokens: Tensor, position: int) -> Tensor:
-    """One more token (B,) of every sample, at a position after those taken in → logits (B, V)."""
+    """Process the next token (B,) of every sample at this position → logits (B, V)."""
     x = _through_blocks(weights, cache.slot(position, 1), _embed(weights, cache, tokens[:, None], position))
     return weights.lm_head(weights.ln_f(x))
 
 
 def _embed(weights: Weights, cache: Cache, idx: Tensor, start: int) -> Tensor:
-    """Tokens (B, T), the first at position `start`, as vectors (B·T, C), without their positions."""
+    """Embed tokens (B, T), the first at position `start`, as vectors (B·T, C), without position embedding."""
     x = weights.token_embedding.index_select(0, idx.reshape(-1))
     if weights.prev_token_bias is not None:
         end = start + idx.size(1)
@@ -228,7 +227,7 @@ def _embed(weights: Weights, cache: Cache, idx: Tensor, start: int) -> Tensor:
 
 
 def _through_blocks(weights: Weights, slot: PositionSlot, x: Tensor) -> Tensor:
-    """What the blocks make of tokens as vectors (B·T, C), in place. Their keys and values are kept."""
+    """Apply the blocks to vectors (B·T, C), in place, and store their keys and values."""
     if slot.position_embedding is not None:
         x.add_(slot.position_embedding)
     qkv, qk, q, kv = slot.scratch.qkv, slot.scratch.qk, slot.scratch.q, slot.scratch.kv
@@ -241,6 +240,8 @@ def _through_blocks(weights: Weights, slot: PositionSlot, x: Tensor) -> Tensor:
             qk.copy_(torch.matmul(qk, slot.rotary_matrices))
         here.copy_(kv)
         y = F.scaled_dot_product_attention(q, keys, values, is_causal=not one)  # (B, H, T, D)
-        layer.proj.add_to(x, y.view_as(x) if one else y.transpose(1, 2).reshape_as(x))  # as a shape costs 2 µs
+        layer.proj.add_to(
+            x, y.view_as(x) if one else y.transpose(1, 2).reshape_as(x)
+        )  # view_as is 2 µs faster than a shape
         layer.fc_proj.add_to(x, activation(layer.fc(layer.ln2(x))))
     return x

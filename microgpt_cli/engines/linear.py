@@ -1,21 +1,21 @@
-"""x → x W + b on rows, the weights kept as a device multiplies the most rows a second by them.
+"""Linear layers for decoding, with weights packed for the fastest kernel of the device.
 
-What one row costs is reading the weights, so the bytes count and how the kernel walks over them; for many rows it is
-arithmetic. Every product here takes and gives rows (N, in) → (N, out) of one precision, whatever its weights are in.
-On a CPU that is float32: half precision is for the weights and what is multiplied by them, while norms, attention
-(whose kernel is several times as slow in half precision) and the sum of what the blocks add stay exact.
+For one row the time is that of reading the weights, for many rows it is arithmetic. Every layer maps rows (N, in) to
+(N, out) in one dtype, independent of the dtype of its weights. On a CPU that is float32: half precision is only for the
+matrix products, while norms, attention (whose kernel is several times slower in half precision) and the residual stream
+stay in float32.
 
 Measured with two threads (AVX-512, torch 2.15), µs for a matrix of 1536 x 384, one of many:
 
-    rows    MKL, float32    oneDNN packed, float32    the same, bfloat16    FBGEMM, float16    float16 as it is
+    rows    MKL, float32    oneDNN packed, float32    the same, bfloat16    FBGEMM, float16    plain float16
     1                122                       135                    57                 30                  49
     4                271                        90                    53                 48                 169
     16               345                       157                    94                126                 303
     64               679                       418                   243                421                 658
 
-and of 512 x 128, where a call costs what is saved: 7, 16, 19, 13, 12 for one row, 69, 56, 45, 58, 93 for 64.
-FBGEMM packs a weight in 10 to 20 ns: 0.1 s for 10M parameters and 2 s for GPT-2, what it saves in 1,000 tokens of one
-sample.
+and of 512 x 128, where call overhead dominates: 7, 16, 19, 13, 12 for one row, 69, 56, 45, 58, 93 for 64.
+FBGEMM takes 10 to 20 ns to pack a weight: 0.1 s for 10M parameters and 2 s for GPT-2, as much as it saves in 1,000
+tokens of one sample.
 """
 
 from abc import ABC, abstractmethod
@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LARGE = 100_000  # weights of a matrix; below, what a call of other kernels costs (up to 20 µs) is more than it saves
+LARGE = 100_000  # weights of a matrix; below, the call overhead of other kernels (up to 20 µs) exceeds the gain
 
 
 class PackedLinear(Protocol):
@@ -41,12 +41,12 @@ class PackedLinear(Protocol):
 
 
 class PlainLinear:
-    """In the precision of its weights, by torch's usual kernels."""
+    """In the dtype of its weights, with torch's usual kernels."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        # MKL multiplies a float32 row 1.7 times as fast by (in, out); other kernels want (out, in)
-        turned = weight.device.type == "cpu" and weight.dtype == torch.float32
-        self.weight = weight.t().contiguous() if turned else weight.t()
+        # with (in, out) MKL multiplies a float32 row 1.7 times as fast; other kernels prefer (out, in)
+        transposed = weight.device.type == "cpu" and weight.dtype == torch.float32
+        self.weight = weight.t().contiguous() if transposed else weight.t()
         self.bias = bias
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ class PlainLinear:
 
 
 class _Float32Linear(ABC):
-    """From and to float32, whatever `_multiply` gives."""
+    """From and to float32, for any dtype of `_multiply`."""
 
     @abstractmethod
     def _multiply(self, x: Tensor) -> Tensor: ...
@@ -81,7 +81,7 @@ class _Float32Linear(ABC):
 
 
 class CastLinear(_Float32Linear):
-    """By weights in another precision, and torch's usual kernels for it."""
+    """Weights in another dtype, with torch's usual kernels."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         self.weight = weight.to(dtype)
@@ -92,7 +92,7 @@ class CastLinear(_Float32Linear):
 
 
 class OneDnnLinear(_Float32Linear):
-    """By weights in oneDNN's own layout, in float32 or bfloat16: for several rows."""
+    """Weights in oneDNN's packed layout, in float32 or bfloat16: for several rows."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, rows: int) -> None:
         self.dtype = dtype
@@ -105,21 +105,21 @@ class OneDnnLinear(_Float32Linear):
 
 
 class HalfLinear(_Float32Linear):
-    """By weights in float16 as they are: one row in float16, whose sums are in float32; more in float32."""
+    """Weights in plain float16: one row in float16, accumulated in float32; several rows in float32."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight = weight.half()
         self.bias = bias
 
     def _multiply(self, x: Tensor) -> Tensor:
-        if x.size(0) > 1:  # the prompt: torch multiplies several rows in float16 ten times as slowly
+        if x.size(0) > 1:  # the prompt: several rows are ten times slower in float16
             return F.linear(x, self.weight.float(), self.bias)
         y = F.linear(x.half(), self.weight)
         return y if self.bias is None else y + self.bias
 
 
 class FbgemmLinear(_Float32Linear):
-    """By weights in float16, the arithmetic and the result in float32: for a few rows."""
+    """Weights in float16, packed by FBGEMM, with float32 arithmetic: for a few rows."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)
@@ -130,12 +130,12 @@ class FbgemmLinear(_Float32Linear):
 
 
 def pack_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, rows: int) -> PackedLinear:
-    """The product of a layer inside a block.
+    """Pack a layer of a block.
 
     Args:
         weight: (out, in), float32.
-        dtype: of the weights; on a CPU, products are from and to float32 all the same.
-        rows: how many there are at each token.
+        dtype: of the weights; on a CPU, inputs and outputs are float32 in any case.
+        rows: per decoded token.
     """
     if weight.device.type != "cpu":
         return PlainLinear(weight.to(dtype), None if bias is None else bias.to(dtype))
@@ -150,10 +150,10 @@ def pack_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, rows: i
 
 
 def pack_head(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, rows: int) -> PackedLinear:
-    """The product that gives logits: in half precision less what is common to all, which moves no probability.
+    """Pack the head; in half precision with centred logits, which changes no probability but reduces rounding errors.
 
-    Large numbers are rounded far: near 100, float16 moves a logit by up to 0.03 and bfloat16 by 0.25. GPT-2's are that
-    large together and differ by ten. Here no CPU is given the head in bfloat16: a call in float32 costs little more.
+    Near 100, as the logits of GPT-2 are, the rounding error is 0.03 in float16 and 0.25 in bfloat16. On a CPU the head
+    is float32 rather than bfloat16, which is hardly slower.
     """
     if weight.device.type == "cpu" and dtype == torch.bfloat16:
         dtype = torch.float32
@@ -163,12 +163,12 @@ def pack_head(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, rows: int
 
 
 def has_float16_linear() -> bool:
-    """Can this CPU multiply by weights kept in float16? (x86 with AVX2, where torch has kernels for it.)"""
+    """Whether torch has kernels for float16 weights on this CPU (x86 with AVX2)."""
     return "fbgemm" in torch.backends.quantized.supported_engines
 
 
 def can_pack(dtype: torch.dtype) -> bool:
-    """Can oneDNN multiply by packed weights of this precision here?"""
+    """Whether oneDNN supports packed weights of this dtype on this CPU."""
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
         return False
     return dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()

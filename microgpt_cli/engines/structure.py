@@ -1,7 +1,7 @@
-"""Whether a model's code does what the cached decoders do: they read its weights and never call its forward pass.
+"""Check that a model's code matches the cached decoders, which read its weights and never call its forward pass.
 
 The forward pass is recorded and planned as for training (`cpu/record.py`, `cpu/plan.py`), which needs no compiler. The
-decoders serve it if the operations are those of a GPT, in order, each with its own weights and what went before.
+decoders support it if its operations are those of a GPT, in order, with the expected weights and inputs.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,11 +19,11 @@ from microgpt_cli.model.gpt import GPT
 from microgpt_cli.model.layers import QK_NORM_EPS, Block, CausalSelfAttention
 
 RECORDED_TOKENS = 8
-GOES_ON = "sampling by its own forward pass, without a cache"
+FALLBACK = "sampling by the model's own forward pass, without a cache"
 
 
 def difference(model: GPT) -> str | None:
-    """What in a model the decoders do not know, for a person; None if they serve it."""
+    """Describe what the decoders do not support in a model; None if they support it."""
     was_training, frozen = model.training, [p for p in model.parameters() if not p.requires_grad]
     for p in frozen:
         p.requires_grad_()
@@ -34,28 +34,28 @@ def difference(model: GPT) -> str | None:
         ).plan
         where = next(_unlike(model, iter(plan), T), None)
     except Unsupported as why:
-        return f"the model's code can't be followed: {why}; {GOES_ON}"
+        return f"the model's code can't be recorded: {why}; {FALLBACK}"
     finally:
         model.train(was_training)
         for p in frozen:
             p.requires_grad_(False)
-    return None if where is None else f"{where} is not what the decoders know; {GOES_ON}"
+    return None if where is None else f"{where} is not supported by the decoders; {FALLBACK}"
 
 
 class _Exact:
-    """In the place of kernels for a plan that is read and not run."""
+    """Stands in for `Kernels` in a plan that is not run."""
 
     dtype = torch.float32
 
 
 def _unlike(model: GPT, plan: Iterator[ops.Op], T: int) -> Iterator[str]:
-    """The parts of the model whose operations are other ones; what follows the first is not to be trusted."""
+    """Yield the parts of the model that differ; only the first one is reliable."""
     config, end = model.config, cast(ops.Op, None)
     x, embedded = _embedded(model, next(plan, end), T)
     if not embedded:
         yield "the code of GPT.embed, or of what blocks.0 does first,"
-    y = x  # what the last operation made
-    before: tuple[int | None, Tensor | None] = None, None  # what is still to be added to x, and its bias
+    y = x  # output of the last operation
+    before: tuple[int | None, Tensor | None] = None, None  # to be added to x, and its bias
 
     def norm(layer: Any) -> bool:
         nonlocal x, y, before
@@ -116,7 +116,7 @@ def _unlike(model: GPT, plan: Iterator[ops.Op], T: int) -> Iterator[str]:
 
 
 def _embedded(model: GPT, op: ops.Op, T: int) -> tuple[int, bool]:
-    """Where the embedded tokens are, and whether they are what the decoders make of tokens."""
+    """The number of the embedded tokens, and whether they equal the decoders' embedding."""
     if not isinstance(op, ops.Torch) or len(op.outputs) != 1 or op.inputs != {IDX}:
         return IDX, False
     [x] = op.outputs

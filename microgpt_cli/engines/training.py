@@ -1,4 +1,4 @@
-"""Who computes a training step: the model's own code under autograd, or an engine that follows it."""
+"""Choose the engine of training steps: autograd, or the CPU engine."""
 
 from torch import nn
 
@@ -11,7 +11,7 @@ Engine = Autograd | CpuEngine
 
 
 def make_engine(model: nn.Module, compute: Compute, shape: tuple[int, int]) -> tuple[Engine, str | None]:
-    """The engine that `compute` names, for batches of `shape` (B, T), and a warning if it is another."""
+    """The engine of `compute` for batches of `shape` (B, T), and a warning if another one is used."""
     autograd = Autograd(model, compute.dtype, compute.compile, compute.compile_may_fail)
     if compute.engine == "torch":
         return autograd, None
@@ -19,5 +19,5 @@ def make_engine(model: nn.Module, compute: Compute, shape: tuple[int, int]) -> t
     try:
         engine.plan(shape)
     except Unsupported as why:
-        return autograd, f"engine=native can't follow this model: {why}; this run goes on with engine=torch"
+        return autograd, f"engine=native does not support this model: {why}; continuing with engine=torch"
     return engine, None

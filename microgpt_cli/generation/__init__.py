@@ -1,1 +1,1 @@
-"""A model and a prompt → text."""
+"""Text generation: from a model and a prompt to text."""

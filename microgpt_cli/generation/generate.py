@@ -1,8 +1,8 @@
-"""A model goes on from a prompt, token by token.
+"""Generate text from a prompt, token by token.
 
-What happens when the context is full (`block_size` tokens) is the window policy. With the cache, the last half of the
-tokens is kept and taken in anew in one pass, so that a token goes on costing what one position costs. Without it, as in
-the article, the context is cropped by one token and worked out whole each time. Until it is full both write the same.
+With a key/value cache, when the context is full (`block_size` tokens) the last half is kept and re-encoded in one
+forward pass, so that the amortised cost per token stays that of one position. Without it, as in the article, the
+context is cropped by one token and recomputed for every token. Until it is full, both give the same tokens.
 """
 
 import operator
@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from microgpt_cli.engines.cpu.decode import NativeDecoder, NativeWeights
-from microgpt_cli.engines.cuda.decode_graph import FEWEST_TOKENS, GraphedStep
+from microgpt_cli.engines.cuda.decode_graph import MIN_TOKENS, GraphedStep
 from microgpt_cli.engines.decoding import Cache, Weights, decode_one_token, prefill, prepare
 from microgpt_cli.engines.structure import difference
 from microgpt_cli.generation.sampling import Sampler, UniformStream
 from microgpt_cli.model.gpt import GPT
 
-TextStream = Callable[[Sequence[int], bool], str]  # ids, whether they are the last → whole characters
+TextStream = Callable[[Sequence[int], bool], str]  # (ids, whether they are the last) → whole characters
 
 
 def generate(
@@ -36,20 +36,19 @@ def generate(
     compile: bool = False,
     stopped: Callable[[int], bool] | None = None,
 ) -> Iterator[list[int]]:
-    """Continuations of one prompt.
+    """Generate continuations of one prompt.
 
     Args:
-        model: in eval mode, where there is dropout.
-        prompt: at least one token id; the model sees the last `block_size`.
-        cache: keep keys and values from token to token, if the model's code is what the decoders know
-            (`engines/structure.py`); if not, as in the article.
-        dtype: of the arithmetic with the cache (see `decoding.prepare`); without it, autocast says.
-        compile: run the model's forward pass, where there is no cache, by torch.compile.
+        model: in eval mode if it has dropout.
+        prompt: at least one token id; the last `block_size` are used.
+        cache: use a key/value cache, if the decoders support the model's code (`engines/structure.py`).
+        dtype: for decoding with the cache (see `decoding.prepare`); without it, autocast decides.
         native: decode a single sample in C, with the cache, on a CPU (see `engines/cpu/decode.py`).
-        stopped: asked after each token whether the sample of this number needs no more.
+        compile: compile the forward pass by torch.compile, without the cache.
+        stopped: called after each token with the index of a sample: whether it needs no more tokens.
 
     Yields:
-        The next token of each of the `num_samples` samples (anything for those that have stopped).
+        The next token of each of the `num_samples` samples (arbitrary for those that have stopped).
     """
     device = model.lm_head.weight.device
     cache = cache and difference(model) is None
@@ -59,7 +58,7 @@ def generate(
     alone = native_weights is not None and num_samples == 1
     weights = prepare(model, dtype, num_samples) if cache and not alone else None
     uniforms = draws.tensors(device)
-    rows = list(range(num_samples))  # the samples that are worked on
+    rows = list(range(num_samples))  # of the samples that are not stopped
     latest = [0] * num_samples
     left = max_new_tokens
     while left and rows:
@@ -73,54 +72,54 @@ def generate(
             latest = tokens.tolist() if len(rows) == num_samples else _with(latest, rows, tokens.tolist())
             yield latest
             left -= 1
-            going_on = rows if stopped is None else [row for row in rows if not stopped(row)]
-            if left == 0 or len(going_on) <= len(rows) / 2:  # seldom, since a smaller batch begins with a prefill
+            remaining = rows if stopped is None else [row for row in rows if not stopped(row)]
+            if left == 0 or len(remaining) <= len(rows) / 2:  # rarely, since shrinking the batch needs a new prefill
                 break
         keep = torch.tensor(
-            [place for place, row in enumerate(rows) if row in going_on], dtype=torch.long, device=device
+            [index for index, row in enumerate(rows) if row in remaining], dtype=torch.long, device=device
         )
         steps = [step[keep] for step in steps]
         uniforms = map(operator.itemgetter(keep), uniforms)
-        rows = going_on
+        rows = remaining
 
 
 def _with(latest: list[int], rows: list[int], tokens: list[int]) -> list[int]:
-    """The latest tokens of all samples, with new ones in some rows."""
+    """The latest tokens of all samples, with some rows replaced."""
     newer = dict(zip(rows, tokens, strict=True))
     return [newer.get(row, token) for row, token in enumerate(latest)]
 
 
 class TorchDecoder:
-    """Samples that go on together, each step replayed from a CUDA graph or eager.
+    """Decodes a batch of samples with torch, by replaying CUDA graphs on a GPU.
 
     Args:
-        weights: prepared, of the model.
+        weights: of the model, prepared.
         num_samples: B.
-        positions: that there is room for in the cache, at most `block_size`.
-        sampler: how to choose tokens.
-        max_steps: a few are not worth a graph.
+        positions: capacity of the cache, at most `block_size`.
+        sampler: chooses the tokens.
+        max_steps: tokens that will be decoded; for a few, recording a graph does not pay.
     """
 
     def __init__(self, weights: Weights, num_samples: int, positions: int, sampler: Sampler, max_steps: int) -> None:
         self.weights, self.sampler = weights, sampler
         self.cache = Cache(weights, num_samples, positions)
         self._step: Callable[[Tensor, int, Tensor], Tensor] = self._eager
-        if self.cache.kv.is_cuda and max_steps >= FEWEST_TOKENS:
+        if self.cache.kv.is_cuda and max_steps >= MIN_TOKENS:
             self._step = torch.inference_mode()(GraphedStep(weights, self.cache, sampler).__call__)
 
     @torch.inference_mode()
     def first(self, steps: Sequence[Tensor], uniform: Tensor) -> Tensor:
-        """The tokens (B,) after steps of tokens (B,), which are taken in from the beginning, in one pass."""
+        """The tokens (B,) after these steps of tokens (B,), from position 0, in one forward pass."""
         return self.sampler.sample_token(prefill(self.weights, self.cache, torch.stack(list(steps), dim=1)), uniform)
 
     def write(self, tokens: Tensor, position: int, uniforms: Iterator[Tensor]) -> Iterator[Tensor]:
-        """The tokens (B,) after those at `position`, until the cache is full."""
+        """Yield the tokens (B,) after those at `position`, until the cache is full."""
         for here in range(position, self.cache.kv.size(4)):
             tokens = self._step(tokens, here, next(uniforms))
             yield tokens
 
     def _eager(self, tokens: Tensor, position: int, uniform: Tensor) -> Tensor:
-        with torch.inference_mode():  # twice as fast to enter as its decorator
+        with torch.inference_mode():  # faster to enter than the decorator
             return self.sampler.sample_token(decode_one_token(self.weights, self.cache, tokens, position), uniform)
 
 
@@ -132,7 +131,7 @@ def _decoder(
     sampler: Sampler,
     max_steps: int,
 ) -> TorchDecoder | NativeDecoder:
-    """In C where it can be, for one sample."""
+    """The native decoder for one sample, if there are native weights, else the torch decoder."""
     if native is not None and num_samples == 1:
         return NativeDecoder(native, positions, sampler)
     assert weights is not None
@@ -142,7 +141,7 @@ def _decoder(
 def _cached(
     decoder: TorchDecoder | NativeDecoder, steps: list[Tensor], block_size: int, uniforms: Iterator[Tensor]
 ) -> Iterator[Tensor]:
-    """Next tokens (B,), without end, after steps of tokens (B,), to which they are added."""
+    """Yield next tokens (B,) without end, and append them to `steps`."""
     while True:
         if len(steps) > block_size:
             del steps[: -max(1, block_size // 2)]
@@ -157,7 +156,7 @@ def _cached(
 def _cropped(
     forward: Callable[..., Any], block_size: int, steps: list[Tensor], sampler: Sampler, uniforms: Iterator[Tensor]
 ) -> Iterator[Tensor]:
-    """The same as in the article: all of the context is worked out for every token."""
+    """As `_cached`, but recompute the whole context for every token, as in the article."""
     while True:
         del steps[:-block_size]
         tokens = _token_after(forward, steps, sampler, next(uniforms))
@@ -172,7 +171,7 @@ def _token_after(forward: Callable[..., Any], steps: list[Tensor], sampler: Samp
 
 
 def truncate_at(pieces: Iterator[str], stop: str | None) -> Iterator[str]:
-    """Pass text on as it comes, and end before `stop` appears; what could be its beginning is held back."""
+    """Pass text through and end before `stop`; a possible beginning of `stop` is held back."""
     held = ""
     for piece in pieces:
         held += piece
@@ -191,23 +190,23 @@ def truncate_at(pieces: Iterator[str], stop: str | None) -> Iterator[str]:
 
 
 def decode_stream(steps: Iterator[list[int]], row: int, text_stream: TextStream) -> Iterator[str]:
-    """The text of one sample, in whole characters, as its tokens come."""
+    """The text of one sample as its tokens arrive, in whole characters."""
     for tokens in steps:
         yield text_stream([tokens[row]], False)
     yield text_stream([], True)
 
 
 class Stops:
-    """Watches which samples have come to the text `stop`, so that no more work is done for them."""
+    """Detects which samples contain the text `stop`, so that they are not continued."""
 
     def __init__(self, num_samples: int, text_stream: Callable[[], TextStream], stop: str | None) -> None:
         self._stop = stop
         self._streams = [text_stream() for _ in range(num_samples)]
-        self._ends = [""] * num_samples  # what the stop may begin in
+        self._ends = [""] * num_samples  # in which `stop` may begin
         self._is_done = [False] * num_samples
 
     def feed(self, tokens: list[int]) -> None:
-        """Take in the next token of each sample."""
+        """Add the next token of each sample."""
         if self._stop is None:
             return
         for row, token in enumerate(tokens):

@@ -1,8 +1,8 @@
-"""What a GPT costs: parameters, FLOPs and bytes, exact, each with the formula that gives it.
+"""Parameters, FLOPs and bytes of a GPT, exact, each with its formula.
 
 C n_embd, T block_size, V vocabulary, H heads, L layers, B batch.
 
-FLOPs count a multiply-add as two and leave out what is not a matrix product (norms, softmax, nonlinearities), as in
+FLOPs count a multiply-add as two and omit everything but matrix products (norms, softmax, nonlinearities), as in
 Kaplan et al. 2020 and Chowdhery et al. 2022 (PaLM, appendix B). Attention is counted in full, not halved for the mask.
 """
 
@@ -27,21 +27,21 @@ class Row:
     """One module's parameters."""
 
     name: str
-    count: int  # parameters that no row above it has counted
-    formula: str  # with the numbers in
+    count: int  # without parameters counted in an earlier row
+    formula: str  # with numbers
     depth: int  # 0 for the parts of the model, 1 for their parts …
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """A figure with the formula, the numbers in, that gives it."""
+    """A number with its formula."""
 
     value: int
     formula: str
 
 
 class _SkipInit(TorchFunctionMode):
-    """Draws and scales no initial weights: that takes seconds, and nothing reads them."""
+    """Skips the initialisation of weights, which takes seconds, where nothing reads them."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "") in ("normal_", "uniform_", "kaiming_uniform_", "mul_"):
@@ -50,19 +50,19 @@ class _SkipInit(TorchFunctionMode):
 
 
 def meta_model(config: ModelConfig, vocab_size: int) -> GPT:
-    """A GPT with shapes and no numbers: as quick to make at 1.6B parameters as at 0.2M."""
+    """A GPT on the meta device: shapes without numbers."""
     with torch.device("meta"), _SkipInit():
         return GPT(config, vocab_size)
 
 
 def empty_model(config: ModelConfig, vocab_size: int) -> GPT:
-    """A GPT on the CPU whose embeddings and matrices are memory as it was found: for weights that are read next."""
+    """A GPT on the CPU with uninitialised embeddings and matrices, to load weights into."""
     with _SkipInit():
         return GPT(config, vocab_size)
 
 
 def parameter_rows(model: GPT, depth: int = 0) -> list[Row]:
-    """The parameters of each part, and of the parts of the parts down to `depth`; a shared tensor counts once."""
+    """The parameters of each module down to `depth`; a shared tensor counts once."""
     rows: list[Row] = []
     seen: set[int] = set()
 
@@ -95,12 +95,12 @@ def _formula(module: nn.Module, fresh: set[int]) -> str:
 
 
 def total_parameters(model: nn.Module) -> int:
-    """Every parameter once, tied ones too."""
+    """The number of parameters; tied ones count once."""
     return sum(p.numel() for p in model.parameters())
 
 
 def embedding_parameters(model: GPT) -> int:
-    """Parameters that are looked up, not multiplied: the two tables, but not a table that `lm_head` shares."""
+    """Parameters of the embedding tables, without one that `lm_head` shares."""
     tables: dict[int, Tensor] = {}
     if not model.config.tied_head:
         tables[0] = model.token_embedding_table.weight
@@ -110,7 +110,7 @@ def embedding_parameters(model: GPT) -> int:
 
 
 def flops_per_token(model: GPT) -> Quantity:
-    """Forward and backward FLOPs of a token at full context: 6 a weight of a matrix, 12 · L · C · T for attention."""
+    """Forward and backward FLOPs per token at full context: 6 per matrix weight, 12 · L · C · T for attention."""
     config = model.config
     matrices = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
     L, C, T = config.n_layer, config.n_embd, config.block_size
@@ -145,32 +145,32 @@ def memory(model: GPT, batch_size: int, optim: OptimConfig, engine: str) -> dict
 
 
 def _optimizer_bytes(model: GPT, optim: OptimConfig) -> Quantity:
-    """What `training/optimizers.py` keeps between two updates, and so in a checkpoint: float32 all of it."""
+    """The optimizer's state, which is also in checkpoints: all in float32."""
     by_muon = sum(p.numel() for p in model.blocks.parameters() if p.ndim == 2) if optim.kind == "muon" else 0
     rest = total_parameters(model) - by_muon
     parts = [(MUON_STATES, by_muon), (ADAMW_STATES, rest)]
     total = sum(FLOAT32_BYTES * states * count for states, count in parts) + FLOAT32_BYTES
     formula = " + ".join(f"{FLOAT32_BYTES} × {states} × {count:,}" for states, count in parts if count)
-    return Quantity(total, f"{formula} + {FLOAT32_BYTES}")  # the number of updates comes last
+    return Quantity(total, f"{formula} + {FLOAT32_BYTES}")  # plus the number of updates
 
 
-def _saved_per_token(model: GPT, chunks: bool, written_out: bool) -> int:
-    """Float32 numbers that the backward pass keeps for one token.
+def _saved_per_token(model: GPT, chunks: bool, materialized: bool) -> int:
+    """Float32 numbers saved for the backward pass per token.
 
     Args:
         chunks: whether the loss is computed in chunks.
-        written_out: whether attention keeps the weights of all pairs.
+        materialized: whether the attention weights are saved.
     """
     config = model.config
     C, H = config.n_embd, config.n_head
     norm = 2 * C + 2 if config.norm == "layernorm" else 3 * C + 1  # input, statistics, (normalised,) output
-    turned = config.position == "rotary" or config.qk_norm
-    attention = 3 * C + C  # q, k, v; what the heads found
-    attention += H * (config.block_size if written_out else 1)  # each softmax, or the log of its sum
-    attention += (2 * C if turned else 0) + (2 * H if config.qk_norm else 0)  # q and k again; their statistics
-    attention += C if turned else 0  # what the heads found, laid out for the projection
-    mlp = 4 * C if config.activation == "relu" else 8 * C  # after, and else also before, the nonlinearity
-    # log-probabilities; or instead of them and of what the head read, the gradient of that
+    rotated = config.position == "rotary" or config.qk_norm
+    attention = 3 * C + C  # q, k, v; outputs of the heads
+    attention += H * (config.block_size if materialized else 1)  # attention weights, or log-sum-exp
+    attention += (2 * C if rotated else 0) + (2 * H if config.qk_norm else 0)  # q and k before; their statistics
+    attention += C if rotated else 0  # outputs of the heads, contiguous for the projection
+    mlp = 4 * C if config.activation == "relu" else 8 * C  # after, and for others also before, the nonlinearity
+    # log-probabilities; in chunks, the gradient of the inputs instead
     head = norm if chunks else norm + model.vocab_size
     shift = C if config.token_shift else 0
     return config.n_layer * (2 * norm + attention + mlp) + head + shift

@@ -1,6 +1,6 @@
 """The article's GPT: `token_embedding_table`, `position_embedding_table`, `blocks`, `ln_f`, `lm_head`.
 
-From Andrej Karpathy's ng-video-lecture (gpt.py), with the names of the article. Hold it beside the article's listing.
+From Andrej Karpathy's ng-video-lecture (gpt.py), with the names of the article's listing.
 
 Shapes: B batch, T time (positions), C n_embd, V vocabulary; inside a block also H heads, D head size (C / H).
 
@@ -11,7 +11,7 @@ Initialisation, drawn from torch's global generator (`torch.manual_seed` before 
     projections that write to the residual as above, over sqrt(2 · n_layer); 0 with residual_init=zero
     biases                                 0
     gains of LayerNorm and RMSNorm         1
-    shares of the token before             0.5
+    shares of the previous token           0.5
 """
 
 import torch
@@ -26,7 +26,7 @@ INIT_STD = 0.02
 
 
 class GPT(nn.Module):
-    """A decoder-only transformer: what comes next, after each of the tokens given?
+    """A decoder-only transformer that predicts the next token at each position.
 
     Args:
         config: size and kind.
@@ -56,13 +56,13 @@ class GPT(nn.Module):
             nn.init.normal_(module.weight, std=INIT_STD)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
-        if isinstance(module, Block):  # comes after its parts
+        if isinstance(module, Block):  # `apply` visits it after its parts
             for projection in (module.attention.proj, module.mlp.proj):
                 zero = self.config.residual_init == "zero"
                 projection.weight.mul_(0.0 if zero else (2 * self.config.n_layer) ** -0.5)
 
     def embed(self, idx: Tensor, start: int = 0) -> Tensor:
-        """Tokens (B, T), the first at position `start`, as vectors (B, T, C)."""
+        """Embed tokens (B, T), the first at position `start`, as vectors (B, T, C)."""
         x: Tensor = self.token_embedding_table(idx)  # (B, T, C)
         if self.config.token_shift:
             x = self.token_shift(x)  # (B, T, C)
@@ -72,18 +72,18 @@ class GPT(nn.Module):
         return x
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
-        """Logits for the token after each position, and their loss.
+        """Logits for the next token at each position, and the loss.
 
         Args:
             idx: token ids (B, T), T at most `block_size`.
-            targets: the tokens that did come next (B, T), or None.
+            targets: the next tokens (B, T), or None.
 
         Returns:
-            logits (B, T, V), and the mean cross-entropy in nats a token if there are targets. With targets and a large
-            vocabulary the logits are None: they are never there at once, see loss.py.
+            logits (B, T, V), and with targets the mean cross-entropy in nats per token. With targets and a large
+            vocabulary the logits are None: they are computed in chunks, see loss.py.
 
         Raises:
-            ValueError: T is more than `block_size`.
+            ValueError: T exceeds `block_size`.
         """
         B, T = idx.shape
         if T > self.config.block_size:

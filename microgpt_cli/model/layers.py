@@ -1,4 +1,4 @@
-"""What a block of a GPT is made of: norm, rotary positions, causal self-attention, MLP.
+"""The layers of a GPT: norm, rotary position embedding, causal self-attention, MLP, block, head.
 
 B batch, T time (positions), C n_embd, H heads, D head size (C / H).
 
@@ -20,7 +20,7 @@ HEAD_MULTIPLE, HEAD_PADDED_FROM = 64, 1024
 
 
 def squared_relu(x: Tensor) -> Tensor:
-    """Zero below 0, the square above."""
+    """max(x, 0)², as in Primer."""
     return F.relu(x).square()
 
 
@@ -32,21 +32,21 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def make_norm(config: ModelConfig) -> nn.Module:
-    """The normalisation that stands before each sublayer and before `lm_head`."""
+    """The normalisation before each sublayer and before `lm_head`."""
     if config.norm == "rmsnorm":
         return nn.RMSNorm(config.n_embd, eps=1e-6)
     return nn.LayerNorm(config.n_embd, bias=config.bias)
 
 
 def padding(x: Tensor, vocab_size: int) -> int:
-    """By how many outputs a head is made wider for its product with x."""
+    """How many outputs a head is padded by for its product with x."""
     return -vocab_size % HEAD_MULTIPLE if x.is_cuda and vocab_size >= HEAD_PADDED_FROM else 0
 
 
 class Head(nn.Linear):
-    """A linear layer to a vocabulary. On a GPU a large one is made wider for the product and cut again.
+    """A linear layer to a vocabulary. On a GPU a large one is padded to a multiple of 64 for the matrix product.
 
-    Matrix units want sizes that are multiples of 64: GPT-2's 50,257 is none, and costs half of the head's speed.
+    Matrix units need such sizes: with GPT-2's 50,257 the head is half as fast.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,9 +58,9 @@ class Head(nn.Linear):
 
 
 class TokenShift(nn.Module):
-    """Add to each token a learnt share of the one before it, number by number (token shift: Peng et al., 2023).
+    """Add to each token a learned share, per channel, of the previous one (token shift: Peng et al., 2023).
 
-    What pairs of tokens say is then there from the first block on, and no head has to learn to look one back.
+    Bigram information is then available from the first block on, without a previous-token head.
     """
 
     def __init__(self, n_embd: int) -> None:
@@ -68,13 +68,13 @@ class TokenShift(nn.Module):
         self.share = nn.Parameter(torch.full((n_embd,), 0.5))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.share * F.pad(x, (0, 0, 1, -1))  # (B, T, C); before the first token is nothing
+        return x + self.share * F.pad(x, (0, 0, 1, -1))  # (B, T, C); zeros before the first token
 
 
 class Rotary(nn.Module):
-    """Tell a head where its token stands by turning pairs of its numbers, faster for earlier pairs.
+    """Rotary position embedding: rotate pairs of channels by angles proportional to the position.
 
-    The product of a turned query and a turned key depends on the distance between them alone.
+    The dot product of a rotated query and a rotated key depends only on their distance.
     """
 
     cos: Tensor
@@ -82,10 +82,12 @@ class Rotary(nn.Module):
 
     def __init__(self, head_size: int, block_size: int) -> None:
         super().__init__()
-        # computed on the CPU, so that every device turns by the same bits
-        speed = ROTARY_BASE ** -(torch.arange(0, head_size, 2, dtype=torch.float32, device="cpu") / head_size)  # (D/2)
-        angle = torch.outer(torch.arange(block_size, dtype=torch.float32, device="cpu"), speed)  # (T, D/2)
-        device = torch.empty(0).device  # get_default_device of torch 2.7 knows nothing of `with torch.device("meta")`
+        # computed on the CPU, so that the bits are equal on every device
+        frequency = ROTARY_BASE ** -(
+            torch.arange(0, head_size, 2, dtype=torch.float32, device="cpu") / head_size
+        )  # (D/2)
+        angle = torch.outer(torch.arange(block_size, dtype=torch.float32, device="cpu"), frequency)  # (T, D/2)
+        device = torch.empty(0).device  # torch 2.7: get_default_device ignores `with torch.device("meta")`
         self.register_buffer("cos", angle.cos().to(device), persistent=False)
         self.register_buffer("sin", angle.sin().to(device), persistent=False)
 
@@ -94,14 +96,14 @@ class Rotary(nn.Module):
         return self.cos[start : start + T].to(dtype), self.sin[start : start + T].to(dtype)
 
     def forward(self, x: Tensor, start: int = 0) -> Tensor:
-        """Turn x (B, H, T, D), whose first token stands at position `start`."""
+        """Rotate x (B, H, T, D), whose first token is at position `start`."""
         cos, sin = self.angles(start, x.size(-2), x.dtype)
         a, b = x.chunk(2, dim=-1)  # (B, H, T, D/2) each
         return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)  # (B, H, T, D)
 
 
 class CausalSelfAttention(nn.Module):
-    """Every token looks at itself and at the tokens before it, in `n_head` ways at once."""
+    """Multi-head self-attention: each token attends to itself and to earlier tokens."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -114,7 +116,7 @@ class CausalSelfAttention(nn.Module):
         self.dropout = config.dropout
 
     def project(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values (B, H, T, D) of x (B, T, C), whose first token stands at position `start`."""
+        """Queries, keys and values (B, H, T, D) of x (B, T, C), whose first token is at position `start`."""
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()  # (B, H, T, D) each
@@ -125,7 +127,7 @@ class CausalSelfAttention(nn.Module):
         return q, k, v
 
     def merge(self, heads: Tensor) -> Tensor:
-        """What the heads found (B, H, T, D), side by side and projected back to (B, T, C)."""
+        """Concatenate the outputs of the heads (B, H, T, D) and project to (B, T, C)."""
         y = self.proj(heads.transpose(1, 2).flatten(2))  # (B, T, C)
         return F.dropout(y, self.dropout, self.training)
 
@@ -136,7 +138,7 @@ class CausalSelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Each token on its own: widen four times, a nonlinearity, narrow again."""
+    """Feed-forward network of each token: expand to 4 C, nonlinearity, project back."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -151,7 +153,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Transformer block: communication (attention), then computation (MLP), each added to what came in."""
+    """Transformer block: attention (communication), then MLP (computation), with residual connections."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

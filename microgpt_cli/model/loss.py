@@ -1,10 +1,10 @@
-"""The loss over a large vocabulary, in chunks: the logits of all tokens are never there at once.
+"""Chunked cross-entropy for large vocabularies: the logits of all tokens are never in memory at once.
 
-Where V is tens of thousands, the logits (B·T, V) are the largest tensor of a training step, and with their gradient and
-in float32 several times all the rest. But the loss of a row needs that row alone. So the rows go through the head a
-chunk at a time, and what the backward pass will ask for, the gradients of the rows and of the head, is made in the same
-visit: no logit is kept, and none is computed twice. After Liger Kernel (Hsu et al., 2024). torch.compile fuses what
-stands between the two products of a chunk, but makes no chunks of its own.
+With V in the tens of thousands, the logits (B·T, V) are the largest tensor of a training step, and with their gradient
+in float32 several times as large as the rest. But the loss of a row needs only that row. So chunks of rows go through
+the head one after the other, and the gradients of the rows and of the head are computed in the same pass: logits are
+neither kept nor computed twice. After Liger Kernel (Hsu et al., 2024). torch.compile fuses the operations between the
+two matrix products of a chunk, but does not create the chunks.
 
 N rows (B · T), C n_embd, V vocabulary.
 """
@@ -19,34 +19,34 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from microgpt_cli.model.layers import Head, padding
 
-LARGE_VOCABULARY = 1 << 12  # smaller ones have their logits whole
+LARGE_VOCABULARY = 1 << 12  # below, the logits are computed at once
 CHUNK_LOGITS = 1 << 25  # 128 MiB in float32; 640 rows of GPT-2's vocabulary
-ROWS_MULTIPLE = 64  # matrix units want sizes that are multiples of it
+ROWS_MULTIPLE = 64  # matrix units are fastest with multiples of it
 
 
 def chunk_rows(vocab_size: int) -> int:
-    """How many rows go through the head at once."""
+    """The number of rows in a chunk."""
     rows = CHUNK_LOGITS // vocab_size
     return rows - rows % ROWS_MULTIPLE or ROWS_MULTIPLE
 
 
 def needs_chunks(rows: int, vocab_size: int) -> bool:
-    """Whether so many rows have more logits than shall be held at once."""
+    """Whether the logits of this many rows are too large to compute at once."""
     return vocab_size >= LARGE_VOCABULARY and rows > chunk_rows(vocab_size)
 
 
 def chunked_cross_entropy(x: Tensor, head: Head, targets: Tensor) -> Tensor:
-    """What `F.cross_entropy(head(x), targets)` is.
+    """`F.cross_entropy(head(x), targets)` in chunks.
 
     Args:
-        x: what the head reads (N, C).
+        x: inputs of the head (N, C).
         head: to the vocabulary.
-        targets: the tokens that did come next (N,).
+        targets: the next tokens (N,).
 
     Returns:
-        The mean in nats a token, float32 ().
+        The mean in nats per token, float32 ().
     """
-    if has_torch_function_unary(x):  # a mode sees one call, as of a function of torch's
+    if has_torch_function_unary(x):  # modes see one call, as for a torch function
         found: Tensor = handle_torch_function(chunked_cross_entropy, (x,), x, head, targets)
         return found
     device = x.device.type
@@ -60,9 +60,9 @@ def chunked_cross_entropy(x: Tensor, head: Head, targets: Tensor) -> Tensor:
 
 
 class _SummedLoss(torch.autograd.Function):
-    """The sum of the losses of all rows, whose gradients are there before anyone asks for them.
+    """The sum of the losses of all rows; the forward pass also computes the gradients.
 
-    They are made as those of a sum and scaled later: so float16 can hold them.
+    The gradients are those of the sum, scaled in the backward pass, so that float16 can represent them.
     """
 
     @staticmethod
@@ -74,7 +74,7 @@ class _SummedLoss(torch.autograd.Function):
         for rows, chosen in _chunks(x, targets, V):
             log_p, picked = _log_probabilities(matrix, matrix_bias, rows, chosen)
             total -= picked.sum()
-            d = log_p.exp_().scatter_(1, chosen, picked.expm1())  # by the logits (n, V): p, less 1 for the token
+            d = log_p.exp_().scatter_(1, chosen, picked.expm1())  # d loss / d logits (n, V): p, minus 1 at the target
             if bias is not None:
                 dbias += d.sum(0)
             d = d.to(x.dtype)
@@ -90,21 +90,21 @@ class _SummedLoss(torch.autograd.Function):
 
 
 def _chunks(x: Tensor, targets: Tensor, vocab_size: int) -> Iterable[tuple[Tensor, Tensor]]:
-    """Rows (n, C) that go through the head together, and the tokens that came next (n, 1)."""
+    """Chunks of rows (n, C) and their targets (n, 1)."""
     n = chunk_rows(vocab_size)
     return zip(x.split(n), targets[:, None].split(n), strict=True)
 
 
 def _log_probabilities(matrix: Tensor, bias: Tensor | None, rows: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """The logs of the probabilities of all tokens (n, V) and of the ones that came (n, 1), float32."""
+    """Log-probabilities of all tokens (n, V) and of the targets (n, 1), float32."""
     log_p = F.log_softmax(F.linear(rows, matrix, bias), -1, dtype=torch.float32)
     return log_p, log_p.gather(1, chosen)
 
 
 def _padded(weight: Tensor, bias: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The head's weight (V, C) and bias (V,) in the type of x, wider by as much as `Head` makes them for it.
+    """The head's weight (V, C) and bias (V,) in the dtype of x, padded as `Head` does.
 
-    What is added has a probability of 0.
+    The added outputs have probability 0.
     """
     weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
     extra = padding(x, len(weight))

@@ -1,8 +1,8 @@
-"""The learning-rate range test: train a throw-away model while the rate rises from tiny to huge, and watch the loss.
+"""The learning-rate range test: train a throw-away model while the learning rate rises exponentially.
 
 Smith, "Cyclical Learning Rates for Training Neural Networks", 2015 (arXiv:1506.01186), with the exponential rise and
-the smoothed loss of fastai's `lr_find`. The rule that picks a rate is the one of several that came nearest to the best
-of a sweep: `benchmarks/lr_find.py`.
+the smoothed loss of fastai's `lr_find`. Of several rules for the suggested rate this one came closest to the best of a
+sweep: `benchmarks/lr_find.py`.
 """
 
 import math
@@ -18,22 +18,22 @@ from microgpt_cli.model.gpt import GPT
 from microgpt_cli.training.update import Update
 
 LOWEST, HIGHEST, STEPS = 1e-6, 10.0, 200
-SMOOTHING = 0.9  # share of the past in the smoothed loss
-DIVERGED = 1.5  # times the lowest smoothed loss: there the test ends
-START_STEPS = 10  # whose rates are too small to change anything: what the loss is before training
-LEAST_FALL = 0.02  # of the loss at the start: a curve that falls less shows no rate
-LOSS_SCALE = 2.0**16  # float16 only, at first
+SMOOTHING = 0.9  # weight of the past in the smoothed loss
+DIVERGED = 1.5  # times the lowest smoothed loss, where the test ends
+START_STEPS = 10  # with negligible rates: the loss before training
+MIN_DECREASE = 0.02  # share of the initial loss; with less there is no suggestion
+LOSS_SCALE = 2.0**16  # initial, float16 only
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What is suggested: `times` the first rate at which `share` of the whole fall is behind."""
+    """The suggestion: `times` the first rate at which `share` of the total decrease is reached."""
 
     share: float
     times: float = 1.0
 
 
-RULES = {"adamw": Rule(0.9), "muon": Rule(0.95, times=2.0)}  # Muon's best lies further right: benchmarks/lr_find.py
+RULES = {"adamw": Rule(0.9), "muon": Rule(0.95, times=2.0)}  # measured: benchmarks/lr_find.py
 
 
 @dataclass(frozen=True)
@@ -46,17 +46,17 @@ class Tried:
 
 
 def rate_at(step: int) -> float:
-    """The learning rate of a step: equal factors from one to the next."""
+    """The learning rate of a step, rising exponentially."""
     return float(LOWEST * (HIGHEST / LOWEST) ** (step / (STEPS - 1)))
 
 
 def range_test(model: GPT, splits: Splits, config: TrainConfig, compute: Compute) -> Iterator[Tried]:
-    """Train `model` with a rising learning rate until the loss has gone far up, or is no number any more.
+    """Train `model` with a rising learning rate until the loss diverges or is not finite.
 
     Args:
-        model: with fresh weights; it is spoilt.
-        splits: token ids; the batches are those of a run's first steps.
-        config: batch size, optimizer; its schedule is left aside, and of its learning rates all but their ratio.
+        model: newly initialised; modified in place.
+        splits: token ids; the batches are those of the first steps of a run.
+        config: batch size, optimizer; its schedule and its learning rates, except their ratio, are ignored.
         compute: device, precision.
     """
     update = Update.fresh(model, splits.train, config, compute)
@@ -68,7 +68,7 @@ def range_test(model: GPT, splits: Splits, config: TrainConfig, compute: Compute
         assert done is not None
         loss, norm = done.tolist()
         if compute.dtype == torch.float16 and not math.isfinite(norm):
-            loss_scale /= 2  # the update was left out
+            loss_scale /= 2  # the update was skipped
         average = SMOOTHING * average + (1 - SMOOTHING) * loss
         smoothed = average / (1 - SMOOTHING ** (step + 1))
         if not math.isfinite(smoothed) or smoothed > DIVERGED * lowest:
@@ -79,27 +79,26 @@ def range_test(model: GPT, splits: Splits, config: TrainConfig, compute: Compute
 
 @dataclass(frozen=True)
 class Fall:
-    """From where to where the smoothed loss of a test fell."""
+    """The start and the minimum of the smoothed loss."""
 
     start: float
     lowest: Tried
 
 
 def fall(tried: Sequence[Tried]) -> Fall | None:
-    """How the loss fell, or None where it did not, and the test says nothing."""
+    """The decrease of the loss, or None if it did not decrease."""
     if not tried:
         return None
     start = tried[min(START_STEPS, len(tried)) - 1].smoothed
     lowest = min(tried, key=lambda step: step.smoothed)
-    return Fall(start, lowest) if lowest.smoothed < (1 - LEAST_FALL) * start else None
+    return Fall(start, lowest) if lowest.smoothed < (1 - MIN_DECREASE) * start else None
 
 
 def suggestion(tried: Sequence[Tried], rule: Rule = RULES["adamw"]) -> float | None:
-    """The learning rate to use, of two digits, or None where the loss never fell.
+    """The suggested learning rate, rounded to two digits, or None if the loss did not decrease.
 
-    It follows from the first at which the smoothed loss has come some share of its way down. The rate of the lowest
-    loss itself says less: the bottom is often flat over a decade of rates, and where on it the lowest point lies is
-    chance.
+    Based on the first rate at which the smoothed loss has made a given share of its decrease. The rate of the minimum
+    is less reliable: the minimum is often flat over a decade of rates.
     """
     found = fall(tried)
     if found is None:

@@ -1,6 +1,6 @@
-"""`metrics.jsonl` and `timings.jsonl`: one JSON object a line, appended as the run goes.
+"""`metrics.jsonl` and `timings.jsonl`: one JSON object per line, appended during a run.
 
-What depends on the clock stands in `timings.jsonl` alone, so that equal runs have equal metrics.
+Only `timings.jsonl` depends on the clock, so that equal runs have equal metrics.
 """
 
 import json
@@ -15,11 +15,11 @@ __all__ = ["JsonLines", "read"]
 
 
 class JsonLines:
-    """A file that grows by lines.
+    """An append-only file of JSON lines.
 
     Args:
         path: the file.
-        size_bytes: on resuming, how much of it belongs to the past; what an interrupted run wrote after is cut off.
+        size_bytes: on resume, its size at the checkpoint, to which it is truncated.
     """
 
     def __init__(self, path: Path, size_bytes: int = 0) -> None:
@@ -28,11 +28,11 @@ class JsonLines:
             storage.truncate(path, self._descriptor, size_bytes)
 
     def append(self, **fields: Any) -> None:
-        """Write one line. NaN and infinity are refused: they are not JSON."""
+        """Write one line. Raises `ValueError` for NaN and Inf, which JSON lacks."""
         storage.write(self._path, self._descriptor, json.dumps(fields, allow_nan=False).encode() + b"\n")
 
     def sync(self) -> None:
-        """See all lines to the disk."""
+        """Flush all lines to the disk."""
         storage.fsync(self._path, self._descriptor)
 
     def size_bytes(self) -> int:

@@ -1,8 +1,8 @@
-"""AdamW (Loshchilov and Hutter, 2019) on torch's fused kernel, and Muon (Jordan et al., 2024), without `torch.optim`.
+"""AdamW (Loshchilov and Hutter, 2019) with torch's fused kernel, and Muon (Jordan et al., 2024), without `torch.optim`.
 
-Making any `torch.optim.Optimizer` imports `torch._dynamo`, which takes seconds; the kernel behind it costs nothing to
-call. It also divides gradients by a number and can leave everything as it is, both told by tensors, so that clipping
-and refusing a bad gradient need no word from the device to the host.
+Creating a `torch.optim.Optimizer` imports `torch._dynamo`, which takes seconds; calling its kernel does not. The kernel
+also divides gradients and skips an update, both controlled by tensors, so that clipping and skipping need no
+synchronization with the host.
 """
 
 from collections.abc import Iterable
@@ -16,22 +16,22 @@ from microgpt_cli.config import OptimConfig
 from microgpt_cli.engines.cpu.muon import NativeMuon
 from microgpt_cli.engines.cpu.ops import grad_of
 
-# The quintic that Jordan et al. (2024) found to bring singular values near 1 in few steps.
+# quintic iteration of Jordan et al. (2024), which brings singular values near 1 in few steps
 NEWTON_SCHULZ, STEPS = (3.4445, -4.7750, 2.0315), 5
 
 
 def make_optimizer(
     named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, native: bool = False
 ) -> "AdamW | Muon":
-    """The optimizer that `optim.kind` names, of parameters by name; what of it is in C, if `native`."""
+    """The optimizer of `optim.kind` for named parameters; with `native`, Muon's update is in C."""
     return Muon(named, config, native) if config.kind == "muon" else AdamW(named, config)
 
 
 class FlatParams:
-    """Parameters that one call of a kernel works on.
+    """Parameters that one kernel call updates.
 
-    On a CPU they and their gradients become views of two flat tensors, so that zeroing, norm and update of a small
-    model are not fifty calls each; elsewhere the kernels take lists.
+    On a CPU they and their gradients become views of two flat tensors, so that zeroing, norm and update take one call
+    each; on other devices the kernels take lists.
 
     Args:
         params: at least one, all on one device.
@@ -48,10 +48,10 @@ class FlatParams:
                 p.data = piece.copy_(p.detach())
 
     def zeros(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Zeros for every number of the parameters: as a kernel takes them, and for each parameter."""
+        """Zeros in the shape of the parameters: as kernel arguments, and per parameter."""
         first = self.params[0]
         if not self.is_flat:
-            # not zeros_like: of a parameter on the meta device, that imports torch's compiler, which takes seconds
+            # not zeros_like: on the meta device it imports torch's compiler, which takes seconds
             each = [torch.zeros(p.shape, dtype=p.dtype, device=p.device) for p in self.params]
             return each, each
         flat = torch.zeros(sum(p.numel() for p in self.params), dtype=first.dtype)
@@ -59,11 +59,11 @@ class FlatParams:
         return [flat], [piece.view(p.shape) for piece, p in zip(pieces, self.params, strict=True)]
 
     def grads(self) -> list[Tensor]:
-        """The gradients as a kernel takes them; every parameter has one after a backward pass."""
+        """The gradients as kernel arguments; after a backward pass every parameter has one."""
         if not self.is_flat:
             return [p.grad for p in self.params if p.grad is not None]
         for p, piece in zip(self.params, self._pieces, strict=True):
-            if p.grad is not piece:  # set by someone else, as model.zero_grad() does
+            if p.grad is not piece:  # replaced from outside, as by model.zero_grad()
                 piece.copy_(torch.zeros_like(piece) if p.grad is None else p.grad)
                 p.grad = piece
         return [self._flat]
@@ -81,7 +81,7 @@ class Gradients:
     flat_params: list[FlatParams]
 
     def grads(self) -> list[Tensor]:
-        """All gradients, in no order that matters."""
+        """All gradients, in any order."""
         return [grad for flat in self.flat_params for grad in flat.grads()]
 
     def zero_grad(self) -> None:
@@ -90,27 +90,27 @@ class Gradients:
 
 
 class AdamWGroup:
-    """What AdamW remembers of parameters of one weight decay: running means of gradients and of their squares."""
+    """Parameters with the same weight decay and their AdamW state, `exp_avg` and `exp_avg_sq`."""
 
     def __init__(self, members: dict[str, nn.Parameter], decay: float) -> None:
         self.names, self.decay, self.flat = list(members), decay, FlatParams(list(members.values()))
-        self.exp_avg, self.means = self.flat.zeros()  # as the kernel takes them, and for each parameter
+        self.exp_avg, self.means = self.flat.zeros()  # as kernel arguments, and per parameter
         self.exp_avg_sq, self.squares = self.flat.zeros()
 
 
 class AdamW(Gradients):
-    """AdamW with decay on matrices only.
+    """AdamW with weight decay on matrices only.
 
     Args:
         named: the parameters by name.
-        config: hyperparameters; the learning rate is given at each step.
+        config: hyperparameters; `step` takes the learning rate.
     """
 
     def __init__(self, named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig) -> None:
         self.config = config
         everything = dict(named)
         device = next(iter(everything.values())).device
-        self.updates = torch.zeros((), device=device)  # how many there were, as the kernel wants it
+        self.updates = torch.zeros((), device=device)  # number of updates, as the kernel expects it
         matrices = {name: p for name, p in everything.items() if p.ndim >= 2}
         others = {name: p for name, p in everything.items() if p.ndim < 2}
         decays = ((matrices, config.weight_decay), (others, 0.0))
@@ -122,9 +122,9 @@ class AdamW(Gradients):
         """One update.
 
         Args:
-            learning_rate: of this update; a float32 () tensor where a CUDA graph shall read it.
-            divide_by: what the gradients are divided by first, float32 ().
-            skip: 1.0 to leave everything as it is, else 0.0, float32 ().
+            learning_rate: of this update; a float32 () tensor in a CUDA graph.
+            divide_by: divisor of the gradients, float32 ().
+            skip: 1.0 to skip the update, else 0.0, float32 ().
         """
         self.updates += 1 - skip
         for group in self._groups:
@@ -157,31 +157,31 @@ class AdamW(Gradients):
 
 
 class Muon(Gradients):
-    """Momentum made orthogonal for the matrices of the blocks, AdamW for everything else.
+    """Orthogonalised momentum for the matrices of the blocks, AdamW for all other parameters.
 
-    The update of a matrix is its (Nesterov) momentum with all singular values brought near 1, so that directions that
-    gradients rarely take are learnt as fast as the common ones. Queries, keys and values are three matrices.
+    The update of a matrix is its Nesterov momentum with all singular values near 1, so that rare gradient directions
+    are learned as fast as common ones. Queries, keys and values are three matrices.
 
     Args:
         named: the parameters by name.
-        config: hyperparameters; `learning_rate` is the matrices', `adamw_learning_rate` that of the rest.
+        config: hyperparameters; `learning_rate` is for the matrices, `adamw_learning_rate` for the rest.
         native: update the matrices in C.
 
     Raises:
-        library.Unavailable: it can't be in C.
+        build.Unavailable: the C code can't be compiled or loaded.
     """
 
     def __init__(self, named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, native: bool = False) -> None:
         everything = list(named)
         matrices = {name: p for name, p in everything if name.startswith("blocks.") and p.ndim == 2}
-        assert config.adamw_learning_rate is not None  # the config has checked both
+        assert config.adamw_learning_rate is not None  # checked by the config
         assert config.momentum is not None
         self.weight_decay, self.momentum = config.weight_decay, config.momentum
         self.adamw = AdamW([(name, p) for name, p in everything if name not in matrices], config)
         self._matrices = FlatParams(list(matrices.values()))
         self.flat_params = [self._matrices, *self.adamw.flat_params]
         self._adamw_share = config.adamw_learning_rate / config.learning_rate
-        self._groups: dict[tuple[int, int], dict[str, nn.Parameter]] = {}  # matrices of one shape, worked on together
+        self._groups: dict[tuple[int, int], dict[str, nn.Parameter]] = {}  # matrices of one shape are updated together
         for name, p in matrices.items():
             self._groups.setdefault((_as_matrices(name, p).size(1), _as_matrices(name, p).size(2)), {})[name] = p
         self._means = {
@@ -198,9 +198,9 @@ class Muon(Gradients):
 
     @torch.no_grad()
     def step(self, learning_rate: float | Tensor, divide_by: Tensor, skip: Tensor) -> None:
-        """One update; the arguments are those of `AdamW.step`, and the two learning rates keep their proportion."""
+        """One update, with the arguments of `AdamW.step`; the ratio of the two learning rates is constant."""
         self.adamw.step(learning_rate * self._adamw_share, divide_by, skip)
-        self._matrices.grads()  # gathers what was set from outside
+        self._matrices.grads()  # collects gradients that were replaced from outside
         if self._native is not None:
             if not skip:
                 self._native(float(learning_rate), float(divide_by), self.momentum, self.weight_decay)
@@ -220,7 +220,7 @@ class Muon(Gradients):
             torch._foreach_sub_(weights, list(updates.split(self._counts(members))))
 
     def _build_native(self) -> NativeMuon:
-        """The update of the matrices, which stay where `FlatParams` keeps them, and so do their gradients."""
+        """The update in C, for the memory of the matrices and their gradients, which is fixed."""
         self._matrices.zero_grad()
         means = [mean for shape, each in self._means.items() for mean in each.split(self._counts(self._groups[shape]))]
         members = [item for group in self._groups.values() for item in group.items()]
@@ -243,25 +243,24 @@ class Muon(Gradients):
 
 
 def _as_matrices(name: str, p: Tensor) -> Tensor:
-    """A weight (out, in), or its gradient, as a view of matrices (n, rows, columns), rows at least columns."""
-    stacked: Tensor = p.unflatten(0, (3 if name.endswith("qkv.weight") else 1, -1))
-    return stacked if stacked.size(1) >= stacked.size(2) else stacked.mT
+    """A weight (out, in), or its gradient, as a view (n, rows, columns) with rows >= columns."""
+    matrices: Tensor = p.unflatten(0, (3 if name.endswith("qkv.weight") else 1, -1))
+    return matrices if matrices.size(1) >= matrices.size(2) else matrices.mT
 
 
 def _scale(name: str, p: Tensor) -> float:
-    """A matrix that widens gets larger updates, so that each output moves as far as a square one's."""
+    """The scale of an update, sqrt(out / in) for out > in, so that outputs change as much as with a square matrix."""
     out, fan_in = p.shape
     return float(max(1.0, (out / (3 if name.endswith("qkv.weight") else 1)) / fan_in) ** 0.5)
 
 
 def orthogonalize(matrices: Tensor, steps: int = STEPS) -> Tensor:
-    """The nearest semi-orthogonal matrices, roughly: singular values between about 0.7 and 1.2.
+    """Approximate the nearest semi-orthogonal matrices: singular values between about 0.7 and 1.2.
 
-    Newton-Schulz iteration of Jordan et al. (2024), products of matrices alone, in bfloat16 where that is fast: the
-    values need not be exact.
+    Newton-Schulz iteration of Jordan et al. (2024), in bfloat16 where that is fast, since it need not be exact.
 
     Args:
-        matrices: (n, rows, columns), rows at least columns.
+        matrices: (n, rows, columns), rows >= columns.
         steps: iterations.
     """
     a, b, c = NEWTON_SCHULZ
@@ -275,6 +274,6 @@ def orthogonalize(matrices: Tensor, steps: int = STEPS) -> Tensor:
 
 
 def total_norm(grads: list[Tensor]) -> Tensor:
-    """The Euclidean norm of all gradients taken as one vector, float32 ()."""
+    """The Euclidean norm of all gradients together, float32 ()."""
     norm: Tensor = torch.linalg.vector_norm(torch.stack(list(torch._foreach_norm(grads))))
     return norm

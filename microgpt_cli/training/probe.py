@@ -1,7 +1,7 @@
-"""A few steps of a run on a model that is thrown away: how long the run will take, and whether it has the memory.
+"""Estimate the duration and the memory of a run from a few steps of a throw-away model.
 
-The steps are the run's own (`Update`, its windows, its learning rate), but without the compiler, which would write to
-the disk.
+The steps are those of the run (`Update`, its windows, its learning rate), but without torch.compile, which would write
+to the disk.
 """
 
 import os
@@ -25,25 +25,25 @@ from microgpt_cli.training.trainer import EVAL_BATCH_TOKENS, FIRST_LOSS_SCALE, e
 from microgpt_cli.training.update import Update
 
 WARMUP_STEPS, PROBE_STEPS = 3, 10
-LONGEST_SECONDS = 60.0  # after that, as many steps as were made must do
-PROBE_TOKENS = 20  # that are sampled
-CHECKPOINTS_KEPT = 4  # the last two, the best, and one that is being written
-SAVE_SEC, SAVE_BYTES_PER_SEC = 0.05, 200e6  # to write a checkpoint, hash it and see it to the disk, about
+MAX_SECONDS = 60.0  # afterwards no more steps are timed
+PROBE_TOKENS = 20  # sampled
+CHECKPOINTS_KEPT = 4  # the last two, the best, and one being written
+SAVE_SEC, SAVE_BYTES_PER_SEC = 0.05, 200e6  # to hash, write and sync a checkpoint, approximately
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """Seconds that the parts of a run take."""
+    """Seconds per step, evaluated token and sampled token."""
 
     step: float
     eval_token: float
     sample_token: float
-    steps: int  # that were timed
+    steps: int  # number of timed steps
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Seconds of a whole run, and what they go into."""
+    """Estimated seconds of a whole run."""
 
     training: float
     evaluating: float
@@ -56,7 +56,7 @@ class Forecast:
 
 
 def estimate(config: TrainConfig, splits: Splits, vocab_size: int, compute: Compute) -> Throughput:
-    """Make a few steps, an evaluation of a few windows, and a few tokens."""
+    """Time a few steps, the evaluation of a few windows, and the sampling of a few tokens."""
     torch.manual_seed(randomness.derive(config.seed, randomness.WEIGHTS))
     model = GPT(config.model, vocab_size).to(compute.device)
     update = Update.fresh(model, splits.train, config, replace(compute, compile=False))
@@ -69,12 +69,12 @@ def estimate(config: TrainConfig, splits: Splits, vocab_size: int, compute: Comp
         numbers = update(starts, lr_at(step, config.max_steps, config.optim), scale, lambda: False)
         assert numbers is not None
         if step + 1 == WARMUP_STEPS or compute.device.type == "cpu":
-            numbers.tolist()  # on a GPU a run waits for its steps as seldom as it can
-        if step < WARMUP_STEPS and time.perf_counter() - first < LONGEST_SECONDS:
+            numbers.tolist()  # on a GPU a run rarely synchronizes
+        if step < WARMUP_STEPS and time.perf_counter() - first < MAX_SECONDS:
             began = time.perf_counter()
             continue
         timed = max(1, step + 1 - WARMUP_STEPS)
-        if time.perf_counter() - first > LONGEST_SECONDS:
+        if time.perf_counter() - first > MAX_SECONDS:
             break
     assert numbers is not None
     numbers.tolist()
@@ -84,7 +84,7 @@ def estimate(config: TrainConfig, splits: Splits, vocab_size: int, compute: Comp
     tokens = sum(count for loss, count in evaluate(model, val, compute) if loss.item())
     eval_token = (time.perf_counter() - began) / max(1, tokens)
     model.eval()
-    prompt = splits.train[: min(T, 75)].tolist()  # a context as long as that of most tokens of a sample
+    prompt = splits.train[: min(T, 75)].tolist()  # the average context length of a sample
     sampler, draws = Sampler(temperature=0.8), UniformStream(config.seed, 1, 0)
     native = choose_native("auto" if compute.engine == "native" else "torch", model)
     list(generate(model, prompt, WARMUP_STEPS, sampler, draws, native=native))
@@ -101,15 +101,15 @@ def forecast(
     last_tokens: int,
     state_bytes: int,
 ) -> Forecast:
-    """The seconds of a whole run that nothing stops early.
+    """The seconds of a whole run without an early stop.
 
     Args:
-        eval_tokens: that an evaluation predicts.
-        sample_tokens, last_tokens: that a sample on the way and the last one have.
+        eval_tokens: per evaluation.
+        sample_tokens, last_tokens: of a sample during the run and of the final one.
         state_bytes: of a checkpoint.
     """
 
-    def times(interval: int) -> int:  # it is also due at the end
+    def times(interval: int) -> int:  # including the last step
         return -(-config.max_steps // interval) if interval else 1
 
     samples = (times(config.sample_interval) - 1) * sample_tokens + last_tokens
@@ -135,7 +135,7 @@ def fitting_batch(model: GPT, config: TrainConfig, engine: str, free: int) -> in
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory that a run could have now, if this system tells."""
+    """Free memory of the device, if the system reports it."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     found = [_meminfo(), _cgroup()]
@@ -152,9 +152,9 @@ def _meminfo() -> int | None:
 
 
 def _cgroup() -> int | None:
-    """What a container leaves of its share."""
+    """The unused part of the container's memory limit."""
     try:
-        share, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
     except (OSError, ValueError):  # none, or "max"
         return None
-    return max(0, share - used)
+    return max(0, limit - used)

@@ -1,7 +1,7 @@
-"""Where the time of a training step goes: a few steps of a throw-away model under torch's profiler.
+"""Profile training steps of a throw-away model with torch's profiler.
 
-The steps are a run's own (`Update`, its windows, its learning rate). They are made three times over: to warm up, which
-compiles or records a CUDA graph; as they are, for the pace; and profiled, which slows them.
+The steps are those of a run (`Update`, its windows, its learning rate). Three series are made: to warm up, which
+compiles or captures a CUDA graph; to time steps without overhead; and with the profiler.
 """
 
 import tempfile
@@ -25,49 +25,49 @@ from microgpt_cli.training.trainer import FIRST_LOSS_SCALE
 from microgpt_cli.training.update import Update
 
 WARMUP_STEPS, TIMED_STEPS, PROFILED_STEPS = 5, 10, 10
-LONGEST_SECONDS = 20.0  # for each of the three; then as many steps as were made must do
-STEP = "step"  # what the profiled steps are marked by; their phases are marked as `Update` calls them
+MAX_SECONDS = 20.0  # per series
+STEP = "step"  # name of the profiled steps; phases have the names of `Update`
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation, or one kernel of a GPU, over all profiled steps."""
+    """Totals of one operation, or one GPU kernel, over all profiled steps."""
 
-    name: str  # torch's
-    seconds: float  # its own, without what it called
+    name: str  # of torch
+    seconds: float  # excluding operations that it calls
     calls: int
-    flops: int  # 0 where torch can't tell
+    flops: int  # 0 if torch has no formula
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What a profile found."""
+    """The result of a profile."""
 
     steps: int
-    on_gpu: bool  # it is the GPU's time that is told, not the CPU's
-    step_seconds: float  # of a step while nobody looked
+    on_gpu: bool  # times are of the GPU, not of the CPU
+    step_seconds: float  # of a step without the profiler
     profiled_step_seconds: float
-    operations: list[Operation]  # the costliest first
-    phases: dict[str, float]  # seconds in each, over all steps; empty where a step is replayed as a whole
+    operations: list[Operation]  # longest first
+    phases: dict[str, float]  # seconds in each, over all steps; empty with CUDA graphs
     trace: bytes  # JSON, for ui.perfetto.dev and chrome://tracing
 
     @property
     def seconds(self) -> float:
-        """Of all operations."""
+        """The total of all operations."""
         return sum(operation.seconds for operation in self.operations)
 
 
 def profile(
     model: GPT, splits: Splits, config: TrainConfig, compute: Compute, progress: Callable[[str], None]
 ) -> Profile:
-    """Train `model` for some steps, and tell what they were made of.
+    """Train `model` for some steps and profile them.
 
     Args:
-        model: with fresh weights; it is spoilt.
-        splits: token ids; the batches are those of a run's first steps.
+        model: newly initialised; modified in place.
+        splits: token ids; the batches are those of the first steps of a run.
         config: batch size, optimizer.
         compute: device, precision, compilation.
-        progress: called with what is being done, before each step.
+        progress: called with the name of the series before each step.
     """
     update = Update.fresh(model, splits.train, config, compute)
     B, T = config.batch_size * config.grad_accum_steps, config.model.block_size
@@ -80,14 +80,14 @@ def profile(
         numbers = update(starts, lr_at(made, config.max_steps, config.optim), scale, lambda: False)
         assert numbers is not None
         if compute.device.type == "cpu":
-            numbers.tolist()  # a run on a CPU looks at each loss
+            numbers.tolist()  # as a run on a CPU, which fetches each loss
         made += 1
 
     def warm_up_step() -> None:
         try:
             step()
         except CompilerFailed:
-            step()  # without the compiler, as a run goes on
+            step()  # without the compiler, as a run would
 
     def marked_step() -> None:
         with record_function(STEP):
@@ -111,12 +111,12 @@ def profile(
 
 
 def _several(step: Callable[[], None], most: int, compute: Compute, before: Callable[[], None]) -> tuple[int, float]:
-    """Make steps until there are `most` or they took too long: (how many, seconds)."""
+    """Make up to `most` steps within MAX_SECONDS; returns their number and duration."""
     began = time.perf_counter()
     for number in range(1, most + 1):
         before()
         step()
-        if number == most or time.perf_counter() - began > LONGEST_SECONDS:
+        if number == most or time.perf_counter() - began > MAX_SECONDS:
             break
     if compute.device.type != "cpu":
         torch.accelerator.synchronize()
@@ -124,16 +124,16 @@ def _several(step: Callable[[], None], most: int, compute: Compute, before: Call
 
 
 def on_cpu(averages: Iterable[Any]) -> list[Operation]:
-    """The operations by their own time on the CPU, from what torch calls `key_averages`.
+    """The operations by self time on the CPU, from torch's `key_averages`.
 
-    The time of a phase that is in no operation is Python's, between them.
+    The self time of a phase is Python code between operations.
     """
     rows = [Operation(row.key, row.self_cpu_time_total / 1e6, row.count, row.flops) for row in averages]
     return sorted((row for row in rows if row.seconds > 0), key=lambda row: -row.seconds)
 
 
 def on_device(averages: Iterable[Any]) -> list[Operation]:
-    """The kernels of a GPU by their time there; the ranges that mark steps and phases are none."""
+    """The GPU kernels by time, without the annotations of steps and phases."""
     rows = [
         Operation(row.key, row.self_device_time_total / 1e6, row.count, row.flops)
         for row in averages
@@ -143,12 +143,12 @@ def on_device(averages: Iterable[Any]) -> list[Operation]:
 
 
 def phases_of(averages: Iterable[Any], on_gpu: bool, seconds: float) -> dict[str, float]:
-    """Seconds in each phase of the steps, and in the rest of them; nothing where no phase was entered.
+    """Seconds in each phase of the steps and in the rest; empty if no phase was recorded.
 
     Args:
         averages: torch's `key_averages`.
-        on_gpu: count time on the GPU. Its backward pass is launched by a thread of autograd's own, where no phase is
-            marked, so it is what the others leave of `seconds`.
+        on_gpu: use GPU time. Its backward pass is launched by autograd's thread, outside the annotation, so it is
+            computed as `seconds` minus the other phases.
         seconds: of all operations.
     """
     found = {
@@ -156,10 +156,10 @@ def phases_of(averages: Iterable[Any], on_gpu: bool, seconds: float) -> dict[str
         for row in averages
         if row.is_user_annotation and row.device_type.name == "CPU"
     }
-    entered = [name for name in found if name != STEP]
-    if not entered:
+    recorded = [name for name in found if name != STEP]
+    if not recorded:
         return {}
-    if on_gpu and "backward" in entered:
-        found["backward"] = seconds - sum(found[name] for name in entered if name != "backward")
-    phases = {name: found[name] for name in entered}
+    if on_gpu and "backward" in recorded:
+        found["backward"] = seconds - sum(found[name] for name in recorded if name != "backward")
+    phases = {name: found[name] for name in recorded}
     return phases if on_gpu else phases | {"the rest": found[STEP] - sum(phases.values())}

@@ -1,12 +1,12 @@
-"""Whether a training step uses the threads that were chosen for the run, or one: whichever is faster right now.
+"""Switch training steps between the run's number of CPU threads and one thread, whichever is currently faster.
 
-On a quiet machine more threads are faster. Where other processes want the same cores, the threads of a small model's
-step wait for each other longer than they work, and one thread alone can be several times as fast.
+On an idle machine more threads are faster. While other processes use the cores, the threads of a small step mostly wait
+for each other, and a single thread can be several times as fast.
 
-The number of threads changes the order of sums, and equal commands shall give equal bits whatever else the machine
-does. So the number varies only where a step gives the same bits with either, which is compared on the run's own batch:
-the order of sums depends on shapes and threads, not on what is summed. Where bits differ, the run keeps its number, and
-is told that the machine is busy.
+The number of threads can change the order of summation, and equal commands must give equal bits whatever else the
+machine does. So the tuner switches only if a step gives the same bits with both, compared on a batch of the run: the
+order depends on shapes and threads, not on values. If bits differ, the run keeps its threads and reports that the
+machine is busy.
 """
 
 import time
@@ -15,23 +15,22 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-FIRST_STEP = 3  # of a run; it does not wait for a measurement
-LOOK_SEC = 10.0  # between two measurements, at first; after each change twice as long
-LONGEST_STEP_SEC = 0.5  # what a longer step loses by waiting is little beside its work
+FIRST_STEP = 3  # no measurement up to this step
+INTERVAL_SEC = 10.0  # between two measurements, at first; doubled after each change
+MAX_STEP_SEC = 0.5  # in longer steps, waiting is a small share of the time
 ROUNDS = 3
-GAIN = 1.1  # as many times as fast a change must be
+GAIN = 1.1  # least speed-up for a change
 
 
 class ThreadTuner:
-    """Measures training steps that change nothing, and says with how many threads to make the next ones.
+    """Times trial steps and sets the number of threads for the next steps.
 
     Args:
-        rehearse: makes a whole step that leaves weights and optimizer as they are: where its windows start → all
-            numbers that come out of it.
-        threads: that were chosen for the run.
-        give_up: asked before each of them; if it says so, the rest is left out.
+        rehearse: makes a trial step, which changes neither weights nor optimizer: starts of windows → all results.
+        threads: of the run.
+        give_up: called before each trial step; if true, the measurement is cancelled.
         clock: seconds.
-        set_threads: how many the next operations use.
+        set_threads: sets the number of threads of torch.
     """
 
     def __init__(
@@ -45,34 +44,34 @@ class ThreadTuner:
         self.threads = self.now = threads
         self._rehearse, self._clock, self._set_threads = rehearse, clock, set_threads
         self._give_up = give_up
-        self._steps, self._wait, self._looked_at = 0, LOOK_SEC, -float("inf")
+        self._steps, self._wait, self._measured_at = 0, INTERVAL_SEC, -float("inf")
         self._is_on, self._same_bits = threads > 1, False
 
     def step(self, starts: Tensor) -> str | None:
-        """Before a step: set the number of threads for it, having measured if it is time.
+        """Set the number of threads for the next step, after a measurement if one is due.
 
         Args:
-            starts: where the windows of the step begin.
+            starts: of the windows of the step.
 
         Returns:
-            What to tell: the number has changed, or would if bits allowed.
+            A message if the number has changed, or would have if bits were equal.
         """
         self._steps += 1
-        told = None
-        if self._is_on and self._steps > FIRST_STEP and self._clock() - self._looked_at >= self._wait:
-            told = self._look(starts)
-            self._looked_at = self._clock()
+        message = None
+        if self._is_on and self._steps > FIRST_STEP and self._clock() - self._measured_at >= self._wait:
+            message = self._measure(starts)
+            self._measured_at = self._clock()
         self._set_threads(self.now)
-        return told
+        return message
 
     def after_step(self) -> None:
-        """Evaluation, sampling and saving use the run's own number: their bits were not compared."""
+        """Restore the run's number of threads for evaluation, sampling and saving, whose bits were not compared."""
         self._set_threads(self.threads)
 
-    def _look(self, starts: Tensor) -> str | None:
+    def _measure(self, starts: Tensor) -> str | None:
         seconds = {self.threads: 0.0, 1: 0.0}
-        for count in seconds:  # and warm up
-            if self._timed(count, starts) > LONGEST_STEP_SEC:
+        for count in seconds:  # also the warm-up
+            if self._timed(count, starts) > MAX_STEP_SEC:
                 self._is_on, self.now = False, self.threads
                 return None
         for _ in range(ROUNDS):

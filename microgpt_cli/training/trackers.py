@@ -1,8 +1,8 @@
-"""Trackers of others that a run logs to besides its own `metrics.jsonl`: TensorBoard, Weights & Biases, Trackio.
+"""Log to experiment trackers besides `metrics.jsonl`: TensorBoard, Weights & Biases, Trackio.
 
-`logger=tensorboard`, `logger=[wandb,trackio]`. Each is imported only when it is chosen, and none can hurt the run: one
-that fails is left out from there on, with a warning. A resumed run goes on in the same run of its trackers, whose name
-`tracker.json` in its folder keeps; the job of a sweep belongs to a group with the name of the sweep's folder.
+`logger=tensorboard`, `logger=[wandb,trackio]`. A tracker is imported only if chosen; one that fails is disabled with a
+warning and does not affect the run. A resumed run continues the same run in its trackers, whose name and id are in
+`tracker.json`; the jobs of a sweep belong to a group named after its folder.
 """
 
 import contextlib
@@ -21,27 +21,27 @@ from microgpt_cli.errors import UserError
 from microgpt_cli.runs import layout, storage
 
 PROJECT = "microgpt"
-METRICS = ("loss", "val_loss", "learning_rate", "grad_norm", "tokens_per_sec")  # what is logged of an event
+METRICS = ("loss", "val_loss", "learning_rate", "grad_norm", "tokens_per_sec")  # attributes of events that are logged
 FLUSH_SEC = 30
-LONGEST_ERROR = 200  # characters of it that are shown
+MAX_ERROR = 200  # characters of a message
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Which run it is, for all its trackers."""
+    """The identity of a run in its trackers."""
 
     folder: Path
-    id: str  # eight hexadecimal digits, no other run's
+    id: str  # eight random hexadecimal digits
     name: str
-    group: str | None  # the sweep
-    step: int  # from which it goes on; 0 for a new one
+    group: str | None  # name of the sweep
+    step: int  # from which it resumes; 0 for a new run
     settings: Mapping[str, Any]  # dotted key → value
 
 
 class Tracker(Protocol):
-    """What is asked of a tracker. Any of it may raise anything."""
+    """The interface of a tracker. Its methods may raise any exception."""
 
-    where: str  # what to type to see the run
+    where: str  # command or URL to view the run
 
     def log(self, step: int, values: Mapping[str, float]) -> None: ...
 
@@ -58,7 +58,7 @@ class TensorBoard:
         from torch.utils.tensorboard.summary import hparams
 
         folder = run.folder / "tensorboard"
-        # What a run that died had logged after the checkpoint that it goes on from is taken back.
+        # hides what a killed run logged after the checkpoint that is resumed
         purge = run.step + 1 if run.step else None
         self._writer = SummaryWriter(str(folder), purge_step=purge, flush_secs=FLUSH_SEC)
         if not run.step:
@@ -72,7 +72,7 @@ class TensorBoard:
             self._writer.add_scalar(name, value, step)
 
     def text(self, step: int, text: str) -> None:
-        indented = "\n".join(f"    {line}" for line in text.split("\n"))  # Markdown, as it stands
+        indented = "\n".join(f"    {line}" for line in text.split("\n"))  # a Markdown code block
         self._writer.add_text("sample", indented, step)
 
     def close(self, failed: bool) -> None:
@@ -97,7 +97,7 @@ class Wandb:
             resume="allow",
             mode=mode,
             save_code=False,
-            settings=wandb.Settings(silent=True, console="off", disable_git=True),  # the terminal is ours
+            settings=wandb.Settings(silent=True, console="off", disable_git=True),  # no output to the terminal
         )
         offline = f"wandb sync {Path(self._run.dir).parent}"
         self.where = offline if mode == "offline" else self._run.url or offline
@@ -113,7 +113,7 @@ class Wandb:
 
 
 class Trackio:
-    """A run of Trackio, in the place that TRACKIO_DIR names or its own by default."""
+    """A run of Trackio, stored in TRACKIO_DIR or its default folder."""
 
     def __init__(self, run: Identity, environ: Mapping[str, str]) -> None:
         import trackio
@@ -122,7 +122,7 @@ class Trackio:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints half a page
             self._run = trackio.init(
                 project=PROJECT,
-                name=f"{run.name}-{run.id[:4]}",  # it finds a run by its name alone
+                name=f"{run.name}-{run.id[:4]}",  # it identifies runs by name
                 group=run.group,
                 config=dict(run.settings),
                 resume="allow",
@@ -134,12 +134,12 @@ class Trackio:
         self._run.log(dict(values), step=step)
 
     def text(self, step: int, text: str) -> None:
-        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))  # longer than any in the text
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))  # longer than any fence in the text
         self._run.log({"sample": self._trackio.Markdown(f"{fence}\n{text}\n{fence}")}, step=step)
 
     def close(self, failed: bool) -> None:
         with contextlib.redirect_stdout(io.StringIO()):
-            self._trackio.finish()  # of itself, and not of the run, or it ends it once more when Python ends
+            self._trackio.finish()  # not `self._run.finish()`, after which it would finish again at exit
 
 
 KINDS: dict[str, Callable[[Identity, Mapping[str, str]], Tracker]] = {
@@ -150,7 +150,7 @@ KINDS: dict[str, Callable[[Identity, Mapping[str, str]], Tracker]] = {
 
 
 def require(names: Iterable[str]) -> None:
-    """Import the trackers that were chosen. Raises `UserError` with what to type for one that can't be."""
+    """Import the chosen trackers. Raises `UserError` with the install command for a missing one."""
     for name in names:
         try:
             match name:
@@ -165,11 +165,11 @@ def require(names: Iterable[str]) -> None:
 
 
 class Trackers:
-    """The trackers of a run, of which any may fail without the others and the run taking notice.
+    """The trackers of a run; a failure of one affects neither the others nor the run.
 
     Args:
-        names: which of KINDS.
-        warn: told once of each that fails.
+        names: keys of KINDS.
+        warn: called once for each tracker that fails.
     """
 
     def __init__(self, names: Iterable[str], warn: Callable[[str], None]) -> None:
@@ -177,7 +177,7 @@ class Trackers:
         self._open: dict[str, Tracker] = {}
 
     def start(self, folder: Path, config: Mapping[str, Any], step: int, environ: Mapping[str, str]) -> dict[str, str]:
-        """Begin, or go on at a step. Returns what to type to see each."""
+        """Start the trackers, at a step if resumed. Returns how to view each."""
         for name in self._names:
             with self._guarded(name):
                 run = _identity(folder, flatten(config), step)
@@ -185,7 +185,7 @@ class Trackers:
         return {name: tracker.where for name, tracker in self._open.items()}
 
     def log(self, event: object) -> None:
-        """Log the numbers of what the trainer says has happened, if it is of those in METRICS."""
+        """Log the attributes of an event of the trainer that are in METRICS."""
         values = {name: float(getattr(event, name)) for name in METRICS if hasattr(event, name)}
         values = {name: value for name, value in values.items() if math.isfinite(value)}
         for name, tracker in list(self._open.items()) if values else ():
@@ -199,7 +199,7 @@ class Trackers:
                 tracker.text(step, text)
 
     def close(self, failed: bool = False) -> None:
-        """End all of them; nothing is logged any more."""
+        """Close all trackers."""
         for name, tracker in list(self._open.items()):
             with self._guarded(name):
                 tracker.close(failed)
@@ -209,26 +209,26 @@ class Trackers:
     def _guarded(self, name: str) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # of another's code, which may raise anything
+        except Exception as error:  # third-party code may raise anything
             self._open.pop(name, None)
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST_ERROR]
-            self._warn(f"logger={name} failed and is left out from here on; metrics.jsonl goes on: {reason}")
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:MAX_ERROR]
+            self._warn(f"logger={name} failed and is disabled; metrics.jsonl continues: {reason}")
 
 
 def _identity(folder: Path, settings: Mapping[str, Any], step: int) -> Identity:
-    """The identity that the run has had since its trackers first heard of it."""
-    whole = folder.absolute()
-    group = whole.parent.name if whole.name.isdecimal() else None  # the job of a sweep is a number
+    """Read the identity from `tracker.json`, or create it."""
+    path_of_run = folder.absolute()
+    group = path_of_run.parent.name if path_of_run.name.isdecimal() else None  # jobs of a sweep are numbered
     path = folder / layout.TRACKER
     if path.exists():
-        noted = storage.parse_json(storage.read_bytes(path), str(path))
-        texts = [noted.get(key) for key in ("id", "name", "group")] if isinstance(noted, dict) else []
+        stored = storage.parse_json(storage.read_bytes(path), str(path))
+        texts = [stored.get(key) for key in ("id", "name", "group")] if isinstance(stored, dict) else []
         if len(texts) == 3 and re.fullmatch("[0-9a-f]{8}", str(texts[0])) and isinstance(texts[1], str):
             return Identity(
                 folder, str(texts[0]), texts[1], None if texts[2] is None else str(texts[2]), step, settings
             )
         raise UserError(f"{path}: must have id, name and group")
-    name = f"{group}/{whole.name}" if group else whole.name
+    name = f"{group}/{path_of_run.name}" if group else path_of_run.name
     made = Identity(folder, secrets.token_hex(4), name, group, step, settings)
     storage.replace(path, storage.json_bytes({"id": made.id, "name": made.name, "group": made.group}))
     return made

@@ -1,8 +1,8 @@
-"""The loop: step, log, evaluate, save, stop.
+"""The training loop: step, log, evaluate, save, stop.
 
-It never prints: `Trainer.run()` yields what happened, and whoever drives it shows that to a person. All that a run
-needs to go on stands in `State` and the weights; every draw is a function of the seed and the step, so a run that was
-stopped anywhere and resumed ends with the same bits as one that was not.
+`Trainer.run()` yields events and prints nothing. `State`, the weights and the optimizer's state are all that a run
+needs to resume; every random draw is a function of the seed and the step, so an interrupted and resumed run ends with
+the same bits as an uninterrupted one.
 """
 
 import math
@@ -32,41 +32,41 @@ from microgpt_cli.training.schedule import lr_at
 from microgpt_cli.training.thread_tuner import ThreadTuner
 from microgpt_cli.training.update import Update
 
-EVAL_TOKENS = 1 << 20  # evaluated on by default at most: 1,048,576
-EVAL_BATCH_TOKENS = 1 << 13  # in one forward pass of an evaluation, about
-FIRST_LOSS_SCALE, LOSS_SCALE_GROWTH_STEPS = 2.0**16, 2000  # as torch.amp.GradScaler has them
-MAX_SKIPPED_STEPS = 20  # float16 steps in a row whose gradient overflowed
+EVAL_TOKENS = 1 << 20  # maximum for an evaluation by default: 1,048,576
+EVAL_BATCH_TOKENS = 1 << 13  # per forward pass of an evaluation, approximately
+FIRST_LOSS_SCALE, LOSS_SCALE_GROWTH_STEPS = 2.0**16, 2000  # as in torch.amp.GradScaler
+MAX_SKIPPED_STEPS = 20  # consecutive float16 steps whose gradient overflowed
 
 
 @dataclass
 class State:
-    """What a run has come to."""
+    """The progress of a run, stored in checkpoints."""
 
     step: int = 0  # finished optimizer steps
     tokens: int = 0
     val_loss: float | None = None
-    evaluated_step: int = 0  # the step that val_loss belongs to
+    evaluated_step: int = 0  # step of val_loss
     best_val_loss: float | None = None
     best_step: int | None = None
     stale_evaluations: int = 0  # since the best one
     unlogged: list[tuple[float, float]] = field(default_factory=list)  # (loss, grad_norm) since the last log line
-    train_seconds: float = 0.0  # in steps, evaluation and saving left out
+    train_seconds: float = 0.0  # in steps only, without evaluation and saving
     loss_scale: float = 1.0  # float16 only
-    steps_at_scale: int = 0  # since it last changed
-    metrics_bytes: int = 0  # how long the log files were
+    steps_at_scale: int = 0  # since loss_scale changed
+    metrics_bytes: int = 0  # sizes of the log files
     timings_bytes: int = 0
 
 
 @dataclass(frozen=True)
 class Stepped:
-    """An optimizer step was made."""
+    """An optimizer step is complete."""
 
     step: int
 
 
 @dataclass(frozen=True)
 class Logged:
-    """A line was added to `metrics.jsonl`: means over the steps since the last one."""
+    """A line was appended to `metrics.jsonl`: means over the steps since the previous one."""
 
     step: int
     loss: float
@@ -77,7 +77,7 @@ class Logged:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The held-out windows were evaluated."""
+    """The validation split was evaluated."""
 
     step: int
     val_loss: float
@@ -94,14 +94,14 @@ class Saved:
 
 @dataclass(frozen=True)
 class Warned:
-    """Something went otherwise than asked, and the run goes on."""
+    """The run continues, but not as requested."""
 
     message: str
 
 
 @dataclass(frozen=True)
 class Retuned:
-    """Another number of CPU threads is faster as the machine stands; steps use it, unless it would change bits."""
+    """The thread tuner changed the number of CPU threads, or reports that a change would alter the results."""
 
     message: str
 
@@ -110,16 +110,16 @@ Event = Stepped | Logged | Evaluated | Saved | Warned | Retuned
 
 
 class Trainer:
-    """Trains a model in a run's folder, whose lock the caller holds.
+    """Trains a model in the folder of a run, whose lock the caller holds.
 
     Args:
-        run: the run's folder; `config.json` and `tokenizer.json` lie there.
-        config: how to train.
+        run: the folder; it contains `config.json` and `tokenizer.json`.
+        config: of the run.
         model: on the device of `compute`.
         splits: token ids.
         compute: device, precision, compilation.
-        facts: what each checkpoint shall note beside the state: hashes, versions.
-        resumed: the checkpoint to go on from, if the run is not a new one.
+        facts: recorded in each checkpoint beside the state: hashes, versions.
+        resumed: the checkpoint to resume from, or None for a new run.
     """
 
     def __init__(
@@ -136,8 +136,8 @@ class Trainer:
         self.splits, self.facts = splits, facts
         self.optimizer = make_optimizer(model.named_parameters(), config.optim, compute.engine == "native")
         self.state = State(loss_scale=FIRST_LOSS_SCALE if compute.dtype == torch.float16 else 1.0)
-        self.stop_signal: int | None = None  # set by whoever wants the run to stop; it stops within a micro-step
-        self.is_pruned = False  # set after an evaluation by whoever finds the run not worth going on with
+        self.stop_signal: int | None = None  # set from outside; the run stops within a micro-batch
+        self.is_pruned = False  # set from outside after an evaluation
         if resumed is not None:
             checkpoint.copy_tensors(resumed.optim, self.optimizer.state(), resumed.path / layout.OPTIM)
             self.state = State(**resumed.meta["state"])
@@ -148,19 +148,19 @@ class Trainer:
                 self.update.rehearse, compute.threads, give_up=lambda: self.stop_signal is not None
             )
         self.saver = Saver(saves_in_background(compute.device))
-        self._unfetched: list[Tensor] = []  # (loss, grad_norm) of steps, still on the device and not yet looked at
+        self._unfetched: list[Tensor] = []  # (loss, grad_norm) of steps, still on the device
         self._saved_step = self.state.step if resumed is not None else None
         self._logged_at = (self.state.step, self.state.train_seconds)
 
     @property
     def eval_tokens(self) -> int:
-        """How many held-out tokens an evaluation predicts."""
+        """The number of validation tokens that an evaluation predicts."""
         wanted = self.config.eval_tokens or EVAL_TOKENS
         return min(wanted, len(self.splits.val) - 1)
 
     @property
     def stopped_early(self) -> bool:
-        """Whether the held-out loss has not improved for as long as the config allows."""
+        """Whether the validation loss has not improved for `early_stop_patience` evaluations."""
         patience = self.config.early_stop_patience
         return patience is not None and self.state.stale_evaluations >= patience
 
@@ -169,16 +169,14 @@ class Trainer:
         return self.state.step >= self.config.max_steps or self.stopped_early or self.is_pruned
 
     def run(self) -> Iterator[Event]:
-        """Train until the last step, an early stop, a pruning or a stop signal.
-
-        The last checkpoint is published before it ends.
+        """Train until the last step, an early stop, pruning or a stop signal, and save a last checkpoint.
 
         Raises:
-            RunStopped: a loss or a gradient is not finite; checkpoints are as they were.
+            RunStopped: a loss or a gradient is not finite; existing checkpoints stay.
         """
         if self._saved_step is not None:
-            checkpoint.take_over(self.run_folder, self.state.best_step)
-        # Opening them cuts off what a run that died had logged after its last checkpoint.
+            checkpoint.finish_save(self.run_folder, self.state.best_step)
+        # truncates what a killed run logged after its last checkpoint
         self.metrics = JsonLines(self.run_folder / layout.METRICS, self.state.metrics_bytes)
         self.timings = JsonLines(self.run_folder / layout.TIMINGS, self.state.timings_bytes)
         try:
@@ -195,13 +193,13 @@ class Trainer:
                 if finished or self.saver.is_done:
                     yield from self._saved()
         finally:
-            with suppress(Exception):  # the first error is the one to tell
+            with suppress(Exception):  # report the first error
                 self.saver.finish()
             self.metrics.close()
             self.timings.close()
 
     def _check_engine(self) -> Iterator[Event]:
-        """Compare the engine with the model's own code, on a sequence of the next step, before it changes a weight."""
+        """Compare the engine with autograd on a sequence of the next step, before any update."""
         T = self.config.model.block_size
         starts = sample_starts(len(self.splits.train), 1, T, self.config.seed, self.state.step)
         warning = self.update.check_engine(*gather_windows(self.splits.train, starts, T, self.compute.device))
@@ -210,7 +208,7 @@ class Trainer:
             yield Warned(warning)
 
     def note_time(self, what: str, began: float) -> None:
-        """Log how long something beside the steps has taken, since `began` of `time.perf_counter`."""
+        """Log the duration of something other than a step, since `began` (`time.perf_counter`)."""
         self.timings.append(step=self.state.step, **{f"{what}_seconds": round(time.perf_counter() - began, 6)})
 
     def _due(self, interval: int) -> bool:
@@ -223,23 +221,23 @@ class Trainer:
         return at_best or (interval > 0 and step > 0 and step % interval == 0)
 
     def _step(self) -> Iterator[Event]:
-        """One optimizer step, given up between two micro-batches on a stop signal."""
+        """Make one optimizer step; a stop signal cancels it between two micro-batches."""
         config, state = self.config, self.state
         began = time.perf_counter()
         B, T = config.batch_size * config.grad_accum_steps, config.model.block_size
-        # The windows of a step are drawn together, so that they don't depend on how it is cut into micro-batches.
+        # sampled for the whole step, independently of its division into micro-batches
         starts = sample_starts(len(self.splits.train), B, T, config.seed, state.step)
         if config.model.dropout > 0:
             torch.manual_seed(randomness.derive(config.seed, randomness.DROPOUT, state.step))
         learning_rate = lr_at(state.step, config.max_steps, config.optim)
         if self._tuner is not None:
-            told = self._tuner.step(starts)
-            if told is not None:
-                yield Retuned(told)
+            message = self._tuner.step(starts)
+            if message is not None:
+                yield Retuned(message)
         try:
             done = self.update(starts, learning_rate, state.loss_scale, lambda: self.stop_signal is not None)
         except CompilerFailed as error:
-            yield Warned(f"torch.compile failed, going on without it: {error}")
+            yield Warned(f"torch.compile failed, continuing without it: {error}")
             return
         finally:
             if self._tuner is not None:
@@ -257,19 +255,19 @@ class Trainer:
         yield Stepped(state.step)
 
     def _needs_losses(self) -> bool:
-        """Whether something that follows this step needs to know its numbers."""
+        """Whether logging, evaluation or saving follows this step and needs its loss."""
         step, config = self.state.step, self.config
         return step % config.log_interval == 0 or self._due(config.eval_interval) or self._save_due()
 
     def _fetch_losses(self) -> None:
-        """Fetch the losses and norms that are still on the device, and stop the run if one is not finite."""
+        """Fetch losses and gradient norms from the device and stop the run if one is not finite."""
         state, config = self.state, self.config
         if not self._unfetched:
             return
-        numbers = torch.stack(self._unfetched).tolist()
+        fetched = torch.stack(self._unfetched).tolist()
         first = state.step - len(self._unfetched)
         self._unfetched.clear()
-        for offset, (loss, norm) in enumerate(numbers):
+        for offset, (loss, norm) in enumerate(fetched):
             if math.isfinite(loss) and math.isfinite(norm):
                 state.unlogged.append((loss, norm))
             elif (
@@ -277,7 +275,7 @@ class Trainer:
                 and math.isfinite(loss)
                 and state.loss_scale > 2.0**-MAX_SKIPPED_STEPS
             ):
-                state.loss_scale, state.steps_at_scale = state.loss_scale / 2, 0  # the update was left out
+                state.loss_scale, state.steps_at_scale = state.loss_scale / 2, 0  # the update was skipped
                 return
             else:
                 rate = lr_at(first + offset, config.max_steps, config.optim)
@@ -300,7 +298,7 @@ class Trainer:
         steps, seconds = state.step - self._logged_at[0], state.train_seconds - self._logged_at[1]
         self._logged_at = (state.step, state.train_seconds)
         speed = steps * state.tokens / state.step / seconds
-        if math.isfinite(loss):  # not so where float16 overflowed in every step since
+        if math.isfinite(loss):  # infinite if float16 overflowed in every step since
             self.metrics.append(
                 step=state.step, tokens=state.tokens, loss=loss, learning_rate=learning_rate, grad_norm=norm
             )
@@ -308,7 +306,7 @@ class Trainer:
         return Logged(state.step, loss, learning_rate, norm, speed)
 
     def _evaluate(self) -> Iterator[Event]:
-        """The mean loss over the fixed windows; given up between two batches of them on a stop signal."""
+        """Evaluate on the validation split; a stop signal cancels it between two batches."""
         self._fetch_losses()
         began = time.perf_counter()
         sums, count = [], 0
@@ -329,11 +327,11 @@ class Trainer:
             state.stale_evaluations += 1
         self.metrics.append(step=state.step, tokens=state.tokens, val_loss=state.val_loss)
         self.note_time("evaluating", began)
-        self._saved_step = None  # what is saved of this step, if anything, does not know its loss
+        self._saved_step = None  # a checkpoint of this step, if any, lacks this loss
         yield Evaluated(state.step, state.val_loss, is_best)
 
     def _save(self) -> Iterator[Event]:
-        """Publish a checkpoint; on a GPU it is handed to a thread that does so, see saver.py."""
+        """Save a checkpoint; on a GPU in a background thread, see async_saver.py."""
         self._fetch_losses()
         began, state = time.perf_counter(), self.state
         yield from self._saved()
@@ -345,12 +343,12 @@ class Trainer:
         meta = {**self.facts, "state": asdict(state)}
         if self.saver.background:
             weights, optim_state = snapshot(weights), snapshot(optim_state)
-        step, best, aside = state.step, state.best_step, copy_stream(self.compute.device)
+        step, best, stream = state.step, state.best_step, copy_stream(self.compute.device)
 
         def publish() -> Path:
             for lines in (self.metrics, self.timings):
-                lines.sync()  # a checkpoint promises what the log says up to it
-            with aside:
+                lines.sync()  # the log up to a checkpoint must be durable
+            with stream:
                 return checkpoint.save(self.run_folder, step, weights, optim_state, meta, best)
 
         self.saver.start(step, publish)
@@ -360,14 +358,14 @@ class Trainer:
             yield from self._saved()
 
     def _saved(self) -> Iterator[Saved]:
-        """Wait for the save that was begun last, if one was, and tell of it."""
+        """Wait for a save in progress and yield its event."""
         done = self.saver.finish()
         if done is not None:
             yield Saved(*done)
 
 
 def _may_tune(config: TrainConfig, compute: Compute) -> bool:
-    """Whether the number of threads is ours to vary; with dropout a rehearsal would take the step's draws."""
+    """Whether the thread tuner may run; with dropout its trial steps would consume random numbers."""
     return (
         compute.threads_are_chosen
         and compute.threads > 1
@@ -378,7 +376,7 @@ def _may_tune(config: TrainConfig, compute: Compute) -> bool:
 
 
 def _first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """The name of the first tensor that holds NaN or infinity; the device is waited for once."""
+    """The name of the first tensor that contains NaN or Inf, with one synchronization of the device."""
     norms = torch.stack(list(torch._foreach_norm(list(tensors.values())))).tolist()
     suspects = [tensor for tensor, norm in zip(tensors.items(), norms, strict=True) if not math.isfinite(norm)]
     return next((name for name, tensor in suspects if not torch.isfinite(tensor).all()), None)
@@ -386,13 +384,13 @@ def _first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
 
 @torch.no_grad()
 def evaluate(model: GPT, ids: Tensor, compute: Compute, batch_size: int | None = None) -> Iterator[tuple[Tensor, int]]:
-    """The loss of a model over fixed windows of `ids`, end to end: every id but the first is predicted once.
+    """The loss of a model over consecutive windows of `ids`; every id but the first is predicted once.
 
     Args:
-        batch_size: windows in a forward pass; by default as many as make 8,192 tokens.
+        batch_size: windows per forward pass; by default 8,192 tokens.
 
     Yields:
-        The sum of nats of some windows (), still on the device, and how many tokens they predict.
+        The sum of the losses of a batch in nats (), on the device, and its number of tokens.
     """
     was_training = model.training
     model.eval()

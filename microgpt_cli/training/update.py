@@ -1,8 +1,8 @@
-"""One optimizer step as the device sees it: where windows start in, loss and gradient norm out.
+"""One optimizer step on the device: from the starts of windows to loss and gradient norm.
 
-Nothing here waits for the device: what was not finite is skipped there and told later. On a GPU a small model is bound
-by the launch of its kernels, so the whole step (windows, forward, backward, clipping, optimizer) is recorded once as a
-CUDA graph and replayed.
+Nothing here synchronizes with the device: an update that is not finite is skipped there and reported later. On a GPU
+small models are limited by kernel launches, so the whole step (windows, forward, backward, clipping, optimizer) is
+captured once as a CUDA graph and replayed.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from microgpt_cli.model.gpt import GPT
 from microgpt_cli.training.optimizers import AdamW, Muon, make_optimizer, total_norm
 
 RESIDENT_BYTES = 2 << 30  # a training split up to this size is kept on the GPU
-GRAPH_FLOPS = 4e12  # a step up to this much work is replayed as a CUDA graph
+GRAPH_FLOPS = 4e12  # larger steps are not captured as a CUDA graph
 GRAPH_WARMUP_STEPS = 3
 
 
@@ -43,33 +43,33 @@ class Update:
         wide = ids.dtype if ids.dtype != torch.uint16 else torch.int32
         resident = device.type != "cpu" and ids.numel() * wide.itemsize <= RESIDENT_BYTES
         self.ids = ids.to(wide).to(device) if resident else ids
-        self._finite = torch.ones((), dtype=torch.bool, device=device)  # and were all steps before
+        self._finite = torch.ones((), dtype=torch.bool, device=device)  # this step and all before it
         self.engine, self.warning = make_engine(model, compute, (config.batch_size, config.model.block_size))
         step_tokens = config.batch_size * config.grad_accum_steps * config.model.block_size
         small = flops_per_token(model).value * step_tokens <= GRAPH_FLOPS
         self._wants_graph = resident and device.type == "cuda" and compute.dtype != torch.float16 and small
         self._graph: torch.cuda.CUDAGraph | None = None
-        # What is called with the name of each phase of a step, and entered around it: a profiler takes this place.
+        # context manager around each phase of a step; a profiler replaces it
         self.phase: Callable[[str], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
 
     @classmethod
     def fresh(cls, model: GPT, ids: Tensor, config: TrainConfig, compute: Compute) -> "Update":
-        """With a new optimizer of this config, for who does not keep it."""
+        """With a new, throw-away optimizer."""
         optimizer = make_optimizer(model.named_parameters(), config.optim, compute.engine == "native")
         return cls(model, optimizer, ids, config, compute)
 
     def check_engine(self, idx: Tensor, targets: Tensor) -> str | None:
-        """Compare the native engine with autograd on a few sequences; where they differ, go on with autograd.
+        """Compare the native engine with autograd on a few sequences, and fall back to autograd if they differ.
 
         Returns:
-            What differs, for a person; None if nothing does, or autograd it is anyway.
+            A warning, or None.
         """
         if isinstance(self.engine, Autograd):
             return self.warning
         different = self.engine.difference(idx, targets)
         if different is not None:
             self.engine = Autograd(self.model, self.compute.dtype)
-            self.warning = f"{different}; this run goes on with engine=torch"
+            self.warning = f"{different}; continuing with engine=torch"
         return self.warning
 
     def __call__(
@@ -78,17 +78,17 @@ class Update:
         """Make one step.
 
         Args:
-            starts: where the windows of all micro-batches begin, int64 (B · grad_accum_steps, 1), on the CPU.
+            starts: first positions of the windows of all micro-batches, int64 (B · grad_accum_steps, 1), on the CPU.
             learning_rate: of this step.
             loss_scale: for float16.
-            give_up: asked before each micro-batch; if it says so, nothing changes.
+            give_up: called before each micro-batch; if true, the step is cancelled.
 
         Returns:
-            (loss, gradient norm) on the device, float32 (2,), or None if it was given up. The update is left out if
-            one of them is not finite, and, but for float16, in every later step too.
+            (loss, gradient norm) on the device, float32 (2,), or None if cancelled. The update is skipped if one of
+            them is not finite and, except in float16, in every later step too.
 
         Raises:
-            CompilerFailed: nothing was done; the next call goes on without the compiler.
+            CompilerFailed: nothing was done; the next call runs without the compiler.
         """
         if self._wants_graph:
             if give_up():
@@ -99,13 +99,13 @@ class Update:
         return self._step(starts, learning_rate, loss_scale, give_up)
 
     def rehearse(self, starts: Tensor) -> list[Tensor]:
-        """Make a step on a CPU that leaves the weights and the optimizer as they are.
+        """Make a step on a CPU without changing the weights or the optimizer.
 
         Args:
-            starts: as `__call__` takes them.
+            starts: as for `__call__`.
 
         Returns:
-            Loss and gradient norm, and all gradients.
+            Loss and gradient norm (2,), and all gradients.
         """
         finite = self._finite.clone()
         self._finite.fill_(False)
@@ -136,7 +136,7 @@ class Update:
         return torch.stack((loss, norm))
 
     def _backward(self, idx: Tensor, targets: Tensor, loss_scale: float) -> Tensor:
-        """Add a micro-batch's share to the gradients; its share of the loss."""
+        """Accumulate the gradients of a micro-batch; returns its share of the loss."""
         with self.phase("forward"):
             share = self.engine.forward_pass(idx, targets, 1 / self.config.grad_accum_steps)
         with self.phase("backward"):
@@ -144,28 +144,28 @@ class Update:
         return share
 
     def _replay(self, starts: Tensor, learning_rate: float) -> Tensor:
-        """The same step from a CUDA graph, recorded at the first call."""
+        """Replay the step as a CUDA graph, captured in the first call."""
         if self._graph is None:
-            self._record(starts)
+            self._capture(starts)
         assert self._graph is not None
         self._starts.copy_(starts, non_blocking=True)
         self._learning_rate.fill_(learning_rate)
         self._graph.replay()
         return self._numbers.clone()
 
-    def _record(self, starts: Tensor) -> None:
-        """Record the step. The steps that warm it up are told not to be finite, and so change nothing."""
+    def _capture(self, starts: Tensor) -> None:
+        """Capture the step. The warm-up steps are marked as not finite, so that they change nothing."""
         self._starts = starts.to(self.compute.device)
         self._learning_rate = torch.zeros((), device=self.compute.device)
         self._finite.fill_(False)
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
             for _ in range(GRAPH_WARMUP_STEPS):
                 self._step(self._starts, self._learning_rate, 1.0, lambda: False)
-        torch.cuda.current_stream().wait_stream(aside)
+        torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # a save may go on beside it
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # a save may be in progress
             numbers = self._step(self._starts, self._learning_rate, 1.0, lambda: False)
         assert numbers is not None
         self._numbers = numbers

@@ -52,7 +52,7 @@ PHASES = {
     "evaluating": (Trainer, "_evaluate"),
     "sampling": (command, "sample_text"),
     "saving": (Trainer, "_save"),
-    "removing": (checkpoint, "_keep"),
+    "removing": (checkpoint, "_prune"),
 }
 
 

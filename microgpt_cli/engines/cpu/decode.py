@@ -1,4 +1,4 @@
-"""Decoding of one sample on a CPU in C, the whole forward pass in one call (`decode.c`).
+"""Decode one sample on a CPU in C, with one call per forward pass (`decode.c`).
 
 The time per token is spent on the calls into torch if the model is small, and on reading the weights if it is large.
 The torch decoder (`decoding.py`) makes at least 40 calls per token, and its matrix-vector product reads 35 GB/s where
@@ -84,7 +84,7 @@ class NativeWeights:
 
     def __init__(self, model: GPT, dtype: torch.dtype) -> None:
         (self.forward, self.generate), self.dtype = load(dtype), dtype
-        self._tensors: list[Tensor] = []  # which the addresses below point into
+        self._tensors: list[Tensor] = []  # own the memory that the addresses point to
         config = model.config
         blocks = [block for block in model.blocks if isinstance(block, Block)]
         self.layers = [
@@ -145,7 +145,7 @@ class NativeDecoder:
     Args:
         weights: of the model.
         positions: the capacity of the cache, at most `block_size`.
-        sampler: how to choose tokens.
+        sampler: chooses the tokens.
     """
 
     def __init__(self, weights: NativeWeights, positions: int, sampler: Sampler) -> None:

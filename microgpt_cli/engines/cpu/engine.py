@@ -1,8 +1,8 @@
-"""The CPU engine: a model's loss and gradients by fused kernels in C, following what the model's code does.
+"""The CPU engine: loss and gradients by fused kernels in C, derived from the model's code.
 
 The model's forward pass is recorded once (`record.py`), turned into operations (`plan.py`), and these run in each step
-(`ops.py`): without autograd between them, each weight rounded once a step, and one visit to the memory for what is not
-a matrix product. What no operation knows runs in torch under autograd. `differs` compares with autograd.
+(`ops.py`): without autograd, with each weight rounded once per step, and one pass over memory between matrix products.
+Anything that no operation supports runs in torch under autograd. `difference` compares the engine with autograd.
 """
 
 import torch
@@ -14,20 +14,20 @@ from microgpt_cli.engines.cpu.ops import CrossEntropy, Gradients, Values
 from microgpt_cli.engines.cpu.plan import Planner
 from microgpt_cli.engines.cpu.record import IDX, TARGETS, record
 
-# How far a gradient may be from autograd's, as a share of its norm and of LEAST_SHARE of the norm of all gradients.
+# maximum error of a gradient, relative to its norm plus LEAST_SHARE times the norm of all gradients
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15}
 LEAST_SHARE = 0.02
 
 
 class CpuEngine:
-    """A model's loss and gradients; its weights may change between two calls, its code may not.
+    """Loss and gradients of a model, whose weights may change between calls, but not its code.
 
     Args:
         model: on the CPU, called as `model(idx, targets)`.
         dtype: of the matrix products, float32 or bfloat16.
 
     Raises:
-        build.Unavailable: there is no C compiler, or it fails.
+        build.Unavailable: the kernels can't be compiled or loaded.
     """
 
     name = "native"
@@ -35,10 +35,10 @@ class CpuEngine:
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         self.model, self.kernels = model, Kernels(dtype)
         self._plans: dict[tuple[int, ...], Planner] = {}
-        self._rounded: dict[int, tuple[Tensor, Tensor]] = {}  # id of a weight → itself, and in dtype
+        self._rounded: dict[int, tuple[Tensor, Tensor]] = {}  # id of a weight → (weight, copy in dtype)
 
     def plan(self, shape: tuple[int, ...]) -> Planner:
-        """The operations for batches (B, T).
+        """The plan for batches of this shape (B, T).
 
         Raises:
             Unsupported: the forward pass can't be recorded.
@@ -56,12 +56,12 @@ class CpuEngine:
 
     @torch.no_grad()
     def forward_pass(self, idx: Tensor, targets: Tensor, share: float = 1.0) -> Tensor:
-        """The loss, with what `backward_pass` needs kept.
+        """Compute the loss and keep what `backward_pass` needs.
 
         Args:
             idx: token ids (B, T).
-            targets: the tokens that came next (B, T).
-            share: of a micro-batch in its step.
+            targets: the next tokens (B, T).
+            share: of the micro-batch in its step.
 
         Returns:
             `share` of the loss, float32 ().
@@ -84,8 +84,8 @@ class CpuEngine:
 
     @torch.no_grad()
     def backward_pass(self, loss_scale: float = 1.0) -> None:
-        """Add the gradients of what `forward_pass` returned to `.grad` of every parameter."""
-        assert loss_scale == 1.0  # float16 alone is scaled, and no CPU trains in it
+        """Add the gradients of the last `forward_pass` to `.grad` of every parameter."""
+        assert loss_scale == 1.0  # only float16 is scaled, which the CPU engine lacks
         gradients = Gradients()
         if not self._is_seeded:
             gradients[self._planner.recording.loss] = torch.tensor(self._share)
@@ -96,10 +96,10 @@ class CpuEngine:
         """Compare the loss of a batch and all its gradients with autograd's.
 
         Args:
-            idx, targets: token ids (B, T); a few sequences will do.
+            idx, targets: token ids (B, T); a few sequences suffice.
 
         Returns:
-            What differs beyond rounding, for a person; None if nothing does. Gradients are as they were before.
+            A description of a difference beyond rounding, or None. `.grad` is unchanged.
         """
         named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         kept = [p.grad for _, p in named]
@@ -107,7 +107,7 @@ class CpuEngine:
         def measured(way: CpuEngine | Autograd) -> tuple[float, list[Tensor]]:
             for _, p in named:
                 p.grad = None
-            with torch.random.fork_rng(devices=[]):  # so that both draw the same dropout
+            with torch.random.fork_rng(devices=[]):  # the same dropout for both
                 torch.manual_seed(0)
                 loss = way.forward_pass(idx, targets).item()
                 way.backward_pass()
@@ -121,9 +121,9 @@ class CpuEngine:
             p.grad = grad
         tolerance = TOLERANCE[self.kernels.dtype]
         if not abs(loss - true_loss) <= tolerance * abs(true_loss):
-            return f"the loss of engine=native, {loss:.6g}, is not that of the model's code, {true_loss:.6g}"
+            return f"the loss of engine=native, {loss:.6g}, differs from the model's, {true_loss:.6g}"
         least = LEAST_SHARE * torch.stack([grad.norm() for grad in theirs]).norm()
         for (name, _), our, their in reversed(list(zip(named, ours, theirs, strict=True))):
             if not (our - their).norm() <= tolerance * (their.norm() + least):
-                return f"the gradient of {name} by engine=native is not that of the model's code"
+                return f"the gradient of {name} by engine=native differs from autograd's"
         return None

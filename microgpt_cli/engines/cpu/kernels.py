@@ -1,9 +1,9 @@
 """The fused kernels of a training step, in C: norm, attention, activation, sums (`layer_ops.c`, `attention.c`).
 
-Everything but the matrix products. Each is one visit to the memory, forward or backward; gradients of parameters are
-added up in float32.
+Everything but the matrix products. Each kernel makes one pass over memory, forward or backward; gradients of parameters
+are accumulated in float32.
 
-N rows (B · T), one a token; C numbers in a row, T positions, H heads, D head size.
+N rows (B · T), one per token; C channels, T positions, H heads, D head size.
 """
 
 import ctypes
@@ -19,11 +19,11 @@ from microgpt_cli.engines.cpu import build
 
 DEFINES: dict[torch.dtype, list[str]] = {torch.float32: [], torch.bfloat16: ["BFLOAT16"]}
 ACTIVATIONS = ("relu", "gelu", "relu2")  # in the order of the enum in activations.h
-# The gradient of a small weight is summed over pieces of so many rows. Of more rows MKL (float32) and oneDNN (bfloat16)
-# let each thread sum a part, and the bits depend on the number of threads.
+# The gradient of a small weight is summed over pieces of this many rows. With more rows MKL (float32) and oneDNN
+# (bfloat16) split the sum among threads, so that the bits would depend on their number.
 PIECE_ROWS = {torch.float32: 512, torch.bfloat16: 1024}
-SMALL_WEIGHT = 65_536  # numbers; of larger ones the pieces cost 3% of a step and more
-LONGEST_ATTENTION = 256  # positions whose weights are all kept
+SMALL_WEIGHT = 65_536  # elements; for larger weights the pieces take 3% or more of a step
+MAX_ATTENTION = 256  # positions; the attention weights are saved
 
 
 class _Heads(ctypes.Structure):
@@ -38,13 +38,13 @@ class _Heads(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Heads:
-    """The attention of one layer.
+    """Parameters of the attention of one layer.
 
     Args:
         B, T, H, D: sizes.
-        bias: of the product that makes queries, keys and values (3C,).
-        eps: of the norm of queries and keys; 0 without one.
-        angles: cosines and sines (T, D/2) of their rotary positions.
+        bias: of queries, keys and values (3C,).
+        eps: of the norm of queries and keys; 0 for none.
+        angles: cosines and sines (T, D/2) of the rotary positions.
     """
 
     B: int
@@ -80,7 +80,7 @@ class Kernels:
     """The kernels for one precision. They raise MemoryError if they can't allocate memory.
 
     Args:
-        dtype: of the matrix products and what they are given and give, float32 or bfloat16.
+        dtype: of the matrix products, their inputs and outputs, float32 or bfloat16.
 
     Raises:
         build.Unavailable: the kernels can't be compiled or loaded.
@@ -117,7 +117,7 @@ class Kernels:
         eps: float,
         is_centred: bool,
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """x + more + more_bias (N, C), float32; the norm of that, in dtype; what the backward pass needs."""
+        """total = x + more + more_bias (N, C), float32; its norm, in dtype; tensors for the backward pass."""
         N, C = x.shape
         total = x if more is None else torch.empty_like(x)
         y, mean, rstd = torch.empty(N, C, dtype=self.dtype), torch.empty(N), torch.empty(N)
@@ -135,7 +135,7 @@ class Kernels:
         bias_grad: Tensor | None,
         is_centred: bool,
     ) -> tuple[Tensor, Tensor]:
-        """The gradient of `total`, float32 and in dtype: `dtotal`, and what comes through the norm."""
+        """The gradient of `total`, in float32 and in dtype: `dtotal` plus the gradient through the norm."""
         total, mean, rstd = kept
         N, C = total.shape
         dx = torch.empty_like(total)
@@ -146,7 +146,7 @@ class Kernels:
         return dx, rounded
 
     def attention(self, qkv: Tensor, heads: Heads) -> tuple[Tensor, Tensor]:
-        """Queries, keys and values (N, 3C) → softmax(q k' / sqrt(D)) v of each head (N, C); its weights."""
+        """Queries, keys and values (N, 3C) → softmax(q k' / sqrt(D)) v of each head (N, C), and the weights."""
         N, C = len(qkv), heads.H * heads.D
         y, weights = qkv.new_empty(N, C), qkv.new_empty(heads.B, heads.H, heads.T, heads.T)
         self._attention(address(qkv), address(y), address(weights), heads.as_c())
@@ -159,13 +159,13 @@ class Kernels:
         return dqkv
 
     def activate(self, kind: str, x: Tensor, bias: Tensor | None) -> Tensor:
-        """The activation of x + bias (N, C). x becomes the slope of the activation there."""
+        """The activation of x + bias (N, C). x is overwritten by the derivative."""
         y = torch.empty_like(x)
         self._activate(address(x), address(bias), address(y), *y.shape, ACTIVATIONS.index(kind))
         return y
 
     def add_product(self, dy: Tensor, x: Tensor, sums: Tensor) -> None:
-        """Add dy' x, of dy (N, out) and x (N, in), to sums (out, in), float32."""
+        """Add dy' x, for dy (N, out) and x (N, in), to float32 sums (out, in)."""
         if sums.numel() > SMALL_WEIGHT:
             self.add(dy.mT @ x, sums)
             return
@@ -177,16 +177,16 @@ class Kernels:
                 self.add(some_dy.mT @ some_x, sums)
 
     def add(self, x: Tensor, sums: Tensor) -> None:
-        """Add x to sums of its shape, float32."""
+        """Add x to float32 sums of the same shape."""
         self._add(address(x), address(sums), x.numel())
 
     def add_rows(self, x: Tensor, sums: Tensor) -> None:
-        """Add the sum of the rows of x (N, C) to sums (C), float32."""
+        """Add the sum of the rows of x (N, C) to float32 sums (C,)."""
         self._add_rows(address(x), address(sums), *x.shape)
 
 
 def address(x: Tensor | None) -> int | None:
-    """Where a tensor's numbers are; nowhere, if there is none."""
+    """The address of a contiguous tensor; None for None."""
     if x is None:
         return None
     assert x.is_contiguous()

@@ -1,10 +1,10 @@
-"""The operations that the CPU engine runs: each a forward pass, which keeps what its backward pass needs, and that.
+"""The operations of the CPU engine, each with a forward pass, which saves what is needed, and a backward pass.
 
-`Values` hold what operations make, by number: rows (N, C), a row for each token. Matrix products, and what they are
-given and give, are in the engine's dtype (float32 or bfloat16); what runs along the blocks, norms, the loss and the
-gradients of parameters are float32, as autocast has them. Biases are added by the operation that reads the product.
+`Values` maps numbers to tensors, mostly rows (N, C), one per token. Matrix products, their inputs and outputs are in
+the engine's dtype (float32 or bfloat16); the residual stream, norms, the loss and the gradients of parameters are
+float32, as with autocast. Biases are added by the operation that reads the product.
 
-N rows (B · T), C numbers in a row, H heads, D head size, V vocabulary.
+N rows (B · T), C channels, H heads, D head size, V vocabulary.
 """
 
 import contextlib
@@ -24,9 +24,9 @@ Values = dict[int, Tensor]
 
 
 class Gradients(dict[int, Tensor]):
-    """The gradients of values, by number. No operation writes to one that is there."""
+    """The gradients of values by number. Operations do not modify them in place."""
 
-    def give(self, number: int, gradient: Tensor) -> None:
+    def accumulate(self, number: int, gradient: Tensor) -> None:
         """Add to the gradient of a value."""
         self[number] = self[number] + gradient if number in self else gradient
 
@@ -36,23 +36,23 @@ class Op(ABC):
 
     @abstractmethod
     def forward(self, values: Values) -> None:
-        """Read inputs from `values`, put outputs there."""
+        """Read inputs from `values` and store outputs there."""
 
     @abstractmethod
     def backward(self, gradients: Gradients) -> None:
-        """Take the gradients of outputs, give those of inputs, and add to those of parameters."""
+        """Pop the gradients of outputs; accumulate those of inputs and parameters."""
 
 
 @dataclass
 class Linear(Op):
-    """y = x weight'. Whoever reads y adds the bias."""
+    """y = x weight'. The reader of y adds the bias."""
 
     kernels: Kernels
     x: int
     weight: Tensor
     bias: Tensor | None
     y: int
-    rounded: Tensor  # the weight in the engine's dtype, as it is in this step
+    rounded: Tensor  # the weight in the engine's dtype, updated every step
 
     def forward(self, values: Values) -> None:
         self._x = values[self.x]
@@ -65,12 +65,12 @@ class Linear(Op):
         self.kernels.add_product(dy, self._x, grad_of(self.weight))
         if self.bias is not None:
             self.kernels.add_rows(dy, grad_of(self.bias))
-        gradients.give(self.x, dy @ self.rounded)
+        gradients.accumulate(self.x, dy @ self.rounded)
 
 
 @dataclass
 class Norm(Op):
-    """total = x + more + bias; y = the LayerNorm or RMSNorm of that. Without `more`, total is x."""
+    """total = x + more + bias; y = LayerNorm or RMSNorm of total. Without `more`, total is x."""
 
     kernels: Kernels
     x: int
@@ -97,15 +97,15 @@ class Norm(Op):
             dx, rounded = self.kernels.norm_backward(dy, dtotal, self._kept, self.weight, *grads, self.is_centred)
         if dx is None:
             return
-        gradients.give(self.x, dx)
+        gradients.accumulate(self.x, dx)
         if self.more is not None:
             assert rounded is not None
-            gradients.give(self.more, rounded)
+            gradients.accumulate(self.more, rounded)
 
 
 @dataclass
 class Attention(Op):
-    """softmax(q k' / sqrt(D)) v of each head, from the product that makes all three (N, 3C) to (N, C)."""
+    """softmax(q k' / sqrt(D)) v of each head, from q, k and v side by side (N, 3C) to (N, C)."""
 
     kernels: Kernels
     qkv: int
@@ -119,12 +119,12 @@ class Attention(Op):
     def backward(self, gradients: Gradients) -> None:
         dy = gradients.pop(self.y, None)
         if dy is not None:
-            gradients.give(self.qkv, self.kernels.attention_backward(dy, self._qkv, self._weights, self.heads))
+            gradients.accumulate(self.qkv, self.kernels.attention_backward(dy, self._qkv, self._weights, self.heads))
 
 
 @dataclass
 class Activation(Op):
-    """y = f(x + bias). x becomes the slope of f there, so nothing else may read it."""
+    """y = f(x + bias). x is overwritten by the derivative of f, so nothing else may read it."""
 
     kernels: Kernels
     kind: str
@@ -139,12 +139,12 @@ class Activation(Op):
     def backward(self, gradients: Gradients) -> None:
         dy = gradients.pop(self.y, None)
         if dy is not None:
-            gradients.give(self.x, dy * self._slopes)
+            gradients.accumulate(self.x, dy * self._slopes)
 
 
 @dataclass
 class Add(Op):
-    """y = x + more + bias, where more comes from a product."""
+    """y = x + more + bias, where more is a matrix product."""
 
     kernels: Kernels
     x: int
@@ -159,13 +159,13 @@ class Add(Op):
     def backward(self, gradients: Gradients) -> None:
         dy = gradients.pop(self.y, None)
         if dy is not None:
-            gradients.give(self.x, dy)
-            gradients.give(self.more, dy.to(self.kernels.dtype))
+            gradients.accumulate(self.x, dy)
+            gradients.accumulate(self.more, dy.to(self.kernels.dtype))
 
 
 @dataclass
-class Finish(Op):
-    """y = x + bias, rows that a torch function reads."""
+class AddBias(Op):
+    """y = x + bias, for a torch function that reads y."""
 
     x: int
     bias: Tensor | None
@@ -178,12 +178,12 @@ class Finish(Op):
     def backward(self, gradients: Gradients) -> None:
         dy = gradients.pop(self.y, None)
         if dy is not None:
-            gradients.give(self.x, dy)
+            gradients.accumulate(self.x, dy)
 
 
 @dataclass
 class CrossEntropy(Op):
-    """The mean loss of logits (N, V), and `share` of it as the end of the pass; its gradient is made at once."""
+    """`share` of the mean loss of logits (N, V); the forward pass also computes the gradient."""
 
     kernels: Kernels
     logits: int
@@ -195,28 +195,28 @@ class CrossEntropy(Op):
     def forward(self, values: Values) -> None:
         logits = values.pop(self.logits)
         logits = logits.float() if self.bias is None else logits.float() + self.bias
-        N, asked = len(logits), values[self.targets].reshape(-1, 1)
+        N, target = len(logits), values[self.targets].reshape(-1, 1)
         log_p = logits.log_softmax(-1)  # (N, V)
-        values[self.loss] = -log_p.gather(1, asked).mean() * self.share
-        dlogits = log_p.exp_().mul_(self.share / N)  # what was expected less what came, a share of one token in N
-        dlogits.scatter_add_(1, asked, torch.full((N, 1), -self.share / N))
+        values[self.loss] = -log_p.gather(1, target).mean() * self.share
+        dlogits = log_p.exp_().mul_(self.share / N)  # (p - one_hot(target)) · share / N
+        dlogits.scatter_add_(1, target, torch.full((N, 1), -self.share / N))
         self._dlogits = dlogits.to(self.kernels.dtype)
 
     def backward(self, gradients: Gradients) -> None:
-        gradients.give(self.logits, self._dlogits)
+        gradients.accumulate(self.logits, self._dlogits)
         del self._dlogits
 
 
 @dataclass
 class Torch(Op):
-    """Calls of torch functions that the engine has no operation for, under autograd."""
+    """Calls of torch functions for which the engine has no operation, under autograd."""
 
     shapes: dict[int, tuple[int, ...]]
     autocast: Callable[[], contextlib.AbstractContextManager[object]]
     constants: Values
     nodes: list[Node] = field(default_factory=list)
     inputs: set[int] = field(default_factory=set)
-    outputs: set[int] = field(default_factory=set)  # that other operations read
+    outputs: set[int] = field(default_factory=set)  # read by other operations
 
     def forward(self, values: Values) -> None:
         given = {number: values[number].detach().view(self.shapes[number]) for number in self.inputs}
@@ -242,17 +242,17 @@ class Torch(Op):
             torch.autograd.backward(made, given)
         for number, leaf in self._leaves.items():
             if leaf.grad is not None:
-                gradients.give(number, leaf.grad.reshape(self._shapes[number]).contiguous())
+                gradients.accumulate(number, leaf.grad.reshape(self._shapes[number]).contiguous())
         del self._made, self._leaves
 
 
 def rows(t: Tensor) -> Tensor:
-    """A tensor as rows (N, C), contiguous, float32; indices and single numbers as they are."""
+    """A tensor as contiguous float32 rows (N, C); indices and scalars unchanged."""
     return t.reshape(-1, t.size(-1)).float().contiguous() if t.dim() and t.is_floating_point() else t
 
 
 def resolved(thing: Any, values: Values) -> Any:
-    """Arguments of a node with tensors in the place of references."""
+    """Arguments of a node, with references replaced by tensors."""
     if isinstance(thing, Ref):
         return values[thing.number]
     if isinstance(thing, dict):
@@ -261,7 +261,7 @@ def resolved(thing: Any, values: Values) -> Any:
 
 
 def grad_of(parameter: Tensor) -> Tensor:
-    """The gradient of a parameter, to be added to; zeros at first."""
+    """The gradient of a parameter, created as zeros if missing."""
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     return parameter.grad

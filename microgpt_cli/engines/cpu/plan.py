@@ -1,12 +1,12 @@
-"""From the recorded calls of a forward pass to the operations that do the same: which kernel does what.
+"""Lower the recorded calls of a forward pass to operations of the CPU engine.
 
-Each recorded tensor gets a symbol: where its numbers are, and what is still to be done to them. A rule for each torch
-function that a kernel knows turns the symbols of its arguments into that of its result, or declines; then the call
-stays a call of torch, under autograd. So a part of a model that no rule knows costs speed and changes nothing.
+Each recorded tensor gets a symbol: where its values are and which computation is still pending. A rule per torch
+function maps the symbols of the arguments to that of the result, or declines; then the call runs in torch under
+autograd. So an unsupported part of a model is slower but gives the same result.
 
     linear(y, weight, bias)          Product: the operation that reads it adds the bias
-    x + product                      Sum: the norm that reads it adds it up
-    view, permute, unbind, rms_norm  Part: queries, keys or values inside the product that made them
+    x + product                      Sum: the norm that reads it computes the sum
+    view, permute, unbind, rms_norm  Part: queries, keys or values inside their common product
     chunk, mul, sub, add, cat        a part rotated by its position
 """
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from microgpt_cli.engines.autograd import autocast
 from microgpt_cli.engines.cpu import ops
-from microgpt_cli.engines.cpu.kernels import LONGEST_ATTENTION, Heads, Kernels
+from microgpt_cli.engines.cpu.kernels import MAX_ATTENTION, Heads, Kernels
 from microgpt_cli.engines.cpu.record import IDX, TARGETS, Node, Recording, Ref, refs, tensors
 
 Shape = tuple[int, ...]
@@ -34,7 +34,7 @@ class Ids:
 
 @dataclass(frozen=True)
 class Rows:
-    """Numbers that are there, in float32 or in the dtype of the products."""
+    """Computed values, in float32 or in the dtype of the products."""
 
     number: int
     shape: Shape
@@ -43,7 +43,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Product:
-    """What a linear layer has multiplied; its bias is still to be added."""
+    """A matrix product whose bias is not yet added."""
 
     number: int
     shape: Shape
@@ -53,7 +53,7 @@ class Product:
 
 @dataclass(frozen=True)
 class Sum:
-    """x + more, still to be added up."""
+    """x + more, not yet computed."""
 
     x: Rows
     more: Product
@@ -61,7 +61,7 @@ class Sum:
 
 @dataclass(frozen=True)
 class Positive:
-    """max(x, 0), still to be worked out: its square is an activation of its own."""
+    """max(x, 0), not yet computed: its square is a single activation, relu2."""
 
     x: Product
 
@@ -75,7 +75,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Part:
-    """Queries (0), keys (1) or values (2) of all heads (B, H, T, D), normed and rotated if it says so."""
+    """Queries (0), keys (1) or values (2) of all heads (B, H, T, D), with optional norm and rotation."""
 
     of: Product
     index: int
@@ -85,7 +85,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Term:
-    """An expression over the two halves of each head's numbers."""
+    """An expression over the two halves a and b of each head's channels."""
 
     of: Part
     text: str
@@ -94,14 +94,14 @@ class Term:
 
 @dataclass(frozen=True)
 class Attended:
-    """What attention found (B, H, T, D), which lies as (B, T, H, D)."""
+    """Outputs of attention (B, H, T, D), stored as (B, T, H, D)."""
 
     number: int
     shape: Shape
 
 
 class Planner:
-    """Turns a recording into `plan`, operations in order.
+    """Turns a recording into `plan`, a list of operations.
 
     Args:
         recording: of the model's forward pass.
@@ -122,22 +122,22 @@ class Planner:
         self.plan: list[ops.Op] = []
         self.nodes = {number: node for node in recording.nodes for number in node.outputs}
         self.symbols: dict[int, Any] = {TARGETS: Ids()}
-        self.constants: dict[int, Tensor] = {}  # what depends on buffers alone
-        self.there = {IDX, TARGETS}  # the numbers whose tensors an operation of the plan has made
+        self.constants: dict[int, Tensor] = {}  # functions of buffers only
+        self.computed = {IDX, TARGETS}  # numbers of tensors that the plan computes
         self.by_torch: dict[int, ops.Torch] = {}
         for node in recording.nodes:
             self._lower(node)
         self.use(recording.loss)
 
     def _lower(self, node: Node) -> None:
-        """Give the outputs of a call their symbols."""
+        """Assign symbols to the outputs of a call."""
         if self._folded(node):
             return
         rule = getattr(self, f"_{node.name.strip('_')}", None) if node.with_grad else None
         given = self._symbolic(node.args), self._symbolic(node.kwargs)
         try:
             found = rule(node, *given[0], **given[1]) if rule is not None else None
-        except TypeError:  # arguments that the rule does not know
+        except TypeError:  # arguments that the rule does not support
             found = None
         if found is None:
             shapes = self.recording.shapes
@@ -145,7 +145,7 @@ class Planner:
         self.symbols.update(zip(node.outputs, found if isinstance(found, list) else [found], strict=True))
 
     def _folded(self, node: Node) -> bool:
-        """Work out, once, a call whose tensors are all buffers."""
+        """Constant folding: evaluate a call whose tensors are all buffers."""
         given = tensors((node.args, node.kwargs))
         of_pass = refs((node.args, node.kwargs))
         known = all(ref.number in self.constants for ref in of_pass) and not any(t.requires_grad for t in given)
@@ -163,18 +163,16 @@ class Planner:
             return {key: self._symbolic(value) for key, value in thing.items()}
         return [self._symbolic(inner) for inner in thing] if type(thing) in (tuple, list) else thing
 
-    # What the operations of the plan make
-
     def use(self, number: int) -> int:
-        """See to it that the tensor of this number is in the values when the plan has come this far."""
+        """Ensure that the tensor of this number is available to the next operation."""
         self._make(number)
         if number in self.by_torch:
             self.by_torch[number].outputs.add(number)
         return number
 
     def _make(self, number: int) -> None:
-        """See to it that the plan has made the tensor of this number, in whichever operation."""
-        if number not in self.there and number not in self.constants:
+        """Ensure that the plan computes the tensor of this number."""
+        if number not in self.computed and number not in self.constants:
             symbol, node = self.symbols.get(number), self.nodes.get(number)
             match symbol:
                 case Sum(x, more):
@@ -184,19 +182,19 @@ class Planner:
                     self._emit(ops.Activation(self.kernels, "relu", x.number, x.bias, number), number)
                     self.symbols[number] = Rows(number, x.shape, False)
                 case Product(base, _, bias, _):
-                    self._emit(ops.Finish(base, bias, number), number)
-                case Rows(base, _, _) if base != number and base in self.there and base not in self.by_torch:
-                    self._emit(ops.Finish(base, None, number), number)
+                    self._emit(ops.AddBias(base, bias, number), number)
+                case Rows(base, _, _) if base != number and base in self.computed and base not in self.by_torch:
+                    self._emit(ops.AddBias(base, None, number), number)
                 case _:
                     assert node is not None
                     self._emit_torch(node)
 
     def _emit(self, op: ops.Op, *made: int) -> None:
         self.plan.append(op)
-        self.there.update(made)
+        self.computed.update(made)
 
     def _emit_torch(self, node: Node) -> None:
-        """Add a call to the calls of torch at the end of the plan."""
+        """Append a call to the `Torch` operation at the end of the plan."""
         given = [ref.number for ref in refs((node.args, node.kwargs))]
         for number in given:
             self._make(number)
@@ -210,14 +208,14 @@ class Planner:
             elif self.by_torch.get(number) is not last:
                 last.inputs.add(self.use(number))
         last.nodes.append(node)
-        self.there.update(node.outputs)
+        self.computed.update(node.outputs)
         self.by_torch.update(dict.fromkeys(node.outputs, last))
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
-        """What torch's functions run in."""
+        """The autocast context of torch functions."""
         return autocast("cpu", self.kernels.dtype)
 
-    # Rules: symbols of arguments → symbol of the result, or None
+    # rules: symbols of arguments → symbol of the result, or None
 
     def _linear(self, node: Node, x: Any, weight: Any, bias: Any = None) -> Any:
         if isinstance(x, Positive):
@@ -345,7 +343,7 @@ class Planner:
             return None
         alike = q.of == k.of == v.of and q.eps == k.eps and _same(q.angles, k.angles)
         B, T, _, H, D = q.of.shape
-        if not alike or (q.index, k.index) != (0, 1) or v != Part(q.of, 2) or T > LONGEST_ATTENTION:
+        if not alike or (q.index, k.index) != (0, 1) or v != Part(q.of, 2) or T > MAX_ATTENTION:
             return None
         [y] = node.outputs
         heads = Heads(B, T, H, D, q.of.bias, q.eps, q.angles)
@@ -377,12 +375,12 @@ class Planner:
 
 
 def _raw(number: int) -> int:
-    """Where an operation puts what is not yet the tensor of this number."""
+    """The number of an intermediate result for the tensor of this number."""
     return -1 - number
 
 
 def _same(xs: Sequence[Tensor] | None, ys: Sequence[Tensor] | None) -> bool:
-    """Whether these are the same numbers."""
+    """Whether all tensors are equal."""
     if xs is None or ys is None:
         return xs is ys
     return all(x is y or torch.equal(x, y) for x, y in zip(xs, ys, strict=True))

@@ -1,7 +1,7 @@
-"""A model's forward pass as a list of calls of torch functions: what the CPU engine replays.
+"""Record a model's forward pass as a list of calls of torch functions.
 
-The pass runs once under a mode that sees each call of a torch function. So the list says what the model's code does,
-whatever that is. What takes long (products, norms, attention) is not worked out: only shapes are wanted.
+The pass runs once under a `TorchFunctionMode`, which intercepts each call. Expensive functions (linear, norms,
+attention) are not executed: only shapes are needed.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,24 +15,24 @@ from torch.overrides import TorchFunctionMode
 
 from microgpt_cli.model.loss import chunked_cross_entropy
 
-IDX, TARGETS = 0, 1  # the numbers of what goes in
+IDX, TARGETS = 0, 1  # numbers of the inputs
 READS = {"item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "data_ptr", "nonzero", "unique"}
 
 
 class Unsupported(Exception):
-    """The pass can't be replayed, and why."""
+    """The pass can't be recorded; the message says why."""
 
 
 @dataclass(frozen=True)
 class Ref:
-    """A tensor made in the pass, by its number."""
+    """A tensor of the pass, by its number."""
 
     number: int
 
 
 @dataclass(frozen=True)
 class Node:
-    """One call; tensors among the arguments are `Ref`s, or the model's own."""
+    """One call; tensor arguments are `Ref`s, or parameters and buffers of the model."""
 
     func: Callable[..., Any]
     name: str
@@ -49,15 +49,15 @@ class Recording:
     nodes: list[Node]
     loss: int  # the number of the loss
     shapes: dict[int, tuple[int, ...]]
-    floats: set[int]  # the numbers of tensors of a floating type
-    uses: dict[int, int]  # how often a tensor is an argument
+    floats: set[int]  # numbers of floating-point tensors
+    uses: dict[int, int]  # number → how often it is an argument
 
 
 def record(model: nn.Module, batch: int, time: int) -> Recording:
     """Record the pass of `model(idx, targets)` for idx and targets (batch, time).
 
     Raises:
-        Unsupported: it depends on the numbers in tensors, changes tensors in place, or has hooks.
+        Unsupported: it depends on values of tensors, modifies tensors in place, or has hooks.
     """
     for path, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
@@ -82,7 +82,7 @@ def _empty_loss(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return x.new_empty(())
 
 
-# What is not worked out, and its result without numbers
+# functions that are not executed, and their results without values
 SHAPES_ONLY: dict[Any, Callable[..., Tensor]] = {
     F.linear: _empty_product,
     F.layer_norm: _empty_like_first,
@@ -95,13 +95,13 @@ SHAPES_ONLY: dict[Any, Callable[..., Tensor]] = {
 
 
 class _Recorder(TorchFunctionMode):
-    """Writes down each call of a torch function."""
+    """Records each call of a torch function."""
 
     def __init__(self, own: tuple[Tensor, ...], idx: Tensor, targets: Tensor) -> None:
         super().__init__()
         self.own = {id(t) for t in own}  # parameters and buffers
         self.numbers = {id(idx): IDX, id(targets): TARGETS}
-        self.kept = [idx, targets]  # so that no id is given twice
+        self.kept = [idx, targets]  # keeps ids unique
         self.nodes: list[Node] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -109,18 +109,18 @@ class _Recorder(TorchFunctionMode):
         name = name_of(func)
         given = [t for t in tensors((args, kwargs)) if id(t) in self.numbers or id(t) in self.own]
         if name in READS and any(id(t) in self.numbers for t in given):
-            raise Unsupported(f"it depends on the numbers in a tensor ({name})")
+            raise Unsupported(f"it depends on the values of a tensor ({name})")
         if given and ((name.endswith("_") and not name.endswith("__")) or name in ("__setitem__", "__iadd__")):
-            raise Unsupported(f"it changes a tensor in place ({name})")
+            raise Unsupported(f"it modifies a tensor in place ({name})")
         if kwargs.get("inplace") or kwargs.get("out") is not None:
-            raise Unsupported(f"it changes a tensor in place ({name})")
+            raise Unsupported(f"it modifies a tensor in place ({name})")
         result = SHAPES_ONLY.get(func, func)(*args, **kwargs)
         if isinstance(result, Tensor) and any(result is t for t in given):
-            result = result.view_as(result)  # of another type or device it would have been another tensor
+            result = result.view_as(result)  # a new tensor, as after a conversion
         made = [t for t in tensors(result) if id(t) not in self.own]
         if made:
             outputs = tuple(self._number(t) for t in made)
-            args, kwargs = self._written(args), self._written(kwargs)
+            args, kwargs = self._with_refs(args), self._with_refs(kwargs)
             self.nodes.append(Node(func, name, args, kwargs, outputs, torch.is_grad_enabled()))
         return result
 
@@ -128,16 +128,16 @@ class _Recorder(TorchFunctionMode):
         self.kept.append(tensor)
         return self.numbers.setdefault(id(tensor), len(self.kept) - 1)
 
-    def _written(self, thing: Any) -> Any:
+    def _with_refs(self, thing: Any) -> Any:
         if isinstance(thing, Tensor):
             return Ref(self.numbers[id(thing)]) if id(thing) in self.numbers else thing
         if isinstance(thing, dict):
-            return {key: self._written(value) for key, value in thing.items()}
-        return type(thing)(map(self._written, thing)) if type(thing) in (tuple, list) else thing
+            return {key: self._with_refs(value) for key, value in thing.items()}
+        return type(thing)(map(self._with_refs, thing)) if type(thing) in (tuple, list) else thing
 
     def recording(self, loss: Any) -> Recording:
         if id(loss) not in self.numbers:
-            raise Unsupported("it returns no loss that a torch function has made")
+            raise Unsupported("its loss is not the result of a torch function")
         uses: dict[int, int] = {}
         for node in self.nodes:
             for ref in refs((node.args, node.kwargs)):
@@ -148,7 +148,7 @@ class _Recorder(TorchFunctionMode):
 
 
 def name_of(func: Any) -> str:
-    """The name of a torch function; of an attribute such as `x.T`, the attribute's."""
+    """The name of a torch function, or of an attribute such as `x.T`."""
     name: str = func.__name__
     return func.__self__.__name__ if name == "__get__" else name
 

@@ -1,1 +1,1 @@
-"""CUDA graphs."""
+"""Decoding on a GPU with CUDA graphs."""

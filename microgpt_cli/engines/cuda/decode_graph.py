@@ -1,9 +1,8 @@
-"""On a GPU: the step from one token to the next, recorded as a CUDA graph and replayed.
+"""Decode on a GPU by replaying CUDA graphs.
 
-A token of a small model is dozens of kernels of a few microseconds each, and launching them one by one takes longer
-than they run. A graph needs shapes and addresses that never change: so the position is a number on the device, a step
-looks at a fixed bucket of the cache and masks what has not been written, and the token that was chosen stays on the
-device.
+A token of a small model takes dozens of kernels of a few microseconds each, whose launches take longer than their
+execution. A graph needs constant shapes and addresses: the position is a tensor on the device, a step attends to a
+bucket of fixed length and masks later positions, and the sampled token stays on the device.
 """
 
 import torch
@@ -12,8 +11,8 @@ from torch import Tensor
 from microgpt_cli.engines.decoding import Cache, Weights
 from microgpt_cli.generation.sampling import Sampler
 
-SMALLEST_BUCKET = 64  # positions of the cache that a step looks at: this, and its doubles
-FEWEST_TOKENS = 32  # for fewer, recording costs more than it saves
+SMALLEST_BUCKET = 64  # positions; larger buckets are powers of two times this
+MIN_TOKENS = 32  # for fewer, capturing takes longer than it saves
 
 
 def decode_static(weights: Weights, cache: Cache, tokens: Tensor, position: Tensor, bucket: int) -> Tensor:
@@ -22,7 +21,7 @@ def decode_static(weights: Weights, cache: Cache, tokens: Tensor, position: Tens
     Args:
         tokens: (B,).
         position: of the tokens, int64 (1,) on the device.
-        bucket: the step looks at so many positions; more than `position`.
+        bucket: number of positions to attend to; larger than `position`.
 
     Returns:
         logits (B, V).
@@ -34,15 +33,17 @@ def decode_static(weights: Weights, cache: Cache, tokens: Tensor, position: Tens
         x = x + weights.prev_token_bias.index_select(0, cache.tokens.index_select(1, position)[:, 0])
     if weights.position_embedding is not None:
         x = x + weights.position_embedding.index_select(0, position)
-    unseen = torch.arange(bucket, device=x.device) > position  # (bucket,)
-    mask = torch.zeros(bucket, dtype=x.dtype, device=x.device).masked_fill(unseen, float("-inf"))
-    turn = None if weights.rotary_matrices is None else weights.rotary_matrices.index_select(0, position)[0]  # (D, D)
+    future = torch.arange(bucket, device=x.device) > position  # (bucket,)
+    mask = torch.zeros(bucket, dtype=x.dtype, device=x.device).masked_fill(future, float("-inf"))
+    rotation = (
+        None if weights.rotary_matrices is None else weights.rotary_matrices.index_select(0, position)[0]
+    )  # (D, D)
     for layer, kept in zip(weights.layers, cache.kv, strict=True):
         qk, v = layer.qkv(layer.ln1(x)).view(B, 3 * H, D).split((2 * H, H), dim=1)  # (B, 2H, D), (B, H, D)
         if weights.qk_norm is not None:
             qk = weights.qk_norm(qk)
-        if turn is not None:
-            qk = torch.matmul(qk, turn)
+        if rotation is not None:
+            qk = torch.matmul(qk, rotation)
         q, k = qk.split(H, dim=1)
         kept.index_copy_(3, position, torch.stack((k, v)).unsqueeze(3))  # (2, B, H, 1, D)
         keys, values = kept[:, :, :, :bucket].flatten(1, 2)  # (B·H, bucket, D) each
@@ -54,27 +55,27 @@ def decode_static(weights: Weights, cache: Cache, tokens: Tensor, position: Tens
 
 
 class GraphedStep:
-    """Steps from token to token by CUDA graphs, one for each bucket of the cache."""
+    """A decoding step as CUDA graphs, one for each bucket."""
 
     def __init__(self, weights: Weights, cache: Cache, sampler: Sampler) -> None:
         self.weights, self.cache, self.sampler = weights, cache, sampler
         device, B = cache.kv.device, cache.kv.size(2)
-        # what the graphs read and write
+        # read and written by the graphs
         self.tokens = torch.zeros(B, dtype=torch.long, device=device)
         self.position = torch.zeros(1, dtype=torch.long, device=device)
         self.uniform = torch.zeros(B, 1, dtype=torch.float64, device=device)
-        self._next = -1  # where the next step would go on without being told
+        self._next = -1  # position of the next step without a copy
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
     def __call__(self, tokens: Tensor, position: int, uniform: Tensor) -> Tensor:
-        """The tokens (B,) after `tokens`, which stand at `position`; draws as in `Sampler.sample_token`."""
+        """The tokens (B,) after `tokens` at `position`; `uniform` as in `Sampler.sample_token`."""
         if position != self._next:
             self.tokens.copy_(tokens)
             self.position.fill_(position)
         self.uniform.copy_(uniform)
         bucket = bucket_for(position, self.cache.kv.size(4))
         if bucket not in self._graphs:
-            self._graphs[bucket] = self._record(bucket)
+            self._graphs[bucket] = self._capture(bucket)
         self._graphs[bucket].replay()
         self._next = position + 1
         return self.tokens.clone()
@@ -83,23 +84,23 @@ class GraphedStep:
         logits = decode_static(self.weights, self.cache, self.tokens, self.position, bucket)
         return self.sampler.sample_token(logits, self.uniform)
 
-    def _record(self, bucket: int) -> torch.cuda.CUDAGraph:
-        """Record a step. Those that warm it up write the same into the cache as the first replay will."""
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
+    def _capture(self, bucket: int) -> torch.cuda.CUDAGraph:
+        """Capture a step. Its warm-up writes the same values to the cache as the first replay."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
             for _ in range(2):
                 self._step(bucket)
-        torch.cuda.current_stream().wait_stream(aside)
+        torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # a run may be saving beside it
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # a save may be in progress
             self.tokens.copy_(self._step(bucket))
             self.position.add_(1)
         return graph
 
 
 def bucket_for(position: int, positions: int) -> int:
-    """How much of a cache of so many positions a step at `position` looks at."""
+    """The bucket for `position` in a cache of `positions`."""
     bucket = SMALLEST_BUCKET
     while bucket <= position:
         bucket *= 2
