@@ -16,10 +16,10 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, here and in the programs that tests start
 
-import browser as browsers
 import pytest
 import torch
 import yaml
+from support import browser as browsers
 
 import microgpt_cli.commands.train as train_command
 from microgpt_cli.checkpoints import checkpoint
@@ -255,7 +255,7 @@ def shakespeare() -> Path:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[browsers.Browser]:
-    """A real browser without a window, see browser.py; started once for all tests that ask."""
+    """A real browser without a window, see support/browser.py; started once for all tests that ask."""
     executable = browsers.find()
     if executable is None:
         pytest.skip("no browser on the PATH to open the page in; install chromium (apt-get install chromium)")

@@ -1,6 +1,6 @@
 """Saving beside training, as on a GPU, keeps every promise of saving before it goes on. Here it is done on a CPU.
 
-As a program it is `killing.py` with runs that save so, and takes the same words.
+As a program it is `support/killing.py` with runs that save so, and takes the same words.
 """
 
 import errno
@@ -14,13 +14,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import killing
 import pytest
 import torch
 from conftest import TINY, Run, Tried, instead
-from test_disk_faults import WORDS, check_command
-from test_disk_faults import train as train_on_failing_disk  # noqa: F401
-from test_trainer import make
+from support import killing
+from support.failing_disk import WORDS, check_command, failing_train
+from support.training import make
 
 from microgpt_cli.checkpoints import checkpoint
 from microgpt_cli.checkpoints.async_saver import Saver, after_this, saves_beside, snapshot
@@ -279,15 +278,14 @@ def test_numbers_whose_squares_are_too_large_are_finite() -> None:
 
 
 @pytest.mark.usefixtures("beside")
-def test_a_disk_that_fails_is_told_in_a_line_and_the_run_resumed(
-    train_on_failing_disk: Callable[..., object],  # noqa: F811
-) -> None:
-    assert train_on_failing_disk(*WORDS, "out_dir=whole").status == 0  # type: ignore[attr-defined]
-    calls = train_on_failing_disk.calls  # type: ignore[attr-defined]
+def test_a_disk_that_fails_is_told_in_a_line_and_the_run_resumed(microgpt: Run, cheap: None) -> None:
+    train = failing_train(microgpt)
+    assert train(*WORDS, "out_dir=whole").status == 0
+    calls = train.calls  # type: ignore[attr-defined]
     publishing = [i for i, name in enumerate(calls) if name in ("fsync", "write", "mkdir")]
     for fail_at in publishing[8::9]:
         for number, broken in ((errno.ENOSPC, False), (errno.EIO, True)):
-            check_command(train_on_failing_disk, Path("whole"), fail_at, number, broken)  # type: ignore[arg-type]
+            check_command(train, Path("whole"), fail_at, number, broken)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -28,7 +28,7 @@ def script(name: str) -> ModuleType:
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_imports_and_does_nothing(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert callable(script(name).__dict__.get("main", print))
+    script(name)
     assert capsys.readouterr().out == ""
     assert list(tmp_path.iterdir()) == []
 

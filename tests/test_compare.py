@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY, Run
-from test_table import make_run
+from support.run_folders import make_run
 
 from microgpt_cli.runs import plots
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Tried
-from hostile import MANIFEST
+from support.hostile import MANIFEST
 
 from microgpt_cli.checkpoints import checkpoint
 from microgpt_cli.errors import UserError

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Run, Tried
-from hostile import BEST, CONFIG, DEEP, MANIFEST, META, MODEL, SHELL, TOKENIZER, forge, refusal
+from support.hostile import BEST, CONFIG, DEEP, MANIFEST, META, MODEL, SHELL, TOKENIZER, forge, refusal
 
 from microgpt_cli.checkpoints import meta
 from microgpt_cli.runs import layout

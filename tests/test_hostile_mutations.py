@@ -7,8 +7,20 @@ from typing import Any
 
 import pytest
 from conftest import Tried
-from hostile import BEST, MANIFEST, MODEL, OPTIM, forge, guarded, hammer, mutate_bytes, mutate_json, tensors, use
 from hypothesis import strategies as st
+from support.hostile import (
+    BEST,
+    MANIFEST,
+    MODEL,
+    OPTIM,
+    forge,
+    guarded,
+    hammer,
+    mutate_bytes,
+    mutate_json,
+    tensors,
+    use,
+)
 
 from microgpt_cli.checkpoints import checkpoint
 from microgpt_cli.data import tokenizers

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from conftest import Tried
-from hostile import DEEP, MODEL, OPTIM, forge, refusal, tensors
+from support.hostile import DEEP, MODEL, OPTIM, forge, refusal, tensors
 
 from microgpt_cli.checkpoints import checkpoint
 from microgpt_cli.errors import UserError

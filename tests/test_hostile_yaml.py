@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from conftest import Run, Tried
-from hostile import CPU_SECONDS, guarded, hammer, mutate_bytes
 from hypothesis import strategies as st
+from support.hostile import CPU_SECONDS, guarded, hammer, mutate_bytes
 
 from microgpt_cli.cli import main as cli
 

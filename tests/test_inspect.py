@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from browser import Browser
 from conftest import Run, preset
+from support.browser import Browser
 
 from microgpt_cli.checkpoints import checkpoint
 from microgpt_cli.config import InspectConfig

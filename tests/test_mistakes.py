@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 from conftest import Run, Tried
 
-from microgpt_cli.cli import main as cli
-
 LONG = "x" * 300  # longer than the name of a file may be
 # One line, exit status 2, no traceback, nothing written: what is typed, and what the line must say.
 MISTAKES: list[tuple[list[str], str]] = [
@@ -371,15 +369,6 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
     assert ran.err.startswith("microgpt")
     assert ran.out == ""
     assert everything(things) == before
-
-
-def test_every_verb_and_group_has_its_mistakes() -> None:
-    words = [word for words, _ in MISTAKES for word in words]
-    assert len(MISTAKES) >= 150
-    for verb in cli.VERBS:
-        assert words.count(verb) >= 8
-        for group in set(cli.group_choices(verb)) - {"arch"}:
-            assert any(word.startswith((f"{group}=", f"{group}.")) for word in words), group
 
 
 @pytest.mark.parametrize("words", [["train", "model=smal"], ["train", "seed=null"], ["params", "-m", "vocab_size=0"]])

@@ -18,8 +18,8 @@ from microgpt_cli.runs import layout
 HOLD = """
 import sys, time
 from pathlib import Path
-from microgpt_cli.runs import folder
-with folder.locked(Path(sys.argv[1])):
+from microgpt_cli.runs import layout
+with layout.locked(Path(sys.argv[1])):
     print("locked", flush=True)
     time.sleep(600)
 """
@@ -37,7 +37,7 @@ TOGETHER = """
 import os, sys
 import torch
 import microgpt_cli.commands.train
-from killing import in_child, status_of
+from support.killing import in_child, status_of
 from microgpt_cli.cli import main as cli
 torch.set_num_threads(1)
 waiting, begin = os.pipe()

@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
-from browser import Browser
 from hypothesis import given
 from hypothesis import strategies as st
+from support.browser import Browser
 
 from microgpt_cli.insight.pages.charts import line_chart, ticks
 from microgpt_cli.insight.pages.page import facts, html, json_script, page, table, tag

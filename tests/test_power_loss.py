@@ -1,7 +1,7 @@
 """Power may fail at any instant: whatever the disk then holds, a whole checkpoint is found, and no promise is broken.
 
-The calls that change the disk are recorded (forgetful_disk.py), the states that a crash can leave after any of them are
-built as real folders, and recovered from by the code that resumes a run.
+The calls that change the disk are recorded (support/forgetful_disk.py), the states that a crash can leave after any of
+them are built as real folders, and recovered from by the code that resumes a run.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import TEXT, TINY, Tried, save_filled
-from forgetful_disk import (
+from support.forgetful_disk import (
     Killed,
     Promise,
     Recording,

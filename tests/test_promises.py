@@ -32,8 +32,8 @@ PARTS = range(1, 6)  # a part of the many kills each, so that several processes 
 
 
 def killing(how: str, *numbers: int) -> dict[str, Any]:
-    """Run `killing.py` and return what it counted."""
-    words = [sys.executable, HERE / "killing.py", how, *map(str, numbers)]
+    """Run `support/killing.py` and return what it counted."""
+    words = [sys.executable, HERE / "support" / "killing.py", how, *map(str, numbers)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from browser import Browser
 from conftest import Run
+from support.browser import Browser
 
 from microgpt_cli.cli import main as cli
 from microgpt_cli.errors import UserError

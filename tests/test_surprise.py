@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from browser import Browser
 from conftest import TEXT, TINY, Run, preset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.browser import Browser
 
 from microgpt_cli.compute import choose
 from microgpt_cli.insight.token_losses import Piece, Surprise, stretches, token_losses

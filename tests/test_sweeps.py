@@ -1,4 +1,4 @@
-"""Sweeps: the grid, what is shown, jobs that fail, going on after an interruption. Kills: killing_sweeps.py."""
+"""Sweeps: the grid, what is shown, jobs that fail, going on after an interruption. Kills: support/killing_sweeps.py."""
 
 import errno
 import gc
@@ -281,7 +281,7 @@ def test_a_full_disk_loses_no_job(
     ("tries", "kills", "seed"), [(1, 2, 0), *(pytest.param(5, 4, n, marks=pytest.mark.stress) for n in (1, 2, 3))]
 )
 def test_a_killed_sweep_goes_on_to_the_same_bits(tries: int, kills: int, seed: int, tried: Tried) -> None:
-    program = [sys.executable, HERE / "killing_sweeps.py", *map(str, (tries, kills, seed))]
+    program = [sys.executable, HERE / "support" / "killing_sweeps.py", *map(str, (tries, kills, seed))]
     done = subprocess.run(program, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     counted = json.loads(done.stdout)

@@ -161,9 +161,8 @@ def test_a_tied_head_reads_the_weights_of_the_table() -> None:
 def test_dropout_is_on_the_path_where_there_is_some() -> None:
     config = preset("micro", "article", dropout=0.1)
     model = GPT(config, 65)
-    assert [op.name for op in trace(model, 1, 4).ops()].count(
-        "dropout"
-    ) == 8  # that of the attention weights is inside attention
+    called = [op.name for op in trace(model, 1, 4).ops()]
+    assert called.count("dropout") == 8  # that of the attention's weights is part of scaled_dot_product_attention
     assert "dropout" not in [op.name for op in trace(model.eval(), 1, 4).ops()]
     whole = GPT(dataclasses.replace(config, dropout=0.0), 65)
     assert "dropout" not in [op.name for op in trace(whole, 1, 4).ops()]

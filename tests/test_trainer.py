@@ -1,6 +1,5 @@
 """The loop: equal runs are equal to the bit, however they were cut, watched or stopped."""
 
-import dataclasses
 import json
 import signal
 import subprocess
@@ -11,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY, Run, Tried, instead
+from support.training import make
 
 from microgpt_cli.checkpoints import checkpoint
 from microgpt_cli.compute import choose
-from microgpt_cli.data.dataset import Splits
 from microgpt_cli.engines.autograd import Autograd
 from microgpt_cli.errors import RunStopped
 from microgpt_cli.model.gpt import GPT
@@ -108,22 +107,6 @@ def test_cutting_a_step_into_micro_batches_changes_only_rounding(train: RunText)
     for name in a.model:
         torch.testing.assert_close(a.model[name], b.model[name], atol=1e-4, rtol=1e-3)
     assert a.meta["state"]["tokens"] == b.meta["state"]["tokens"]
-
-
-def make(run: Path, trained: Path, **changes: object) -> Trainer:
-    """A trainer on the tiny config of `trained`, in a folder of its own."""
-    loaded = checkpoint.load(layout.find_checkpoint(str(trained)))
-    config = dataclasses.replace(loaded.config, **changes)  # type: ignore[arg-type]
-    run.mkdir()
-    for name in (layout.CONFIG, layout.TOKENIZER):
-        (run / name).write_bytes((trained / name).read_bytes())
-    torch.manual_seed(0)
-    model = GPT(config.model, loaded.tokenizer.vocab_size)
-    ids = torch.arange(500) % loaded.tokenizer.vocab_size
-    facts = {name: fact for name, fact in loaded.meta.items() if name not in ("format", "step", "state")}
-    return Trainer(
-        run, config, model, Splits(ids[:400], ids[400:]), choose("cpu", "auto", config.engine, config.compile), facts
-    )
 
 
 def test_it_says_what_happens_in_order(tmp_path: Path, trained: Path) -> None:

@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from killing import TEXT, in_child, status_of
+from killing import TEXT, in_child, status_of  # beside this program
 
 import microgpt_cli.commands.train
 from microgpt_cli.cli import main as cli
