@@ -267,6 +267,11 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["train", "logger="], "logger= needs a value"),
     (["train", "-m", "logger=wandb,[tensorboard,wanb]"], "did you mean 'wandb'?"),
     (["train", "compile=maybe"], "choose one of auto, true, false"),
+    (["train", "engine=maybe"], "choose one of auto, torch, native"),
+    (
+        ["train", "engine=native", "compile=true"],
+        "engine=native: compile=true: torch.compile works on torch's operations",
+    ),
     (["train", "device=cuda:"], "choose one of auto, cpu"),
     (["train", "device=cuda:99"], "device=cuda:99: "),
     (["sample", "run", "temperature=inf"], "must be a finite number"),
