@@ -21,7 +21,7 @@ from microgpt_cli.config import TrainConfig
 from microgpt_cli.config.schema import leaves
 from microgpt_cli.data.baselines import baselines
 from microgpt_cli.data.corpus import Corpus, open_corpus
-from microgpt_cli.data.dataset import IN_MEMORY_BYTES, Splits, build_tokenizer, encode, split
+from microgpt_cli.data.dataset import IN_MEMORY_BYTES, Splits, build_tokenizer, encode, present, split
 from microgpt_cli.data.tokenizers import Tokenizer
 from microgpt_cli.errors import RunStopped, UserError
 from microgpt_cli.insight.overlap import find_overlap
@@ -135,9 +135,9 @@ def _text(whole: Corpus, corpus: Corpus, found: TextStats | None, tokenizer: Tok
         f"split     {len(splits.train):,} {unit} to learn from, the last {len(splits.val):,} held out; "
         f"a vocabulary of {tokenizer.vocab_size:,}"
     )
-    unseen = set(splits.val.unique().tolist()) - set(splits.train.unique().tolist())
-    if unseen:
-        shown = " ".join(repr(tokenizer.decode([i])) for i in sorted(unseen)[:8])
+    unseen = (present(splits.val, tokenizer.vocab_size) & ~present(splits.train, tokenizer.vocab_size)).nonzero()[:, 0]
+    if len(unseen):
+        shown = " ".join(repr(tokenizer.decode([i])) for i in unseen[:8].tolist())
         print(
             f"unseen    {len(unseen)} of them only in the held-out part, where nothing can be learnt of them: {shown}"
         )

@@ -17,9 +17,7 @@ class DiagramConfig(Node):
     ckpt: str | None = key("draw the model of this run instead")
     batch: int = key("sequences, B", at_least=1, at_most=1 << 20)
     time: int | None = key("tokens in each, T (null: block_size)", at_least=1)
-    out: str | None = key(
-        "the picture to write, .svg or .png (null: only the drawing on the terminal)"
-    )
+    out: str | None = key("the picture to write, .svg or .png (null: only the drawing on the terminal)")
     theme: str = key(
         "colours; auto: an SVG follows its reader's system, a PNG is light", choices=("auto", "light", "dark")
     )

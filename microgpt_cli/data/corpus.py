@@ -21,6 +21,7 @@ from microgpt_cli.config import DataConfig
 from microgpt_cli.errors import UserError
 
 CHUNK_BYTES = 1 << 20
+CONTINUATION_BYTES = bytes(range(0x80, 0xC0))  # of UTF-8: they begin no character
 SUFFIXES = (".txt", ".md")
 DOWNLOAD_TIMEOUT_SEC = 30
 
