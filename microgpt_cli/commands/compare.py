@@ -9,6 +9,7 @@ from microgpt_cli.commands.runs import label, plot_folder
 from microgpt_cli.config import CompareConfig
 from microgpt_cli.errors import UserError
 from microgpt_cli.runs import layout, plots, reading, storage, table, terminal_plot
+from microgpt_cli.runs.escape import readable
 
 PLOT = "compare.png"
 PLOT_HEIGHT = 16  # lines
@@ -87,5 +88,5 @@ def _continuations(config: CompareConfig) -> list[str]:
         sampler, draws = Sampler(config.temperature), Draws(config.seed, 1)
         with compute.autocast():
             columns = generate(model, ids, config.max_new_tokens, sampler, draws)
-            texts.append(config.prompt + "".join(text_of(columns, 0, tokenizer.text_stream())))
+            texts.append(readable(config.prompt + "".join(text_of(columns, 0, tokenizer.text_stream()))))
     return texts

@@ -34,6 +34,7 @@ from microgpt_cli.generation.sampling import Draws, Sampler
 from microgpt_cli.model.accounting import parameter_rows, total_parameters
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.runs import layout, plots, storage
+from microgpt_cli.runs.escape import readable
 from microgpt_cli.runs.samples import Sample, append_sample, drop_samples_after
 from microgpt_cli.sweeps.study import TrialPruner, trial_pruner
 from microgpt_cli.training import metrics
@@ -224,6 +225,7 @@ def _train_in(run_folder: Path, session: Session) -> None:
         if _status(trainer) != "interrupted":
             text = sample_text(trainer, tokenizer, SAMPLE_TOKENS if session.in_sweep else LAST_SAMPLE_TOKENS)
             append_sample(run_folder, Sample(trainer.state.step, text))
+            text = readable(text)
             trackers.text(trainer.state.step, text)
         _draw(trainer, compare)
         _write_result(trainer, _status(trainer))
@@ -338,8 +340,8 @@ def _drive(
                         trainer.note_time("sampling", began)
                         if trainer.stop_signal is None:
                             append_sample(trainer.run_folder, Sample(step, text))
-                            trackers.text(step, text)
-                        say("          " + " ".join(text.split())[:100])
+                            trackers.text(step, readable(text))
+                        say("          " + " ".join(readable(text).split())[:100])
                 case Logged(_, loss, learning_rate, _, tokens_per_sec):
                     bar.set_postfix_str(
                         f"loss {loss:.3f}, lr {learning_rate:.1e}, {thousands(tokens_per_sec)} tokens/s", refresh=False
