@@ -34,6 +34,9 @@ def run(config: CompareConfig, invocation: Invocation) -> None:
     print("val_loss against the step")
     print(terminal_plot.plot(curves, width, PLOT_HEIGHT, braille, colour))
     print(f"\ncurves    {drawn}", flush=True)
+    comparable = table.comparability(runs)
+    if comparable:
+        print(f"note      {comparable}")
     for run in runs:
         if run.problem:
             print(f"damaged   {table.printable(str(run.path))}: {table.printable(run.problem)}")

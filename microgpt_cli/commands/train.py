@@ -288,6 +288,7 @@ def _about(trainer: Trainer, tokenizer: Tokenizer, compare: Baselines, text_name
     """What a run is held against when it is judged or reported, so that neither needs the text or torch again."""
     return {
         "text": text_name,
+        "text_sha256": trainer.facts["text_sha256"],
         "unit": tokenizer.unit,
         "vocab_size": tokenizer.vocab_size,
         "train_tokens": len(trainer.splits.train),
@@ -391,6 +392,7 @@ def _write_result(trainer: Trainer, status: str) -> None:
     seconds = state.train_seconds
     result = {
         "status": status,
+        "text_sha256": trainer.facts["text_sha256"],
         "step": state.step,
         "val_loss": state.val_loss,
         "val_tokens": trainer.eval_tokens,
