@@ -97,3 +97,9 @@ def test_a_file_that_was_changed_is_another_text_everywhere(microgpt: Run, tmp_p
     assert len({configuration["settings"]["text_sha256"] for configuration in grouped["configurations"]}) == 2
     (tmp_path / "all" / "0" / "result.json").unlink()  # as where it was killed
     assert reading.read_run(tmp_path / "all" / "0").text_sha256 == noted["0"]
+
+
+def test_a_sweep_over_the_number_of_evaluated_tokens_says_so(microgpt: Run, text_file: Path) -> None:
+    words = [*TINY, f"data.path={text_file}", "max_steps=1", "eval_tokens=20,null"]
+    ran = microgpt("train", "-m", *words)
+    assert "comparable only between runs with the same eval_tokens" in " ".join(ran.out.split())

@@ -18,7 +18,7 @@ from microgpt_cli.config.schema import leaves
 from microgpt_cli.errors import UserError
 from microgpt_cli.runs.escape import one_line
 from microgpt_cli.runs.reading import COLUMNS, CONCLUDED, TEXT, Run, Setting
-from microgpt_cli.runs.significance import mean_and_sd, welch_t_test
+from microgpt_cli.runs.significance import mean_and_sd, paired_t_test, sign_flip_test, welch_t_test
 
 FORMATS = ("table", "csv", "json", "md")
 # Paths, and how a run was started: not compared between runs.
@@ -48,6 +48,11 @@ class Configuration:
     @property
     def settings(self) -> Mapping[str, Setting]:
         return self.runs[0].settings
+
+    @property
+    def by_seed(self) -> dict[Setting, float]:
+        """Seed → best val loss."""
+        return {run.settings.get("seed"): loss for run, loss in zip(self.runs, self.losses, strict=True)}
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
@@ -207,14 +212,33 @@ def verdict(found: Sequence[Configuration]) -> str | None:
     first, second = found[0], found[1]
     if loss_units([first.runs[0], second.runs[0]]):
         return None
-    test = welch_t_test(first.losses, second.losses)
-    significant = test.p < SIGNIFICANCE_LEVEL
+    p, how = _compare(first, second)
+    significant = p < SIGNIFICANCE_LEVEL
     more = "" if significant else "; run more seeds to decide"
     return (
         f"The best configuration is {second.mean - first.mean:.4f} nats below the second, which "
-        f"{'is' if significant else 'is not'} significant (Welch's t-test: t = {test.t:.2f}, "
-        f"{test.degrees:.1f} degrees of freedom, p = {test.p:.2g}, threshold {SIGNIFICANCE_LEVEL}){more}."
+        f"{'is' if significant else 'is not'} significant ({how}, p = {p:.2g}, threshold {SIGNIFICANCE_LEVEL}){more}."
     )
+
+
+def _compare(first: Configuration, second: Configuration) -> tuple[float, str]:
+    """The p-value of the difference of two means, and the test.
+
+    Runs with the same seed have the same batches and initial draws, so they are compared in pairs, if all seeds of one
+    configuration are seeds of the other too. Few pairs can't be significant by their signs alone, and are taken as
+    normally distributed.
+    """
+    one, other = first.by_seed, second.by_seed
+    shared = one.keys() & other.keys()
+    if len(shared) < min(len(one), len(other)):
+        test = welch_t_test(first.losses, second.losses)
+        return test.p, f"Welch's t-test: t = {test.t:.2f}, {test.degrees:.1f} degrees of freedom"
+    differences = [other[seed] - one[seed] for seed in sorted(shared, key=repr)]
+    pairs = f"over {len(shared)} shared seeds"
+    if 2.0 ** (1 - len(shared)) < SIGNIFICANCE_LEVEL:
+        return sign_flip_test(differences), f"sign-flip test {pairs}"
+    test = paired_t_test(differences)
+    return test.p, f"paired t-test {pairs}: t = {test.t:.2f}"
 
 
 def render(runs: Sequence[Run], format: str = "table", width: int | None = None) -> str:
