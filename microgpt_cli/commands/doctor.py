@@ -118,6 +118,8 @@ def _text(whole: Corpus, corpus: Corpus, found: TextStats | None, tokenizer: Tok
         f"text      {whole.name}: {data_size(whole.size_bytes)}{files}"
         + (f", of which the first {data_size(corpus.size_bytes)} are looked at" if corpus is not whole else "")
     )
+    if whole.note:
+        print(f"note      {whole.note}")
     if found is None:
         print("          not UTF-8, so it is taken as bytes")
     else:
