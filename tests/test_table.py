@@ -173,7 +173,7 @@ def test_seeds_of_a_configuration_are_grouped_with_mean_and_sd(tmp_path: Path) -
     assert (second.mean, second.sd) == (pytest.approx(2.02), pytest.approx(0.02))
     text = render(runs, width=1000)
     assert "1.5100 ± 0.0100" in text
-    assert "0.5100 nats below the second, which is significant (Welch's t-test: t = 39.5" in text
+    assert "0.5100 nats below the second, which is significant (paired t-test over 3 shared seeds: t = 88.3" in text
     page = json.loads(render(runs, "json"))
     assert page["configurations"][0]["seeds"] == [0, 1, 2]
     assert page["verdict"] in text
@@ -188,6 +188,24 @@ def test_verdict_needs_several_seeds_and_reports_insignificance(tmp_path: Path) 
     make_run(tmp_path / "a2", loss=3.0, seed=2)
     make_run(tmp_path / "b2", loss=2.5, seed=2, model__n_layer=8)
     assert "which is not significant" in render(read_runs([tmp_path]), width=1000)
+
+
+@pytest.mark.parametrize(
+    ("count", "first_seed", "says"),
+    [
+        (5, 0, "is significant (paired t-test over 5 shared seeds: t = "),
+        (8, 0, "is significant (sign-flip test over 8 shared seeds, p = 0.0078,"),
+        (8, 1, "is not significant (Welch's t-test: t = "),
+        (8, 100, "is not significant (Welch's t-test: t = "),
+    ],
+)
+def test_configurations_are_compared_by_shared_seeds(tmp_path: Path, count: int, first_seed: int, says: str) -> None:
+    """Each seed has a level of its own, ten times the difference between the two rates."""
+    for n in range(count):
+        make_run(tmp_path / f"a{n}", loss=2 + n / 10, seed=n, optim__learning_rate=1e-3)
+        loss = 2 + n / 10 + 0.01 + n / 10_000
+        make_run(tmp_path / f"b{n}", loss=loss, seed=first_seed + n, optim__learning_rate=3e-3)
+    assert says in render(read_runs([tmp_path]), width=1000)
 
 
 def test_losses_on_different_texts_have_no_verdict(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from microgpt_cli.commands.runs import label, plot_folder
 from microgpt_cli.config import CompareConfig
 from microgpt_cli.errors import UserError
 from microgpt_cli.runs import layout, plots, reading, storage, table, terminal_plot
+from microgpt_cli.runs.escape import readable
 
 PLOT = "compare.png"
 PLOT_HEIGHT = 16  # lines
@@ -33,6 +34,9 @@ def run(config: CompareConfig, invocation: Invocation) -> None:
     print("val_loss against the step")
     print(terminal_plot.plot(curves, width, PLOT_HEIGHT, braille, colour))
     print(f"\ncurves    {drawn}", flush=True)
+    comparable = table.comparability(runs)
+    if comparable:
+        print(f"note      {comparable}")
     for run in runs:
         if run.problem:
             print(f"damaged   {table.printable(str(run.path))}: {table.printable(run.problem)}")
@@ -87,5 +91,5 @@ def _continuations(config: CompareConfig) -> list[str]:
         sampler, draws = Sampler(config.temperature), UniformStream(config.seed, 1)
         with compute.autocast():
             steps = generate(model, ids, config.max_new_tokens, sampler, draws)
-            texts.append(config.prompt + "".join(decode_stream(steps, 0, tokenizer.text_stream())))
+            texts.append(readable(config.prompt + "".join(decode_stream(steps, 0, tokenizer.text_stream()))))
     return texts

@@ -22,7 +22,7 @@ from microgpt_cli.config import TrainConfig
 from microgpt_cli.config.schema import leaves
 from microgpt_cli.data.baselines import count_baselines
 from microgpt_cli.data.corpus import Corpus, open_corpus
-from microgpt_cli.data.dataset import IN_MEMORY_BYTES, Splits, build_tokenizer, encode, split
+from microgpt_cli.data.dataset import IN_MEMORY_BYTES, Splits, build_tokenizer, encode, present, split
 from microgpt_cli.data.tokenizers import Tokenizer
 from microgpt_cli.errors import RunStopped, UserError
 from microgpt_cli.insight.overlap import find_overlap
@@ -127,6 +127,8 @@ def _text(
         f"data      {whole.name}: {data_size(whole.size_bytes)}{files}"
         + (f", of which the first {data_size(corpus.size_bytes)} are checked" if corpus is not whole else "")
     )
+    if whole.note:
+        print(f"note      {whole.note}")
     if found is None:
         print("          not UTF-8; read as bytes")
     else:
@@ -141,9 +143,9 @@ def _text(
         if found.repeated > MUCH_REPEATED:
             print(f"repeated  {found.repeated:.0%} of the text is duplicate lines")
     print(f"{split_line(splits, config.data.val_fraction)}; vocabulary of {tokenizer.vocab_size:,}")
-    unseen = set(splits.val.unique().tolist()) - set(splits.train.unique().tolist())
-    if unseen:
-        shown = " ".join(repr(tokenizer.decode([i])) for i in sorted(unseen)[:8])
+    unseen = (present(splits.val, tokenizer.vocab_size) & ~present(splits.train, tokenizer.vocab_size)).nonzero()[:, 0]
+    if len(unseen):
+        shown = " ".join(repr(tokenizer.decode([i])) for i in unseen[:8].tolist())
         print(f"unseen    {len(unseen)} {unit} occur only in the validation split, so they can't be learned: {shown}")
     again = find_overlap(splits.val[:MAX_COPIED_VAL], splits.train[-MAX_COPIED_TRAIN:], 0, MIN_COPIED_TOKENS).share
     if again > 0.01:

@@ -18,7 +18,7 @@ from microgpt_cli.commands.token_losses import WORST, Evaluated, report_token_lo
 from microgpt_cli.compute import Compute, choose
 from microgpt_cli.config import DataConfig, EvalConfig
 from microgpt_cli.data.baselines import count_baselines
-from microgpt_cli.data.corpus import open_corpus
+from microgpt_cli.data.corpus import Corpus, open_corpus
 from microgpt_cli.data.dataset import encode, split
 from microgpt_cli.data.tokenizers import CharTokenizer, Tokenizer
 from microgpt_cli.errors import UserError
@@ -63,11 +63,18 @@ def run(config: EvalConfig, invocation: Invocation) -> None:
     seconds = time.perf_counter() - began
     loss = nats / tokens
     characters, size = _characters_and_bytes(part[1:], tokenizer)
+    replaced = 0
+    if isinstance(tokenizer, CharTokenizer) and tokenizer.unknown == "replace":
+        first = 1 + (len(ids) - len(part) if which == "val" else 0)
+        size, replaced = _bytes_and_replaced(corpus, tokenizer, first, first + len(part) - 1)
     baselines = count_baselines(counted, part, tokenizer.vocab_size)
     what = {"val": "the validation split", "train": "the training split", "all": "the whole text"}[which]
     print(f"from {loaded.origin}", file=sys.stderr)
     print(f"data                {corpus.name}, {what}")
     print(f"evaluated           {tokens:,} tokens, context {block_size}, in {duration(seconds)}")
+    if replaced:
+        share = f"{replaced:,} characters ({replaced / characters:.2%})"
+        print(f"replaced            {share} are not in the vocabulary, counted as U+FFFD")
     print(f"loss                {loss:.4f} nats per token")
     print(f"perplexity          {math.exp(min(loss, 700)):.3f}")
     print(f"bits per character  {nats / math.log(2) / characters:.4f}")
@@ -118,6 +125,18 @@ def _part(ids: Tensor, which: str, val_fraction: float, block_size: int) -> Tens
         return ids
     splits = split(ids, val_fraction, block_size)
     return splits.val if which == "val" else splits.train
+
+
+def _bytes_and_replaced(corpus: Corpus, tokenizer: CharTokenizer, first: int, last: int) -> tuple[int, int]:
+    """The bytes of the characters from `first` to before `last`, and how many of them the vocabulary lacks."""
+    known = dict.fromkeys(map(ord, tokenizer.chars))
+    size, replaced, position = 0, 0, 0
+    for text in corpus.text_chunks():
+        piece = text[max(0, first - position) : max(0, last - position)]
+        size += len(piece.encode())
+        replaced += len(piece.translate(known))
+        position += len(text)
+    return size, replaced
 
 
 def _characters_and_bytes(part: Tensor, tokenizer: Tokenizer) -> tuple[int, int]:

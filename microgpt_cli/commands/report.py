@@ -240,7 +240,7 @@ def _of_sweep(folder: Path, runs: Sequence[reading.Run]) -> str:
     if len(scored) > 1:
         names = " ".join(shlex.quote(str(run.path)) for run, _ in scored[:2])
         next_commands.append(("compare the best two runs", f"microgpt compare {names}"))
-    verdicts = [Verdict(significance, "")] if significance else []
+    verdicts = [Verdict(note, "") for note in (significance, table.comparability(runs)) if note]
     if scored:
         best = scored[0][0]
         for finding in _findings(best.path, reading.read_log(best.path), read_run_summary(best.path)):

@@ -22,12 +22,20 @@ from microgpt_cli.generation.generate import Stops, decode_stream, generate, tru
 from microgpt_cli.generation.sampling import Sampler, UniformStream
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.runs import layout, outputs
+from microgpt_cli.runs.escape import readable
 
 
 class Sink(Protocol):
     """A destination of text."""
 
     def write(self, text: str, /) -> object: ...
+
+
+class Terminal:
+    """Standard output where a person reads: U+FFFD for bytes that are no characters."""
+
+    def write(self, text: str, /) -> None:
+        sys.stdout.write(readable(text))
 
 
 def run(config: SampleConfig, invocation: Invocation) -> None:
@@ -64,9 +72,11 @@ def _output(out: str | None) -> Iterator[Sink]:
     if out is None:
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="")
-        yield sys.stdout
-        if sys.stdout.isatty():
-            sys.stdout.write("\n")
+        if not sys.stdout.isatty():
+            yield sys.stdout
+            return
+        yield Terminal()
+        sys.stdout.write("\n")
         return
     target = outputs.file_to_write(out)
     parts: list[str] = []

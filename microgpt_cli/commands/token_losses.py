@@ -170,7 +170,7 @@ def _overlaps(text: Evaluated) -> list[OverlapReport]:
     if text.is_validation:
         found.append(_overlap("the validation text", text.part[:MAX_SEARCHED], len(text.part), text))
     pieces = []
-    for sample in read_samples(text.run_folder):
+    for sample in read_samples(text.run_folder, "surrogateescape"):
         try:
             ids = unpack(text.tokenizer.encode(sample.text), text.tokenizer.itemsize)
         except UserError:

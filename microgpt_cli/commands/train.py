@@ -36,6 +36,7 @@ from microgpt_cli.generation.sampling import Sampler, UniformStream
 from microgpt_cli.model.accounting import parameter_rows, total_parameters
 from microgpt_cli.model.gpt import GPT
 from microgpt_cli.runs import layout, plots, storage
+from microgpt_cli.runs.escape import readable
 from microgpt_cli.runs.samples import Sample, append_sample, drop_samples_after
 from microgpt_cli.sweeps.study import TrialPruner, trial_pruner
 from microgpt_cli.training import metrics
@@ -128,6 +129,8 @@ def _train(
     )
     tokenizer_of_run = resumed.tokenizer if resumed else None
     corpus, tokenizer, ids, text_sha256 = dataset_cache.read(config.data, config.tokenizer, tokenizer_of_run)
+    if corpus.note:
+        say(f"note      {corpus.note}")
     splits = split(ids, config.data.val_fraction, config.model.block_size)
     facts = _facts(compute, text_sha256)
     if resumed is not None:
@@ -232,6 +235,7 @@ def _train_in(run_folder: Path, session: Session) -> None:
         if _status(trainer) != "interrupted":
             text = sample_text(trainer, tokenizer, SAMPLE_TOKENS if session.in_sweep else LAST_SAMPLE_TOKENS)
             append_sample(run_folder, Sample(trainer.state.step, text))
+            text = readable(text)
             trackers.text(trainer.state.step, text)
         _plot(trainer, session.baselines)
         _write_result(trainer, _status(trainer))
@@ -294,6 +298,7 @@ def _about(trainer: Trainer, tokenizer: Tokenizer, baselines: Baselines, text_na
     """Facts for about.json that diagnosis and reports need, so that they load neither the text nor torch."""
     return {
         "text": text_name,
+        "text_sha256": trainer.facts["text_sha256"],
         "unit": tokenizer.unit,
         "vocab_size": tokenizer.vocab_size,
         "train_tokens": len(trainer.splits.train),
@@ -344,8 +349,8 @@ def _drive(trainer: Trainer, tokenizer: Tokenizer, trackers: Trackers, pruner: T
                         trainer.note_time("sampling", began)
                         if trainer.stop_signal is None:
                             append_sample(trainer.run_folder, Sample(step, text))
-                            trackers.text(step, text)
-                        say("          " + " ".join(text.split())[:100])
+                            trackers.text(step, readable(text))
+                        say("          " + " ".join(readable(text).split())[:100])
                 case Logged(_, loss, learning_rate, _, tokens_per_sec):
                     bar.set_postfix_str(
                         f"loss {loss:.3f}, lr {learning_rate:.1e}, {thousands(tokens_per_sec)} tokens/s", refresh=False
@@ -390,6 +395,7 @@ def _write_result(trainer: Trainer, status: str) -> None:
     seconds = state.train_seconds
     result = {
         "status": status,
+        "text_sha256": trainer.facts["text_sha256"],
         "step": state.step,
         "val_loss": state.val_loss,
         "val_tokens": trainer.eval_tokens,

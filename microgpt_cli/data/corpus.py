@@ -10,9 +10,12 @@ import hashlib
 import http.client
 import itertools
 import os
+import shlex
+import stat
 import tempfile
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,11 @@ from microgpt_cli.config import DataConfig
 from microgpt_cli.errors import UserError
 
 CHUNK_BYTES = 1 << 20
+CONTINUATION_BYTES = bytes(range(0x80, 0xC0))  # of UTF-8: they begin no character
 SUFFIXES = (".txt", ".md")
+ABOUT_OTHERS = {"readme", "license", "licence", "copying", "requirements", "changelog", "contributing"}  # names
+MAX_KINDS = 4  # that a note names
+MAX_PIPE_BYTES = 1 << 30  # of a pipe, which is read into memory
 DOWNLOAD_TIMEOUT_SEC = 30
 
 Progress = Callable[[int, int], None]  # (bytes done, total bytes)
@@ -37,12 +44,14 @@ class Corpus:
     """A text in one or more sources, read in order, separated by newlines.
 
     Args:
-        name: for messages.
-        sources: files, or bytes in memory.
+        name: what to call it when talking to a person.
+        sources: files, or bytes that are in memory.
+        note: what of a folder is not in it, or may not be meant to be; empty if there is nothing to tell.
     """
 
     name: str
     sources: tuple[Path | bytes, ...]
+    note: str = field(default="", compare=False)
     _checksums: dict[Stamp, str] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def stamp(self) -> Stamp:
@@ -160,32 +169,91 @@ def open_corpus(config: DataConfig, progress: Progress = no_progress, keep: bool
     else:
         raise UserError(f"data.source={config.source}: give data.path, or choose data=pydocs or data=shakespeare")
     if corpus.size_bytes == 0:
-        raise UserError(f"{corpus.name}: the file is empty; give one with text")
+        if config.path is not None and len(corpus.sources) == 1 and isinstance(corpus.sources[0], bytes):
+            raise UserError(f"{corpus.name}: empty, 0 bytes; a pipe can be read only once: save it to a file")
+        raise UserError(f"{corpus.name}: empty, 0 bytes; a corpus needs some text")
     return corpus
 
 
 def _from_path(path: str) -> Corpus:
-    where = Path(os.path.expanduser(path))
-    if os.path.isdir(where):  # Path.is_dir raises on names that are too long
-        files = sorted(p for p in where.rglob("*") if p.suffix.lower() in SUFFIXES and _is_text(p, where))
+    where, note = Path("/dev/stdin" if path == "-" else os.path.expanduser(path)), ""
+    if os.path.isdir(where):  # where Path.is_dir fails on a name too long, this says no
+        everything = _once(_files_in(where))
+        files = [file for file in everything if file.suffix.lower() in SUFFIXES]
+        note = _note(where, files, everything)
         if not files:
-            raise UserError(f"data.path={path}: no {' or '.join(SUFFIXES)} file in this folder")
+            more = f": {note}" if note else ""
+            raise UserError(f"data.path={path}: no {' or '.join(SUFFIXES)} file in this folder{more}")
     elif os.path.exists(where):
         files = [where]
     else:
-        files = sorted(Path(name) for name in glob.glob(str(where), recursive=True) if Path(name).is_file())
+        files = _once(Path(name) for name in glob.glob(str(where), recursive=True) if Path(name).is_file())
         if not files:
             raise UserError(f"data.path={path}: no such file or folder")
     for file in files:
         if not os.access(file, os.R_OK):
             raise UserError(f"data.path={path}: {file} can't be read: permission denied")
-    return Corpus(path, tuple(files))
+    if len(files) == 1 and not _has_size(files[0]):
+        return Corpus(path, (_read_once(files[0]),))
+    return Corpus(path, tuple(files), note)
 
 
-def _is_text(path: Path, folder: Path) -> bool:
-    """Whether a file is part of the text: not hidden, and not in the folder of a run."""
-    inside = path.relative_to(folder)
-    return path.is_file() and not any(p.startswith(".") for p in inside.parts) and not (path.parent / "ckpt").is_dir()
+def _files_in(folder: Path) -> Iterator[Path]:
+    """The files that a person put there: not hidden, and not the logs of a run. Links are followed, each once."""
+    seen: set[tuple[int, int]] = set()
+    for name, folders, files in os.walk(folder, followlinks=True):
+        stat_result = os.stat(name)
+        identity = (stat_result.st_dev, stat_result.st_ino)
+        if identity in seen or (Path(name) / "ckpt").is_dir():
+            if identity in seen:
+                folders.clear()
+            continue
+        seen.add(identity)
+        folders[:] = sorted(inner for inner in folders if not inner.startswith("."))
+        yield from (path for file in files if not file.startswith(".") and (path := Path(name) / file).is_file())
+
+
+def _once(paths: Iterable[Path]) -> list[Path]:
+    """Each file once, however many links lead to it, under its shortest name; ordered by name."""
+    named: dict[tuple[int, int], Path] = {}
+    for path in sorted(paths, key=lambda path: (len(path.parts), path)):
+        stat_result = path.stat()
+        named.setdefault((stat_result.st_dev, stat_result.st_ino), path)
+    return sorted(named.values())
+
+
+def _note(folder: Path, files: list[Path], everything: list[Path]) -> str:
+    """What of a folder is left out, and what is taken that may be about the texts rather than one of them."""
+    parts = []
+    kinds = Counter(path.suffix.lower() for path in everything if path.suffix.lower() not in SUFFIXES)
+    if kinds:
+        shown = ", ".join(f"{kind or 'without a suffix'} {count}" for kind, count in kinds.most_common(MAX_KINDS))
+        most = kinds.most_common(1)[0][0]
+        pattern = shlex.quote(f"{folder}/**/*{most}")
+        count = f"{len(files):,} file{'' if len(files) == 1 else 's'}, {kinds.total():,} others left out"
+        parts.append(f"{count} ({shown}{', …' if len(kinds) > MAX_KINDS else ''}): data.path={pattern} takes those")
+    about = [path.name for path in files if path.stem.lower() in ABOUT_OTHERS]
+    if about and len(files) > len(about):
+        parts.append(f"{', '.join(about[:MAX_KINDS])} {'is' if len(about) == 1 else 'are'} among the texts")
+    return "; ".join(parts)
+
+
+def _has_size(path: Path) -> bool:
+    """Whether the size of a file says how much can be read: not of pipes and devices, nor of files in /proc."""
+    stat_result = path.stat()
+    return stat.S_ISREG(stat_result.st_mode) and stat_result.st_size > 0
+
+
+def _read_once(path: Path) -> bytes:
+    """All that comes out of a pipe, a device, or a file without a size."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_PIPE_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from error
+    if len(data) > MAX_PIPE_BYTES:
+        raise UserError(f"{path}: more than {MAX_PIPE_BYTES:,} bytes come out of it; save it to a file")
+    return data
 
 
 def python_manual() -> Corpus:

@@ -23,14 +23,14 @@ from torch import Tensor
 from microgpt_cli import randomness
 from microgpt_cli.config import TokenizerConfig
 from microgpt_cli.data import tokenizers
-from microgpt_cli.data.corpus import Corpus, Progress, no_progress, writing_in
+from microgpt_cli.data.corpus import CONTINUATION_BYTES, Corpus, Progress, no_progress, writing_in
 from microgpt_cli.data.tokenizers import Tokenizer
 from microgpt_cli.errors import UserError
 from microgpt_cli.runs import storage
 
 IN_MEMORY_BYTES = 64 << 20  # a corpus up to this size is encoded in memory
 MAX_SHUFFLED = 1 << 22  # windows of an epoch
-CONTINUATION_BYTES = bytes(range(0x80, 0xC0))  # of UTF-8: not the first of a character
+PIECE_TOKENS = 1 << 20  # tokens of a large text that are processed at once
 DTYPES = {1: torch.uint8, 2: torch.uint16, 4: torch.int32}  # the smallest type for the vocabulary
 
 
@@ -167,6 +167,14 @@ def _is_intact(path: Path, record: Path, progress: Progress) -> bool:
         return False
     written = Corpus(str(path), (path,))
     return bool(recorded == {"bytes": written.size_bytes, "sha256": written.sha256(progress)})
+
+
+def present(ids: Tensor, vocab_size: int) -> Tensor:
+    """Which tokens are among `ids` (N,), as booleans (V,). torch can't sort 16-bit ids, so `unique` is no way to it."""
+    found = torch.zeros(vocab_size, dtype=torch.bool)
+    for piece in ids.split(PIECE_TOKENS):
+        found[piece.long()] = True
+    return found
 
 
 @dataclass(frozen=True)

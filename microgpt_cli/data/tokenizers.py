@@ -44,8 +44,11 @@ class ByteTokenizer:
         return bytes(ids).decode("utf-8", "replace")
 
     def text_stream(self) -> Callable[[Sequence[int], bool], str]:
-        """A decoder for streams: (ids, whether they are the last) → whole characters."""
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        """A function of (ids, whether they are the last) that gives whole characters, and other bytes as surrogates.
+
+        `text.encode("utf-8", "surrogateescape")` are then the bytes of the ids; `readable` shows the text.
+        """
+        decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         return lambda ids, final: decoder.decode(bytes(ids), final)
 
     def to_json(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 
-from microgpt_cli.data.corpus import Corpus, Progress, no_progress
+from microgpt_cli.data.corpus import CONTINUATION_BYTES, Corpus, Progress, no_progress
 
 MAX_BYTES = 64 << 20  # of a larger corpus only its beginning is read
 MIN_LINE_CHARACTERS = 40  # shorter lines are often repeated in any text
@@ -75,13 +75,15 @@ def _name(char: str) -> str:
 
 
 def beginning(corpus: Corpus, limit: int = MAX_BYTES) -> Corpus:
-    """The corpus, or the complete lines within the first `limit` bytes of a larger one, in memory."""
+    """The corpus, or the complete lines (characters, if it has none) in the first `limit` bytes of a larger one."""
     if corpus.size_bytes <= limit:
         return corpus
     data = bytearray()
     for chunk in corpus.chunks():
         data += chunk
-        if len(data) >= limit:
+        if len(data) > limit:
             break
-    end = data.rfind(b"\n", 0, limit) + 1
-    return Corpus(corpus.name, (bytes(data[: end or limit]),))
+    end = data.rfind(b"\n", 0, limit) + 1 or limit
+    while end > limit - 3 and data[end] in CONTINUATION_BYTES:  # of UTF-8: not within a character
+        end -= 1
+    return Corpus(corpus.name, (bytes(data[:end]),))

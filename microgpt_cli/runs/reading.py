@@ -7,6 +7,7 @@ Folders are only read, and a damaged run is listed with the status "damaged". Fo
 import dataclasses
 import functools
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,8 @@ from microgpt_cli.runs import layout, log, storage
 
 Setting = bool | int | float | str | None
 CONCLUDED = ("finished", "stopped_early")  # runs with any other status may be continued
+TEXT = "text_sha256"
+SHA256 = re.compile("[0-9a-f]{64}")
 STATUSES = (*CONCLUDED, "pruned", "interrupted", "failed", "running", "killed", "damaged")
 
 
@@ -36,6 +39,8 @@ class Run:
     seconds: float | None = None  # in training steps, without evaluating and saving
     tokens_per_sec: float | None = None
     parameters: int | None = None
+    val_tokens: int | None = None  # that an evaluation predicts
+    text_sha256: str | None = None  # of the text, whatever its name; None in runs of old versions
     problem: str | None = None  # what is damaged, if anything
     swept: Mapping[str, str] = field(default_factory=dict)  # key or group that its sweep varies → value as typed
 
@@ -114,6 +119,8 @@ def read_run(folder: Path) -> Run:
     if ended == "finished" and (run.step is None or not isinstance(last_step, int) or run.step >= last_step):
         return dataclasses.replace(run, status=ended)
     logged = read_log(folder)
+    if ended is None:
+        run = dataclasses.replace(run, text_sha256=_text_of_about(folder))
     continued = ended is None or (logged and logged[-1]["step"] > (run.step or 0))
     if layout.is_in_use(folder):
         run = _from_log(dataclasses.replace(run, status="running"), logged)
@@ -164,7 +171,21 @@ def _result(folder: Path) -> tuple[dict[str, Any], str | None]:
     kinds = {item.name: (int, float) if "float" in str(item.type) else (int,) for item in dataclasses.fields(Run)}
     numbers = {name: data[name] for name in COLUMNS[1:] if type(data.get(name)) in kinds[name]}
     numbers = {name: value for name, value in numbers.items() if abs(value) <= storage.LARGEST_NUMBER}
-    return {"status": data["status"], "numbers": numbers}, None
+    return {"status": data["status"], "numbers": numbers | {TEXT: _text_sha256(data)}}, None
+
+
+def _text_sha256(data: Mapping[str, Any]) -> str | None:
+    """The checksum of the text in `result.json` or `about.json`, if there is one."""
+    found = data.get(TEXT)
+    return found if isinstance(found, str) and SHA256.fullmatch(found) else None
+
+
+def _text_of_about(folder: Path) -> str | None:
+    try:
+        about = storage.parse_json(storage.read_bytes(folder / layout.ABOUT), layout.ABOUT)
+    except UserError:
+        return None
+    return _text_sha256(about) if isinstance(about, dict) else None
 
 
 def _from_log(run: Run, logged: Sequence[Mapping[str, Any]]) -> Run:

@@ -21,7 +21,7 @@ MAX_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class Sample:
-    """Text generated after `step` steps."""
+    """Text generated after `step` steps; bytes that are not UTF-8 are lone surrogates."""
 
     step: int
     text: str
@@ -29,12 +29,16 @@ class Sample:
 
 def append_sample(run: Path, sample: Sample) -> None:
     """Append to a run's samples, without fsync: a run does not depend on them."""
-    text = LIKE_HEADER.sub(b">", sample.text.encode())
+    text = LIKE_HEADER.sub(b">", sample.text.encode("utf-8", "surrogateescape"))
     storage.append(run / SAMPLES, b"=== step %d ===\n%b\n\n" % (sample.step, text))
 
 
-def read_samples(run: Path) -> list[Sample]:
-    """The samples of a run, in order. Incomplete characters, left by a crash, are replaced by U+FFFD.
+def read_samples(run: Path, errors: str = "replace") -> list[Sample]:
+    """The samples of a run, in order.
+
+    Args:
+        errors: what becomes of bytes that are no characters, left by a crash or written by a model of bytes: "replace"
+            by U+FFFD, or "surrogateescape", from which they can be had back.
 
     Raises:
         UserError: the file can't be read, or is too large.
@@ -46,7 +50,7 @@ def read_samples(run: Path) -> list[Sample]:
     ends = [header.start() for header in found[1:]] + [len(data)]
     texts = [data[header.end() + 1 : end].removesuffix(b"\n\n") for header, end in zip(found, ends, strict=True)]
     return [
-        Sample(int(header[1]), QUOTED.sub(b"", text).decode("utf-8", "replace"))
+        Sample(int(header[1]), QUOTED.sub(b"", text).decode("utf-8", errors))
         for header, text in zip(found, texts, strict=True)
     ]
 

@@ -1,12 +1,16 @@
-"""Whether two means differ by more than chance: Welch's t-test, without scipy.
+"""Whether two means differ by more than chance: paired tests and Welch's t-test, without scipy.
 
-B. L. Welch, Biometrika 34 (1947) 28; the incomplete beta function as in Press et al., Numerical Recipes, section 6.4.
+R. A. Fisher, The Design of Experiments (1935), section 21, for the sign-flip test; B. L. Welch, Biometrika 34 (1947)
+28; the incomplete beta function as in Press et al., Numerical Recipes, section 6.4.
 """
 
 import math
+import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
+MAX_EXACT = 16  # differences whose 2¹⁵ choices of signs, up to the sign of all, are enumerated
+RANDOM_FLIPS = 20_000
 MAX_TERMS, PRECISION, TINY = 500, 1e-14, 1e-300  # of the continued fraction
 
 
@@ -38,6 +42,39 @@ def welch_t_test(a: Sequence[float], b: Sequence[float]) -> TTest:
     share = part_a / (part_a + part_b)  # ratios, because squares of tiny variances underflow
     degrees = 1 / (share**2 / (len(a) - 1) + (1 - share) ** 2 / (len(b) - 1))
     return TTest(t, degrees, incomplete_beta(degrees / 2, 0.5, degrees / (degrees + t * t)))
+
+
+def paired_t_test(differences: Sequence[float]) -> TTest:
+    """Compare the mean of two or more differences with 0; they are taken as normally distributed."""
+    mean, sd = mean_and_sd(differences)
+    assert sd is not None
+    degrees = len(differences) - 1
+    if sd == 0:
+        return TTest(0.0, degrees, 1.0) if mean == 0 else TTest(math.copysign(math.inf, mean), degrees, 0.0)
+    t = mean / (sd / math.sqrt(len(differences)))
+    return TTest(t, degrees, incomplete_beta(degrees / 2, 0.5, degrees / (degrees + t * t)))
+
+
+def sign_flip_test(differences: Sequence[float]) -> float:
+    """The two-sided p-value of the mean of differences, if each could as well have had the other sign.
+
+    Exact for up to MAX_EXACT differences: the share of all choices of signs whose sum is at least as far from 0. For
+    more, the share among random choices and the given one.
+    """
+    observed = abs(math.fsum(differences))
+    least = observed - 1e-12 * math.fsum(map(abs, differences))  # equal sums differ by rounding
+    if len(differences) <= MAX_EXACT:
+        sums = [differences[0]]  # the other half of the choices are the negatives of these
+        for difference in differences[1:]:
+            sums = [total + signed for total in sums for signed in (difference, -difference)]
+        return sum(abs(total) >= least for total in sums) / len(sums)
+    draw = random.Random(0)
+    extreme = 0
+    for _ in range(RANDOM_FLIPS):
+        bits = draw.getrandbits(len(differences))
+        total = sum(-value if bits >> i & 1 else value for i, value in enumerate(differences))
+        extreme += abs(total) >= least
+    return (extreme + 1) / (RANDOM_FLIPS + 1)
 
 
 def incomplete_beta(a: float, b: float, x: float) -> float:

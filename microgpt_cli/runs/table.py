@@ -17,8 +17,8 @@ from microgpt_cli.config import TrainConfig
 from microgpt_cli.config.schema import leaves
 from microgpt_cli.errors import UserError
 from microgpt_cli.runs.escape import one_line
-from microgpt_cli.runs.reading import COLUMNS, CONCLUDED, Run, Setting
-from microgpt_cli.runs.significance import mean_and_sd, welch_t_test
+from microgpt_cli.runs.reading import COLUMNS, CONCLUDED, TEXT, Run, Setting
+from microgpt_cli.runs.significance import mean_and_sd, paired_t_test, sign_flip_test, welch_t_test
 
 FORMATS = ("table", "csv", "json", "md")
 # Paths, and how a run was started: not compared between runs.
@@ -27,6 +27,8 @@ DOWNLOAD_DETAILS = {"data.url", "data.sha256", "data.size_bytes"}  # implied by 
 # Settings without an effect on the validation loss beyond rounding: runs that differ in them are one configuration.
 NO_EFFECT = {"seed", "device", "engine", "compile", "threads", "log_interval", "checkpoint_interval", "sample_interval"}
 LOSS_UNIT = ("tokenizer.", "data.")  # prefixes of settings that change what a loss is measured on
+TEXT_SETTINGS = {"data.source", "data.path", "data.file_name", *DOWNLOAD_DETAILS}  # names of a text
+SHOWN_DIGITS = 8  # of a checksum
 SIGNIFICANCE_LEVEL = 0.01
 MIN_WIDTH = 40  # columns of a terminal
 MISSING = "–"
@@ -47,6 +49,11 @@ class Configuration:
     def settings(self) -> Mapping[str, Setting]:
         return self.runs[0].settings
 
+    @property
+    def by_seed(self) -> dict[Setting, float]:
+        """Seed → best val loss."""
+        return {run.settings.get("seed"): loss for run, loss in zip(self.runs, self.losses, strict=True)}
+
 
 def differing(runs: Sequence[Run]) -> list[str]:
     """The dotted keys of settings in which runs differ, in the order of the schema, without paths."""
@@ -60,7 +67,48 @@ def differing(runs: Sequence[Run]) -> list[str]:
         and not name.startswith("sweep.")
         and len({repr(run.settings.get(name, MISSING)) for run in runs}) > 1
     ]
-    return [name for name in found if not ("data.file_name" in found and name in DOWNLOAD_DETAILS)]
+    found = [name for name in found if not ("data.file_name" in found and name in DOWNLOAD_DETAILS)]
+    return found if _is_one_to_one(runs) or len({_text(run) for run in runs}) == 1 else [*found, TEXT]
+
+
+def _text_name(run: Run) -> str:
+    return repr([run.settings.get(name) for name in sorted(TEXT_SETTINGS)])
+
+
+def _text(run: Run) -> str:
+    """What identifies the text of a run: its checksum, and its name in runs of versions that did not note it."""
+    return run.text_sha256 or _text_name(run)
+
+
+def _is_one_to_one(runs: Sequence[Run]) -> bool:
+    """Whether the names of the texts say which runs had the same text."""
+    pairs = {(_text_name(run), _text(run)) for run in runs}
+    return len(pairs) == len({name for name, _ in pairs}) == len({text for _, text in pairs})
+
+
+def loss_units(runs: Sequence[Run]) -> list[str]:
+    """What the losses of runs are measured on, as far as they differ in it: only equal ones can be compared."""
+    runs = [run for run in runs if run.settings]
+    found = [name for name in differing(runs) if name.startswith(LOSS_UNIT)]
+    if not _is_one_to_one(runs):
+        found = [name for name in found if name not in TEXT_SETTINGS]
+        found += [TEXT] if len({_text(run) for run in runs}) > 1 else []
+    evaluated: dict[str, set[Setting]] = {}
+    for run in runs:
+        others = [(name, value) for name, value in run.settings.items() if name.startswith(LOSS_UNIT)]
+        same = [_text(run), *sorted((name, repr(value)) for name, value in others if name not in TEXT_SETTINGS)]
+        evaluated.setdefault(repr(same), set()).add(_evaluated_tokens(run))
+    return found + (["eval_tokens"] if any(len(tokens) > 1 for tokens in evaluated.values()) else [])
+
+
+def _evaluated_tokens(run: Run) -> Setting:
+    return run.settings.get("eval_tokens") if run.val_tokens is None else run.val_tokens
+
+
+def comparability(runs: Sequence[Run]) -> str | None:
+    """A sentence about the losses that can't be compared; None if all can be."""
+    units = loss_units([run for run in runs if run.best_val_loss is not None])
+    return f"Losses are comparable only between runs with the same {', '.join(units)}." if units else None
 
 
 def shown_keys(runs: Sequence[Run]) -> list[str]:
@@ -73,7 +121,8 @@ def shown_keys(runs: Sequence[Run]) -> list[str]:
         values: dict[tuple[str, ...], set[str]] = {}
         for run in having:
             choice = tuple(run.swept[key] for key in groups)
-            values.setdefault(choice, set()).add(repr(run.settings.get(name, MISSING)))
+            value = _text(run) if name == TEXT else run.settings.get(name, MISSING)
+            values.setdefault(choice, set()).add(repr(value))
         return all(len(found) == 1 for found in values.values())
 
     if not groups:
@@ -91,6 +140,8 @@ def value_of(run: Run, name: str) -> Any:
 
 def format_setting(run: Run, name: str) -> str:
     """A setting or a swept group of a run, as a cell of a table."""
+    if name == TEXT and run.text_sha256 is not None:
+        return run.text_sha256[:SHOWN_DIGITS]
     return format_value(value_of(run, name)) if name in run.settings or name in run.swept else MISSING
 
 
@@ -131,13 +182,14 @@ def sort_runs(runs: Sequence[Run], by: str = "best_val_loss") -> list[Run]:
 
 
 def configurations(runs: Sequence[Run]) -> list[Configuration]:
-    """Concluded runs grouped by all settings but the seed, sorted by their mean best validation loss."""
+    """Concluded runs grouped by their text and all settings but the seed, sorted by their mean best loss."""
     groups: dict[str, dict[Setting, Run]] = {}
-    ignored = PATH_SETTINGS | NO_EFFECT
+    ignored = PATH_SETTINGS | NO_EFFECT | TEXT_SETTINGS | {"eval_tokens"}
     for run in runs:
         if run.status in CONCLUDED and run.best_val_loss is not None and run.settings:
             same = sorted((name, repr(value)) for name, value in run.settings.items() if name not in ignored)
-            groups.setdefault(repr(same), {})[run.settings.get("seed")] = (
+            measured_on = (_text(run), _evaluated_tokens(run))
+            groups.setdefault(repr((measured_on, same)), {})[run.settings.get("seed")] = (
                 run  # a repeated seed is not an independent sample
             )
     made = []
@@ -158,16 +210,35 @@ def verdict(found: Sequence[Configuration]) -> str | None:
     if len(found) < 2 or found[0].sd is None or found[1].sd is None:
         return None
     first, second = found[0], found[1]
-    if any(name.startswith(LOSS_UNIT) for name in differing([first.runs[0], second.runs[0]])):
-        return None  # losses on different texts or tokens are not comparable
-    test = welch_t_test(first.losses, second.losses)
-    significant = test.p < SIGNIFICANCE_LEVEL
+    if loss_units([first.runs[0], second.runs[0]]):
+        return None
+    p, how = _compare(first, second)
+    significant = p < SIGNIFICANCE_LEVEL
     more = "" if significant else "; run more seeds to decide"
     return (
         f"The best configuration is {second.mean - first.mean:.4f} nats below the second, which "
-        f"{'is' if significant else 'is not'} significant (Welch's t-test: t = {test.t:.2f}, "
-        f"{test.degrees:.1f} degrees of freedom, p = {test.p:.2g}, threshold {SIGNIFICANCE_LEVEL}){more}."
+        f"{'is' if significant else 'is not'} significant ({how}, p = {p:.2g}, threshold {SIGNIFICANCE_LEVEL}){more}."
     )
+
+
+def _compare(first: Configuration, second: Configuration) -> tuple[float, str]:
+    """The p-value of the difference of two means, and the test.
+
+    Runs with the same seed have the same batches and initial draws, so they are compared in pairs, if all seeds of one
+    configuration are seeds of the other too. Few pairs can't be significant by their signs alone, and are taken as
+    normally distributed.
+    """
+    one, other = first.by_seed, second.by_seed
+    shared = one.keys() & other.keys()
+    if len(shared) < min(len(one), len(other)):
+        test = welch_t_test(first.losses, second.losses)
+        return test.p, f"Welch's t-test: t = {test.t:.2f}, {test.degrees:.1f} degrees of freedom"
+    differences = [other[seed] - one[seed] for seed in sorted(shared, key=repr)]
+    pairs = f"over {len(shared)} shared seeds"
+    if 2.0 ** (1 - len(shared)) < SIGNIFICANCE_LEVEL:
+        return sign_flip_test(differences), f"sign-flip test {pairs}"
+    test = paired_t_test(differences)
+    return test.p, f"paired t-test {pairs}: t = {test.t:.2f}"
 
 
 def render(runs: Sequence[Run], format: str = "table", width: int | None = None) -> str:
@@ -191,16 +262,11 @@ def render(runs: Sequence[Run], format: str = "table", width: int | None = None)
     notes = [f"damaged: {printable(str(run.path))}: {printable(run.problem)}" for run in runs if run.problem]
     significance = verdict(grouped)
     notes += [significance] if significance else []
-    units = [name for name in differing([run for run in runs if run.best_val_loss is not None]) if _is_unit(name)]
-    if units:
-        notes.append(f"Losses are comparable only between runs with the same {', '.join(units)}.")
+    comparable = comparability(runs)
+    notes += [comparable] if comparable else []
     if format == "table":
         notes = [textwrap.fill(note, max(MIN_WIDTH, width or shutil.get_terminal_size().columns)) for note in notes]
     return "\n\n".join([*parts, *notes])
-
-
-def _is_unit(name: str) -> bool:
-    return name.startswith(LOSS_UNIT)
 
 
 def short_names(names: Sequence[str]) -> list[str]:
@@ -326,7 +392,7 @@ def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _csv(runs: Sequence[Run]) -> str:
-    names = differing(runs)
+    names = [name for name in differing(runs) if name not in COLUMNS]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["path", *COLUMNS, *names])
@@ -336,7 +402,7 @@ def _csv(runs: Sequence[Run]) -> str:
 
 
 def _json(runs: Sequence[Run]) -> str:
-    names = differing(runs)
+    names = [name for name in differing(runs) if name not in COLUMNS]
     grouped = configurations(runs)
     grouped_names = [name for name in differing([c.runs[0] for c in grouped]) if name not in NO_EFFECT]
     page = {
@@ -347,7 +413,7 @@ def _json(runs: Sequence[Run]) -> str:
         ],
         "configurations": [
             {
-                "settings": {name: configuration.settings.get(name) for name in grouped_names},
+                "settings": {name: value_of(configuration.runs[0], name) for name in grouped_names},
                 "seeds": [run.settings.get("seed") for run in configuration.runs],
                 "runs": [str(run.path) for run in configuration.runs],
                 "mean": configuration.mean,
