@@ -112,7 +112,9 @@ def test_deep_yaml_is_named_whatever_the_parser_does(
     assert own_configs.too_much(text) == "nested deeper than 20 levels"
 
 
-@pytest.mark.parametrize("blind", own_configs.LOADERS, ids=lambda loader: loader.__name__)
+@pytest.mark.parametrize(
+    "blind", sorted(own_configs.LOADERS, key=lambda loader: loader.__name__), ids=lambda loader: loader.__name__
+)
 def test_aliases_are_counted_if_only_one_of_the_parsers_takes_the_file(
     blind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,29 @@ VALUE_FLAGS = ("--cfg", "--info", "--package", "--config-path", "--config-name",
 PLAIN_FLAGS = ("--help", "--hydra-help", "--resolve", "--multirun", "--run")
 INFO_WORDS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 FLAG_WORDS = {"--cfg": ("job", "hydra", "all"), "--info": INFO_WORDS}
+# What people type who come from other tools, and the keys that may be meant: the first one that the verb has.
+SYNONYMS = {
+    "max_steps": "steps step iters iterations max_iters n_steps num_steps epoch epochs n_epochs num_epochs",
+    "optim.learning_rate": "lr rate max_lr",
+    "optim.weight_decay": "wd decay",
+    "optim.warmup_steps": "warmup warmup_iters",
+    "batch_size": "bs batch n_batch",
+    "model.block_size": "context ctx n_ctx context_length context_size seq_len sequence_length max_seq_len",
+    "model.n_layer": "layers depth n_layers num_layers",
+    "model.n_head": "heads n_heads num_heads",
+    "model.n_embd": "width dim d_model n_embed hidden_size embedding_size",
+    "data.path": "text file dataset input corpus txt",
+    "dtype": "precision",
+    "device": "gpu cuda",
+    "temperature": "temp",
+    "num_samples": "n samples n_samples",
+    "max_new_tokens": "length tokens max_length max_tokens n_tokens num_tokens",
+    "prompt": "text start",
+    "ckpt": "checkpoint model run",
+    "out": "output out_file output_file",
+    "out_dir": "out output output_dir",
+}
+TEXT_FILE = re.compile(r".*\.(txt|md|csv|tsv|jsonl?|log|gz|zip)", re.IGNORECASE | re.DOTALL)
 OVERRIDE = re.compile(r"(?P<prefix>\+{0,2}|~)(?P<key>[A-Za-z_][\w.@/-]*)(?:=(?P<value>.*))?", re.DOTALL)
 
 
@@ -63,7 +86,7 @@ def sort_words(
         )
         if is_bare:
             if not free:
-                raise UserError(f"{word!r} is not of the form key=value{_suggest(word, [*leaves, *groups])}")
+                raise UserError(_bare(word, leaves, groups))
             if leaves[free[0]].type_name == "list":
                 several.append(word)
                 continue
@@ -97,6 +120,22 @@ def sort_words(
     return Words(tuple(flags), tuple(overrides), tuple(typed))
 
 
+def _bare(word: str, leaves: Mapping[str, Leaf], groups: Mapping[str, Iterable[str]]) -> str:
+    """The problem with a word that stands alone."""
+    if word in leaves or word in groups:
+        return f"{word} needs a value: {word}=VALUE, without spaces around the equals sign"
+    if "data.path" in leaves and re.match("https?://", word):
+        return f"{word!r} is an address: download it, then give data.path=FILE"
+    if "data.path" in leaves and _names_text(word):
+        return f"{word!r} is not of the form key=value; that is a file: data.path={word}"
+    return f"{word!r} is not of the form key=value{_suggest(word, [*leaves, *groups])}"
+
+
+def _names_text(word: str) -> bool:
+    """Whether a word is the path of a text, there or not."""
+    return os.path.exists(word) or TEXT_FILE.fullmatch(word) is not None
+
+
 def _split_flags(words: list[str]) -> tuple[list[str], list[str]]:
     """Flags, in their long form and followed by their values, and all other arguments."""
     flags: list[str] = []
@@ -123,7 +162,12 @@ def _split_flags(words: list[str]) -> tuple[list[str], list[str]]:
             flags += [name, value]
         else:
             known = (*PLAIN_FLAGS, *VALUE_FLAGS, "--version")
-            raise UserError(f"unknown flag {word}{_suggest(typed, known)}; options are given as key=value")
+            close = difflib.get_close_matches(typed, known, n=1, cutoff=0.75)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            value = value if equals else words[0] if words and not words[0].startswith("-") else "VALUE"
+            name = typed.lstrip("-").replace("-", "_")
+            example = f", as in {name}={value}" if name and not close and "=" not in value else ""
+            raise UserError(f"unknown flag {word}{hint}; options are given as key=value{example}")
     return flags, rest
 
 
@@ -140,6 +184,8 @@ def _override(
         inside = [name for name in leaves if name.startswith(f"{key}.")]
         hint = f"; its keys are {', '.join(inside)}" if inside else _suggest(key, [*leaves, *groups])
         raise UserError(f"unknown key {key!r}{hint}")
+    if key == "data" and "data.path" in leaves and value not in groups["data"] and _names_text(value):
+        raise UserError(f"data={value}: that is a file: data.path={value}")
     if leaf is not None and leaf.type_name == "str":
         if leaf.optional and value == "null":
             return f"{key}=null"
@@ -188,6 +234,10 @@ def _suggest(word: str, names: Iterable[str]) -> str:
 def nearest(word: str, names: Iterable[str]) -> str | None:
     """The closest name, compared by full name and by last part, or None."""
     names = list(names)
+    meant = [key for key, words in SYNONYMS.items() if word.rpartition(".")[2].lower() in words.split()]
+    for key in meant:
+        if word not in names and key in names:
+            return key
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.75)
     if close:
         return close[0]
