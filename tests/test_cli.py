@@ -235,7 +235,7 @@ def test_a_broken_plugin_is_named(tmp_path: Path) -> None:
     env = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
     done = subprocess.run([*MICROGPT, "params"], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "Hydra plugin is broken" in done.stderr
+    assert "broken Hydra plugin" in done.stderr
     assert "mutable default" in done.stderr
 
 
