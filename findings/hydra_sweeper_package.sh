@@ -2,8 +2,8 @@
 # hydra-core 1.3.8: a sweeper is refused unless the name of its package begins with "hydra_plugins".
 #
 # A Sweeper named in the configuration by `_target_` and importable is not enough: Hydra compares the text of the class
-# path and raises RuntimeError. The same file under a folder `hydra_plugins` works. Classes for `hydra.utils.instantiate`
-# may be in any package, so an application can't keep its sweeper in its own.
+# path and raises RuntimeError. The same file under a folder `hydra_plugins` works. So an application can't keep its
+# sweeper in its own package, though `hydra.utils.instantiate` takes classes of any package.
 #
 # Output seen (Python 3.11):
 #   my_app.sweeper.Recorder: RuntimeError: Invalid plugin 'my_app.sweeper.Recorder': not the hydra_plugins package
