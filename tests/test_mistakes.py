@@ -20,7 +20,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["train", "optim=3", "zzz=1"], "unknown key 'zzz'"),
     (["train", "+zzz=1"], "unknown key 'zzz'"),
     (["train", "++model.zzz=1"], "unknown key 'model.zzz'"),
-    (["train", "~model"], "not removed"),
+    (["train", "~model"], "can't be removed"),
     (["train", "word"], "'word' is not of the form key=value"),
     (["train", "--modle"], "unknown flag --modle"),
     (["train", "--cfg"], "--cfg needs a value"),
