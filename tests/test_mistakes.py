@@ -180,7 +180,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["sample", "run", "--prompt=x"], "unknown flag --prompt=x; options are given as key=value"),
     (["sample", LONG], "no such folder"),
     (["sample", f"x={LONG}"], "unknown key 'x'"),
-    (["train", "seed=1", "max_steps=1", "seed=2"], "seed is given twice, as 'seed=1' and 'seed=2'; leave one"),
+    (["train", "seed=1", "max_steps=1", "seed=2"], "seed is given twice, as 'seed=1' and 'seed=2'; omit one"),
     (["train", "model=mini", "model=micro"], "model is given twice, as 'model=mini' and 'model=micro'"),
     (["train", "-m", "seed=1,2", "++seed=3"], "seed is given twice"),
     (["train", "-m", "sweep.resume=a", "sweep.resume=b"], "sweep.resume is given twice"),
