@@ -125,7 +125,7 @@ def test_a_plus_changes_nothing_for_a_known_key() -> None:
         (["++zzz=3"], "unknown key 'zzz'"),
         (["model.n_layer=1,2"], "add -m"),
         (["model.n_layer="], "needs a value"),
-        (["~model"], "not removed"),
+        (["~model"], "can't be removed"),
         (["--multirn"], "did you mean '--multirun'?"),
         (["--cfg"], "--cfg needs a value"),
         (["a", "b"], "'b' is not of the form key=value"),
