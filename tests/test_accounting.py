@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from microgpt_cli.engines.cpu import kernels
 from microgpt_cli.model import loss
 from microgpt_cli.model.accounting import (
-    LONGEST_NATIVE_ATTENTION,
+    MAX_NATIVE_ATTENTION,
     embedding_parameters,
     flops_per_token,
     memory,
@@ -86,10 +86,10 @@ def test_activation_bytes_are_what_autograd_saves_with_fused_attention(
 
 @pytest.mark.parametrize("T", [32, 257])
 def test_the_native_engine_also_keeps_the_attention_weights_of_short_contexts(T: int) -> None:
-    assert kernels.LONGEST_ATTENTION == LONGEST_NATIVE_ATTENTION
+    assert kernels.MAX_ATTENTION == MAX_NATIVE_ATTENTION
     model = meta_model(preset("micro", "article", block_size=T), 65)
     native, torchs = (memory(model, 2, optim(), engine)["activations"].value for engine in ("native", "torch"))
-    kept = 4 * 4 * 2 * 4 * (T * T - T) if T <= LONGEST_NATIVE_ATTENTION else 0  # bytes, layers, B, H
+    kept = 4 * 4 * 2 * 4 * (T * T - T) if T <= MAX_NATIVE_ATTENTION else 0  # bytes, layers, B, H
     assert native - torchs == kept
 
 

@@ -144,7 +144,7 @@ def test_json_is_read_strictly(data: bytes) -> None:
 
 def test_a_file_too_large_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"12345")
-    with pytest.raises(UserError, match="larger than the 4 bytes"):
+    with pytest.raises(UserError, match="larger than the limit of 4 bytes"):
         storage.read_bytes(tmp_path / "x", 4)
 
 

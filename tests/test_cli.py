@@ -79,7 +79,7 @@ def test_the_collector_rests_while_a_command_starts_and_never_in_a_program_of_ot
 def test_the_compiler_has_nothing_to_say_at_the_end() -> None:
     """Where nothing is cleared away when the process ends, triton prints a list of what it calls leaked."""
     pytest.importorskip("triton")
-    code = "from microgpt_cli.cli import gc_control; gc_control.rest(); import triton; gc_control.work()"
+    code = "from microgpt_cli.cli import gc_control; gc_control.pause(); import triton; gc_control.resume()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == ""
 

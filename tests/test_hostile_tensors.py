@@ -114,7 +114,7 @@ def test_the_header_is_checked_whatever_the_library_does(step: Path, monkeypatch
     monkeypatch.setattr(safetensors.torch, "load", load)
     for name in ("no offsets", "offsets outside", "offsets that overlap", "bytes missing", "metadata that is no text"):
         forge(step, MODEL, TENSOR_CASES[name][0](whole))
-        with pytest.raises(UserError, match=r"not a valid safetensors file: its (tensors must fill|metadata must be)"):
+        with pytest.raises(UserError, match="not a valid safetensors file: "):
             checkpoint.load(step)
 
 

@@ -19,7 +19,7 @@ from microgpt_cli.model.loss import needs_chunks
 
 FLOAT32_BYTES, INT64_BYTES = 4, 8
 ADAMW_STATES, MUON_STATES = 2, 1  # numbers kept for a parameter: exp_avg and exp_avg_sq; momentum
-LONGEST_NATIVE_ATTENTION = 256  # tokens; up to these engines/cpu keeps the attention weights of all pairs
+MAX_NATIVE_ATTENTION = 256  # tokens; up to these engines/cpu keeps the attention weights of all pairs
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def memory(model: GPT, batch_size: int, optim: OptimConfig, engine: str) -> dict
     T = model.config.block_size
     chunks = needs_chunks(batch_size * T, model.vocab_size)
     ids = 1 if chunks else 2  # idx, and without chunks targets
-    written_out = engine == "native" and T <= LONGEST_NATIVE_ATTENTION
+    written_out = engine == "native" and T <= MAX_NATIVE_ATTENTION
     per_token = FLOAT32_BYTES * _saved_per_token(model, chunks, written_out) + INT64_BYTES * ids
     rest = FLOAT32_BYTES * (total_parameters(model.lm_head) if chunks else 1)  # the head's gradient; the weight of all
     return {
