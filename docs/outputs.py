@@ -34,7 +34,18 @@ from pathlib import Path
 from microgpt_cli.cli import main as cli
 
 ROOT = Path(__file__).resolve().parent.parent
-USE = ["cli", "keys", "runs", "sampling", "understanding", "sweeps", "learning-rate", "performance", "trackers"]
+USE = [
+    "cli",
+    "keys",
+    "runs",
+    "sampling",
+    "understanding",
+    "sweeps",
+    "learning-rate",
+    "performance",
+    "trackers",
+    "python",
+]
 OTHER = ["reliability", "architecture", "glossary", "native-wheels"]
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ["index", *USE, *OTHER])]
 END = "<!-- end of output -->\n"

@@ -336,7 +336,7 @@ def test_verify_does_not_replay_native_steps_without_a_compiler(
     refused = microgpt("verify", f"ckpt={home / 'run'}", "replay=2")
     assert refused.status == 2
     assert (
-        "replay=2: this run was trained with engine=native, and here: no C compiler found (cc, gcc, clang)"
+        "replay=2: the run was trained with engine=native, which is not available: no C compiler found (cc, gcc, clang)"
         in refused.err
     )
 
@@ -344,8 +344,8 @@ def test_verify_does_not_replay_native_steps_without_a_compiler(
 @pytest.mark.parametrize(
     ("device", "compile", "why"),
     [
-        ("meta", "auto", "the C kernels are for the CPU, not for meta"),
-        ("cpu", "true", "compile=true: torch.compile works on torch's operations"),
+        ("meta", "auto", "the C kernels run on a CPU, not on meta"),
+        ("cpu", "true", "compile=true applies to engine=torch"),
     ],
 )
 def test_native_is_refused_where_it_can_not_compute(compiler: None, device: str, compile: str, why: str) -> None:

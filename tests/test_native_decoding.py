@@ -168,7 +168,7 @@ def test_unsupported_settings_are_refused_if_it_is_required(monkeypatch: pytest.
     with pytest.raises(UserError, match=r"engine=native: no C compiler found \(cc\); try engine=torch"):
         choose_native("native", model)
     elsewhere = lively("micro", "gpt2").to("meta")
-    with pytest.raises(UserError, match="engine=native: not for meta; try device=cpu"):
+    with pytest.raises(UserError, match="engine=native: needs a CPU, not meta; try device=cpu"):
         choose_native("native", elsewhere)
 
 
@@ -179,4 +179,4 @@ def test_sample_prints_the_same_with_and_without_it(microgpt: Run, trained: Path
     assert native.out == plain.out
     refused = microgpt(*words, "engine=native", "cache=false")
     assert refused.status == 2
-    assert "engine=native: it keeps keys and values; try cache=true" in refused.err
+    assert "engine=native: needs the key/value cache; try cache=true" in refused.err
