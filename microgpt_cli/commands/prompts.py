@@ -20,12 +20,13 @@ def read_prompt(prompt: str, prompt_file: str | None) -> str:
 
 
 def _is_pipe(path: Path) -> bool:
-    """Whether a prompt is piped or typed in."""
+    """Whether a prompt is piped or typed in; a named pipe is not, which nobody may ever write to."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError):
         return False
-    return stat.S_ISFIFO(mode) or (stat.S_ISCHR(mode) and str(path) == "/dev/stdin")
+    is_open = str(path) == "/dev/stdin" or str(path).startswith("/dev/fd/")
+    return is_open and (stat.S_ISFIFO(mode) or stat.S_ISCHR(mode))
 
 
 def _from_pipe(path: Path) -> bytes:
