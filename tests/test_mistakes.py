@@ -285,7 +285,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     # texts
     (["train", "data.path=notext"], "no .txt or .md file in this folder"),
     (["train", "data.path=loop"], "no such file or folder"),
-    (["train", "data.path=pipe"], "the file is empty"),
+    (["train", "data.path=pipe"], "a named pipe, which may have no writer; give data.path=- and < pipe"),
     (["train", f"data.path={LONG}"], "no such file or folder"),
     (["train", "data.path=~nobodyhere/x"], "no such file or folder"),
     (["train", "data=shakespeare", "data.url=nope"], "must begin with https:// or http://"),

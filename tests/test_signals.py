@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,17 +25,24 @@ def ignore_hangup() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
-def training(text_file: Path, before: Callable[[], None] | None = None) -> subprocess.Popen[str]:
-    """A run in a process of its own, after its first evaluation."""
+def hear_hangup() -> None:
+    """Also where the tests themselves run under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def training(text_file: Path, before: Callable[[], None] = hear_hangup) -> Iterator[subprocess.Popen[str]]:
+    """A run in a process of its own, after its first evaluation; killed at the end if it still runs."""
     words = [*TINY, f"data.path={text_file}", "max_steps=1000000", "out_dir=run", "eval_interval=50"]
     command = [sys.executable, "-m", "microgpt_cli", "train", *words]
     pipe = subprocess.PIPE
-    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, preexec_fn=before)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("step "):
-            return process
-    raise AssertionError(process.communicate())
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, preexec_fn=before) as process:
+        try:
+            assert process.stdout is not None
+            assert any(line.startswith("step ") for line in process.stdout)
+            yield process
+        finally:
+            process.kill()
 
 
 def saved(run: Path) -> bool:
@@ -74,6 +81,7 @@ def test_a_run_whose_terminal_is_closed_saves(text_file: Path) -> None:
 
     child, terminal = pty.fork()
     if child == 0:
+        hear_hangup()
         words = [*TINY, f"data.path={text_file}", "max_steps=1000000", "out_dir=run", "eval_interval=50"]
         os.execv(sys.executable, [sys.executable, "-m", "microgpt_cli", "train", *words])
     shown = b""

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -76,9 +75,11 @@ def test_a_piped_text_is_trained_on(path: str) -> None:
 
 
 def test_pipes_and_files_without_a_size_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    threading.Thread(target=lambda: (tmp_path / "pipe").write_text("from a pipe"), daemon=True).start()
-    found = open_corpus(data("pipe"))
+    end, writer = os.pipe()  # as a shell's <(command) makes it
+    os.write(writer, b"from a pipe")
+    os.close(writer)
+    found = open_corpus(data(f"/dev/fd/{end}"))
+    os.close(end)
     assert [found.text(), found.text()] == ["from a pipe"] * 2
     if Path("/proc/version").exists():
         assert open_corpus(data("/proc/version")).text() == Path("/proc/version").read_text()

@@ -193,6 +193,8 @@ def _from_path(path: str) -> Corpus:
     for file in files:
         if not os.access(file, os.R_OK):
             raise UserError(f"data.path={path}: {file} can't be read: permission denied")
+    if stat.S_ISFIFO(files[0].stat().st_mode) and not str(files[0]).startswith(("/dev/", "/proc/")):
+        raise UserError(f"data.path={path}: a named pipe, which may have no writer; give data.path=- and < {path}")
     if len(files) == 1 and not _has_size(files[0]):
         return Corpus(path, (_read_once(files[0]),))
     return Corpus(path, tuple(files), note)
