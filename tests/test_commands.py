@@ -1,5 +1,6 @@
 """The verbs, end to end."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -40,6 +41,7 @@ def test_a_run_folder_holds_all_that_is_promised(trained: Path) -> None:
         "device": "cpu",
         "dtype": "float32",
         "engine": "torch" if why_not_native() else "native",
+        "text_sha256": hashlib.sha256(TEXT.encode()).hexdigest(),
     }
     assert (trained / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert "=== step 10 ===" in (trained / "samples.txt").read_text()

@@ -40,8 +40,8 @@ from conftest import Run
         ("sample length=1", "did you mean 'max_new_tokens'?"),
         ("sample text=hello", "did you mean 'prompt'?"),
         ("sample model=x", "did you mean 'ckpt'?"),
-        ("train --model small", "options are typed as key=value, as in model=small"),
-        ("train --max-steps=3", "options are typed as key=value, as in max_steps=3"),
+        ("train --model small", "options are given as key=value, as in model=small"),
+        ("train --max-steps=3", "options are given as key=value, as in max_steps=3"),
         ("train --hepl", "did you mean '--help'?"),
     ],
 )

@@ -76,5 +76,5 @@ def test_characters_that_are_held_out_alone_are_named(microgpt: Run) -> None:
     Path("text.txt").write_text(chars + "龘龙" * 300, encoding="utf-8")
     ran = microgpt("doctor", *TINY, "data.path=text.txt")
     assert ran.status == 0, ran.err
-    assert "unseen    2 of them" in ran.out
+    assert "unseen    2 characters" in ran.out
     assert "'龘' '龙'" in ran.out or "'龙' '龘'" in ran.out

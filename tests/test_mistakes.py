@@ -270,7 +270,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["train", "engine=maybe"], "choose one of auto, torch, native"),
     (
         ["train", "engine=native", "compile=true"],
-        "engine=native: compile=true: torch.compile works on torch's operations",
+        "engine=native: compile=true applies to engine=torch",
     ),
     (["train", "device=cuda:"], "choose one of auto, cpu"),
     (["train", "device=cuda:99"], "device=cuda:99: "),

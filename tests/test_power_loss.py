@@ -225,8 +225,8 @@ FSYNCS = {
     "sync_folder < finish_save ckpt": "killed before fsync of a rename to step-…, taken over",
     "write_new < replace": "the best so far",
     "sync_folder < replace": "the best so far",
-    "sync_folder < sweep < remove_folders ckpt": "not the best",
-    "sync_folder < sweep ckpt": "killed before fsync of a rename to .trash-…, saved again",
+    "sync_folder < remove_stale_folders < remove_folders ckpt": "not the best",
+    "sync_folder < remove_stale_folders ckpt": "killed before fsync of a rename to .trash-…, saved again",
 }
 
 

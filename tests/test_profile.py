@@ -150,8 +150,8 @@ def test_invalid_combinations_print_one_line_and_write_nothing(
     words = ("train", "profile=true", *TINY, f"data.path={text_file}")
     for more, says in (
         ((f"resume={trained}",), "it needs newly initialised weights"),
-        (("lr_find=true",), "one at a time"),
-        (("-m", "seed=1,2"), "profile without -m"),
+        (("lr_find=true",), "give one of them"),
+        (("-m", "seed=1,2"), "run it without -m"),
         ((f"out_dir={trained}",), "contains a run"),
         ((f"out_dir={text_file}",), "not a folder"),
     ):

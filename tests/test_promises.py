@@ -150,12 +150,13 @@ def test_a_signal_at_any_instant_loses_no_step(
 def test_a_second_signal_ends_it_at_once(tmp_path: Path, text_file: Path, tried: Tried) -> None:
     tried("a second signal ends it at once")
     code = (
-        "import os, signal, sys; from microgpt_cli.cli import main as cli; from microgpt_cli.model.gpt import GPT\n"
-        "original = GPT.forward\n"
-        "def forward(*args):\n"
+        "import os, signal, sys; from microgpt_cli.cli import main as cli\n"
+        "from microgpt_cli.training.update import Update\n"
+        "original = Update.__call__\n"
+        "def step(*args):\n"
         "    os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGTERM)\n"
         "    return original(*args)\n"
-        "GPT.forward = forward\n"
+        "Update.__call__ = step\n"
         "sys.exit(cli.main(sys.argv[1:]))"
     )
     words = ["train", *TINY, f"data.path={text_file}", "out_dir=run", "max_steps=5"]

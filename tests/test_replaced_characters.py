@@ -22,7 +22,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def figures(ran: Ran) -> dict[str, float]:
     assert ran.status == 0, ran.err
-    return {name: float(value) for name, value in re.findall(r"^(loss|bits a \w+) +([\d.]+)", ran.out, re.MULTILINE)}
+    return {name: float(value) for name, value in re.findall(r"^(loss|bits per \w+) +([\d.]+)", ran.out, re.MULTILINE)}
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_bits_a_byte_are_of_the_text_that_was_read(
     Path("other.txt").write_text(text, encoding="utf-8")
     ran = microgpt("eval", f"ckpt={run}", "data.path=other.txt", f"per_token={per_token}", "out=page.html")
     found = figures(ran)
-    assert found["bits a byte"] == pytest.approx(found["bits a character"] / bytes_per_character, abs=1e-4)
+    assert found["bits per byte"] == pytest.approx(found["bits per character"] / bytes_per_character, abs=1e-4)
     line = f"{says} are not in the vocabulary, counted as U+FFFD"
     assert line in ran.out if says else "not in the vocabulary" not in ran.out
 
@@ -57,7 +57,7 @@ def test_the_bytes_are_those_of_the_split(
     monkeypatch.setattr(corpus, "CHUNK_BYTES", 7)
     Path("other.txt").write_text("#" * 901 + "é" * 100, encoding="utf-8")
     found = figures(microgpt("eval", f"ckpt={run}", "data.path=other.txt", f"split={split}"))
-    per_byte = found["bits a character"] / found["bits a byte"]
+    per_byte = found["bits per character"] / found["bits per byte"]
     assert per_byte == pytest.approx(expected or 1100 / 1000, abs=1e-3)
 
 
@@ -65,4 +65,4 @@ def test_a_run_on_its_own_text_says_nothing_of_it(microgpt: Run, run: Path) -> N
     copied = Path(shutil.copytree(run, "run"))
     ran = microgpt("eval", f"ckpt={copied}")
     assert "vocabulary" not in ran.out
-    assert figures(ran)["bits a byte"] == figures(ran)["bits a character"]
+    assert figures(ran)["bits per byte"] == figures(ran)["bits per character"]

@@ -17,13 +17,13 @@ def test_a_resumed_run_names_another_processor_kernels_and_engine(
     assert microgpt("train", *WORDS, "device=cpu", "max_steps=2", "out_dir=run").status == 0
     same = microgpt("train", "resume=run", "max_steps=3")
     assert same.status == 0, same.err
-    assert "not bit for bit" not in same.out
+    assert "not bit-identical" not in same.out
     native = "engine    native" in same.out
     monkeypatch.setattr(build, "processor", lambda: "Another CPU")
     monkeypatch.setattr(build, "build_hash", lambda: "0123456789abcdef")
     other = microgpt("train", "resume=run", "max_steps=4", "engine=torch" if native else "engine=auto")
     assert other.status == 0, other.err
-    [note] = [line for line in other.out.splitlines() if "not bit for bit" in line]
+    [note] = [line for line in other.out.splitlines() if "not bit-identical" in line]
     assert "→ Another CPU" in note
     assert not native or "engine native → torch" in note
 

@@ -152,7 +152,7 @@ def test_grid_search_runs_every_combination_two_at_a_time(microgpt: Run, words: 
         (["optim.learning_rate=tag(log,interval(1e-4,1e-1))", "optim.min_learning_rate=1e-3"], "above optim.learning_"),
         (["model.n_head=range(1,4)", "sweep.n_trials=2"], "cannot be split over model.n_head=3"),
         (["model=micro,minni", "sweep.n_trials=2"], "minni"),
-        (["lr_find=true", "seed=1,2"], "find a rate without -m"),
+        (["lr_find=true", "seed=1,2"], "run it without -m"),
     ],
 )
 def test_invalid_input_prints_one_line_and_writes_nothing(

@@ -169,9 +169,10 @@ def open_corpus(config: DataConfig, progress: Progress = no_progress, keep: bool
     else:
         raise UserError(f"data.source={config.source}: give data.path, or choose data=pydocs or data=shakespeare")
     if corpus.size_bytes == 0:
-        if config.path is not None and len(corpus.sources) == 1 and isinstance(corpus.sources[0], bytes):
+        is_pipe = config.path == "-" or (config.path is not None and config.path.startswith(("/dev/", "/proc/")))
+        if is_pipe:
             raise UserError(f"{corpus.name}: empty, 0 bytes; a pipe can be read only once: save it to a file")
-        raise UserError(f"{corpus.name}: empty, 0 bytes; a corpus needs some text")
+        raise UserError(f"{corpus.name}: the file is empty; give one with text")
     return corpus
 
 

@@ -33,7 +33,7 @@ def file_to_write(out: str) -> Path:
     target = Path(os.path.expanduser(out))
     parent = os.path.dirname(os.path.realpath(target)) if os.path.islink(target) else target.absolute().parent
     if os.path.isdir(target) or not os.path.isdir(parent):
-        what = "a folder" if os.path.isdir(target) else "no such folder"
+        what = "is a folder" if os.path.isdir(target) else "no such folder"
         raise UserError(f"out={out}: {what}; give a file in a folder that exists")
     return target
 
