@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from microgpt_cli import threads as cpu_threads
-from microgpt_cli.config import ModelConfig
+from microgpt_cli.config import ModelConfig, TrainConfig
 from microgpt_cli.engines.autograd import autocast
 from microgpt_cli.engines.cpu import muon
 from microgpt_cli.engines.cpu.build import Unavailable
@@ -87,6 +87,23 @@ def choose(
     return Compute(
         where, kind, who, compiled, compile == "auto", count.count, reasons, threads_are_chosen=not count.is_asked
     )
+
+
+def choose_for_run(config: TrainConfig, device: str, recorded_threads: int | None = None) -> Compute:
+    """`choose` for a training run of this config on this device.
+
+    Args:
+        recorded_threads: those of the run, if it is resumed.
+    """
+    given = device, config.dtype, config.engine, config.compile, config.threads
+    return choose(*given, work_flops(config), config.model, config.batch_size, recorded_threads)
+
+
+def work_flops(config: TrainConfig) -> float:
+    """Estimated FLOPs of a run: 6 per token and weight of the blocks."""
+    size = config.model
+    tokens = config.max_steps * config.batch_size * config.grad_accum_steps * size.block_size
+    return 6.0 * 12 * size.n_layer * size.n_embd**2 * tokens
 
 
 def choose_threads(

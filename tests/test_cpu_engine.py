@@ -2,14 +2,13 @@
 
 import dataclasses
 import re
-import types
 from typing import Any
 
 import pytest
 import torch
 from conftest import preset
 from support.engines import batch, by_autograd, distance, engine_of, gradients, loss_and_gradients
-from support.models import EDITS, KINDS, V, disturbed, exact_gelu, in_place, written_out_attention
+from support.models import EDITS, KINDS, V, apply_edit, disturbed, exact_gelu, in_place, written_out_attention
 from torch import Tensor
 
 from microgpt_cli.cli import main as cli
@@ -131,16 +130,8 @@ def test_an_edit_changes_the_first_step_as_autograd_says(
     monkeypatch: pytest.MonkeyPatch, arch: str, owner: type[Any], edit: Any, how: str, engine: str
 ) -> None:
     model = disturbed(preset("micro", arch))
-    name = "embed" if owner is GPT else "forward"
     before = first_step(disturbed(model.config), engine)
-    edited = [module for module in model.modules() if isinstance(module, owner)]
-    if how == "monkeypatch":
-        monkeypatch.setattr(owner, name, edit)
-    for module in edited:
-        if how == "subclass":
-            module.__class__ = type("Edited", (type(module),), {name: edit})
-        if how == "instance":
-            monkeypatch.setattr(module, name, types.MethodType(edit, module))
+    apply_edit(monkeypatch, model, owner, edit, how)
     found = first_step(model, engine)
     if edit not in (exact_gelu, written_out_attention):  # these two say the same, almost
         assert abs(found[0] - before[0]) > 1e-4

@@ -1,12 +1,11 @@
 """Cached decoding follows the model's code: it serves a GPT as it is, and an edited one samples by its own forward."""
 
-import types
 from typing import Any
 
 import pytest
 import torch
 from conftest import preset
-from support.models import EDITS, KINDS, V, disturbed, exact_gelu, in_place, written_out_attention
+from support.models import EDITS, KINDS, V, apply_edit, disturbed, exact_gelu, in_place, written_out_attention
 from torch import Tensor
 
 from microgpt_cli.engines import structure
@@ -62,15 +61,7 @@ def test_an_edit_changes_the_next_logits(
 ) -> None:
     model = disturbed(preset("micro", arch)).eval()
     before = first_probabilities(monkeypatch, model, native)
-    name = "embed" if owner is GPT else "forward"
-    edited = [module for module in model.modules() if isinstance(module, owner)]
-    if how == "monkeypatch":
-        monkeypatch.setattr(owner, name, edit)
-    for module in edited:
-        if how == "subclass":
-            module.__class__ = type("Edited", (type(module),), {name: edit})
-        if how == "instance":
-            monkeypatch.setattr(module, name, types.MethodType(edit, module))
+    apply_edit(monkeypatch, model, owner, edit, how)
     found = first_probabilities(monkeypatch, model, native)
     with torch.no_grad():
         logits, _ = model(torch.tensor([[1, 2, 3]]))

@@ -15,9 +15,9 @@ import yaml
 from microgpt_cli.commands import Invocation
 from microgpt_cli.commands.console import bytes_bar, data_size, duration, thousands
 from microgpt_cli.commands.resume import config_from_run
-from microgpt_cli.commands.train import LAST_SAMPLE_TOKENS, SAMPLE_TOKENS, work_flops
+from microgpt_cli.commands.train import LAST_SAMPLE_TOKENS, SAMPLE_TOKENS
 from microgpt_cli.commands.train_report import baselines_line, split_line
-from microgpt_cli.compute import Compute, choose
+from microgpt_cli.compute import Compute, choose_for_run
 from microgpt_cli.config import TrainConfig
 from microgpt_cli.config.schema import leaves
 from microgpt_cli.data.baselines import count_baselines
@@ -47,16 +47,7 @@ def run(config: TrainConfig, invocation: Invocation) -> None:
         config = config_from_run(config, invocation.typed)
     if config.out_dir is not None:
         layout.refuse_unless_free(config.out_dir)
-    compute = choose(
-        config.device,
-        config.dtype,
-        config.engine,
-        config.compile,
-        config.threads,
-        work_flops(config),
-        config.model,
-        config.batch_size,
-    )
+    compute = choose_for_run(config, config.device)
     with bytes_bar("reading the text") as progress:
         whole = open_corpus(config.data, progress, keep=False)
         corpus = beginning(whole, IN_MEMORY_BYTES)

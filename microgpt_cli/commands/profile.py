@@ -13,8 +13,7 @@ from tqdm import tqdm
 from microgpt_cli import randomness
 from microgpt_cli.commands import Invocation, dataset_cache
 from microgpt_cli.commands.console import say, thousands
-from microgpt_cli.commands.train import work_flops
-from microgpt_cli.compute import choose
+from microgpt_cli.compute import choose_for_run
 from microgpt_cli.config import TrainConfig
 from microgpt_cli.data.dataset import split
 from microgpt_cli.model.accounting import flops_per_token, total_parameters
@@ -36,17 +35,7 @@ def run(config: TrainConfig, invocation: Invocation) -> None:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     folder = config.out_dir or str(layout.OUTPUTS / "profile" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f"))
     layout.refuse_unless_free(folder)
-    # as in a run of this config
-    compute = choose(
-        config.device,
-        config.dtype,
-        config.engine,
-        config.compile,
-        config.threads,
-        work_flops(config),
-        config.model,
-        config.batch_size,
-    )
+    compute = choose_for_run(config, config.device)
     corpus, tokenizer, ids, _ = dataset_cache.read(config.data, config.tokenizer)
     splits = split(ids, config.data.val_fraction, config.model.block_size)
     torch.manual_seed(randomness.derive(config.seed, randomness.WEIGHTS))

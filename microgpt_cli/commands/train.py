@@ -22,7 +22,7 @@ from microgpt_cli.commands import Invocation, dataset_cache, lr_find
 from microgpt_cli.commands.console import announce_kernels, say, thousands
 from microgpt_cli.commands.resume import config_from_run, resumed_config
 from microgpt_cli.commands.train_report import conclude, how_to_resume, introduce, smaller_batch
-from microgpt_cli.compute import Compute, choose
+from microgpt_cli.compute import Compute, choose_for_run
 from microgpt_cli.config import TrainConfig
 from microgpt_cli.data.baselines import Baselines, count_baselines
 from microgpt_cli.data.dataset import Splits, split
@@ -116,17 +116,8 @@ def _train(
 ) -> Path:
     require(config.logger)
     announce_kernels(config.engine, config.device)
-    compute = choose(
-        _device(config, invocation),
-        config.dtype,
-        config.engine,
-        config.compile,
-        config.threads,
-        work_flops(config),
-        config.model,
-        config.batch_size,
-        resumed.meta["threads"] if resumed else None,
-    )
+    recorded_threads = resumed.meta["threads"] if resumed else None
+    compute = choose_for_run(config, _device(config, invocation), recorded_threads)
     tokenizer_of_run = resumed.tokenizer if resumed else None
     corpus, tokenizer, ids, text_sha256 = dataset_cache.read(config.data, config.tokenizer, tokenizer_of_run)
     if corpus.note:
@@ -161,13 +152,6 @@ def _device(config: TrainConfig, invocation: Invocation) -> str:
     return f"cuda:{invocation.worker() % torch.cuda.device_count()}"
 
 
-def work_flops(config: TrainConfig) -> float:
-    """Estimated FLOPs of a run: 6 per token and weight of the blocks."""
-    size = config.model
-    tokens = config.max_steps * config.batch_size * config.grad_accum_steps * size.block_size
-    return 6.0 * 12 * size.n_layer * size.n_embd**2 * tokens
-
-
 def _facts(compute: Compute, text_sha256: str) -> dict[str, Any]:
     """Environment that each checkpoint records; resuming is bit-identical only in an equal one."""
     return {
@@ -193,10 +177,8 @@ def _check_same(resumed: checkpoint.Checkpoint, facts: dict[str, Any]) -> None:
             "give the original text with data.path=, or start a new run"
         )
     engine, compiled = engine_of(resumed.meta)
-    began = resumed.meta | {
-        "engine": engine,
-        "compile": compiled == "true",
-    }  # older runs note neither processor nor kernels
+    began = resumed.meta | {"engine": engine, "compile": compiled == "true"}
+    # runs of before 0.3 recorded neither processor nor kernels
     changed = [f"{key} {began[key]} → {value}" for key, value in facts.items() if began.get(key, value) != value]
     if changed:
         say(f"note      not bit-identical to an uninterrupted run: {', '.join(changed)}")

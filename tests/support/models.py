@@ -1,5 +1,9 @@
 """Models for tests: of every kind, with no weight at 0, and edits that a researcher might make in their code."""
 
+import types
+from typing import Any
+
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -111,6 +115,18 @@ EDITS = [
     ("modern", Rotary, turned_back),
     ("modern", Rotary, swapped_halves),
 ]
+
+
+def apply_edit(monkeypatch: pytest.MonkeyPatch, model: GPT, owner: type[Any], edit: Any, how: str) -> None:
+    """Replace a method of a class, or of the model's own modules: by a subclass, or in each instance."""
+    name = "embed" if owner is GPT else "forward"
+    if how == "monkeypatch":
+        monkeypatch.setattr(owner, name, edit)
+    for module in [module for module in model.modules() if isinstance(module, owner)]:
+        if how == "subclass":
+            module.__class__ = type("Edited", (type(module),), {name: edit})
+        if how == "instance":
+            monkeypatch.setattr(module, name, types.MethodType(edit, module))
 
 
 def in_place(self: Block, x: Tensor) -> Tensor:
